@@ -1,0 +1,1 @@
+"""Plumbing of the AutoIF reproduction: files, completions, sandbox, training. The method is in the numbered files."""

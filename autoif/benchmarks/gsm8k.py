@@ -1,0 +1,54 @@
+"""GSM8K (arXiv 2110.14168), zero-shot: 1,319 problems, the answer's number compared as a number.
+
+The number is the one after the last "####", "\\boxed{" or "answer is"; without any of these the last number of the
+answer. 18, $18.00 and 18.0 are the same number; the official script, which compares strings after "####", is for
+models trained on it.
+"""
+import re
+from decimal import Decimal
+
+from autoif.benchmarks import single_turn as answer  # noqa: F401  part of the benchmark's interface
+
+PROMPT = """{question}
+
+Think step by step, then end with a line "The answer is N.", where N is a number without a unit."""
+
+NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?|(?<![\w.])-?\.\d+")
+MARKER = re.compile(r"####|\\boxed\s*\{|answer\s*(?:is|:|=)", re.IGNORECASE)
+
+
+def load(source, args) -> list[dict]:
+    rows = source.rows("gsm8k/test.jsonl", "openai/gsm8k", "main/test-00000-of-00001.parquet")
+    return [{"id": str(number), "cluster": str(number), "prompt": PROMPT.format(question=row["question"]),
+             "text": row["question"], "target": row["answer"].split("####")[-1].strip()}
+            for number, row in enumerate(rows)]
+
+
+def numbers(text: str) -> list[Decimal]:
+    """The numbers of a text: thousands separators, currency signs and LaTeX around them are no part of them."""
+    plain = re.sub(r"[$€£*]|\\[,!;$]|\\text\w*|\\mathbf", " ", text.replace("{,}", ",")).replace("−", "-")
+    if plain.lstrip().startswith("-"):  # "-$5" has become "- 5"
+        plain = re.sub(r"-\s+(?=\d)", "-", plain)
+    return [Decimal(found.replace(",", "")) for found in NUMBER.findall(plain)]
+
+
+def read_answer(text: str) -> Decimal | None:
+    """The number that the text gives as its answer, None when it holds no number."""
+    for marker in reversed(list(MARKER.finditer(text))):
+        line = text[marker.end():].lstrip(" *:\n").split("\n")[0]
+        if marker.group().startswith("\\boxed"):
+            line = line.replace("{,}", ",").split("}")[0]
+        if found := numbers(line.rsplit("=", 1)[-1]) or numbers(line):
+            return found[0]
+    found = numbers(text)
+    return found[-1] if found else None
+
+
+def score(works: list[dict], args) -> list[dict]:
+    rows = []
+    for work in works:
+        item, given = work["item"], read_answer(work["answers"][0]["text"])
+        right = given is not None and given == Decimal(item["target"].replace(",", ""))
+        rows.append({"verdict": right, "reason": f"{given}, expected {item['target']}", "unparsable": given is None,
+                     "points": {"GSM8K": [("", item["cluster"], right, 1)]}})
+    return rows

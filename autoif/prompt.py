@@ -1,0 +1,11 @@
+"""How a constraint and a query become one user turn, and how a response is scored: the same in 04, 06 and 07."""
+
+
+def join(query: str, instruction: str) -> str:
+    """The user turn: the query, then the constraint on a line of its own (section 3.3); no punctuation is added."""
+    return f"{query.strip()}\n{instruction.strip()}"
+
+
+def accuracy(verdicts: list[str]) -> float:
+    """Share of functions that say pass (section 3.3); an error is no pass. 0.0 without verdicts."""
+    return verdicts.count("pass") / len(verdicts) if verdicts else 0.0

@@ -1,0 +1,76 @@
+"""User queries out of ShareGPT JSON, JSONL or plain text."""
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Iterator
+
+from autoif import jsonl
+from autoif.stage import UserError
+
+
+def first_human_turn(row: dict) -> str | None:
+    """The query of a row: `query`, or the first human turn of `conversations` (ShareGPT) or `messages`."""
+    if isinstance(row.get("query"), str):
+        return row["query"]
+    for turn in row.get("conversations") or row.get("messages") or []:
+        if isinstance(turn, dict) and (turn.get("from") or turn.get("role")) in ("human", "user"):
+            text = turn.get("value") or turn.get("content")
+            return text if isinstance(text, str) else None
+    return None
+
+
+def _json_array(path: str) -> Iterator[dict]:
+    """The records of a JSON array, streamed; a file that is cut off yields its whole records and a warning."""
+    import ijson
+
+    count = 0
+    with open(path, "rb") as file:
+        try:
+            for row in ijson.items(file, "item"):
+                count += 1
+                yield row
+        except ijson.IncompleteJSONError as error:
+            print(f"warning: {path} breaks off after {count:,} whole records ({str(error).splitlines()[0]}); "
+                  f"these are used", file=sys.stderr)
+
+
+def read(path: str) -> Iterator[str | None]:
+    """Yield the query of every record, None for a record that has none. The kind of file is seen from its first byte."""
+    if not Path(path).is_file():
+        raise UserError(f"--queries {path} does not exist; give ShareGPT JSON, JSONL rows with 'query', or a text file")
+    with open(path, encoding="utf-8", errors="replace") as file:
+        first = file.readline().lstrip("\ufeff \t\n")
+    if first.startswith("["):
+        yield from (first_human_turn(row) for row in _json_array(path) if isinstance(row, dict))
+    elif first.startswith("{"):
+        yield from (first_human_turn(row) for row in jsonl.read(path))
+    else:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            yield from (line.strip() for line in file if line.strip())
+
+
+def load(path: str, min_chars: int, max_chars: int, language: str) -> tuple[list[str], Counter]:
+    """The distinct queries with min_chars < length < max_chars in `language` ("any" takes all), and why others went."""
+    from langdetect import DetectorFactory, LangDetectException, detect
+    from tqdm import tqdm
+
+    DetectorFactory.seed = 0  # the same query gets the same language in every run
+    kept, dropped = {}, Counter()
+    for query in tqdm(read(path), desc="queries", unit=" records", disable=None):
+        query = (query or "").strip()
+        if not query:
+            dropped["no human turn"] += 1
+        elif not min_chars < len(query) < max_chars:
+            dropped["length"] += 1
+        elif query in kept:
+            dropped["duplicate"] += 1
+        else:
+            try:
+                found = language if language == "any" else detect(query)
+            except LangDetectException:  # nothing but digits and signs
+                found = "none"
+            if found == language:
+                kept[query] = True
+            else:
+                dropped["language"] += 1
+    return list(kept), dropped

@@ -1,0 +1,175 @@
+"""An OpenAI-compatible server for the tests: scripted answers, and every fault a real one has been seen to have.
+
+    python tests/fake_server.py --port 8001 --faults 0.3 --script answers.py    # with answer(messages, request) -> text
+
+    with FakeServer(lambda messages, request: "yes", faults=script("429", "html")) as server:
+        LLM("model", server.url, ...)
+"""
+import argparse
+import asyncio
+import itertools
+import json
+import random
+import runpy
+import threading
+from collections import Counter
+from typing import Callable, Iterable
+
+from aiohttp import web
+
+FAULTS = ["429", "500", "drop", "half", "html", "broken json", "no choices", "stall"]
+
+
+def echo(messages: list[dict], request: dict) -> str:
+    """The default answer: depends on the prompt only, so that any order of requests gives the same completions."""
+    return "echo: " + messages[-1]["content"]
+
+
+def script(*names: str | None) -> Callable[[dict], str | None]:
+    """Faults for the first requests, one each (None: no fault); later requests are answered."""
+    remaining = iter(names)
+    return lambda request: next(remaining, None)
+
+
+def always(name: str) -> Callable[[dict], str | None]:
+    return lambda request: name
+
+
+def at_random(share: float, names: Iterable[str] = FAULTS, seed: int = 0) -> Callable[[dict], str | None]:
+    """A fault in `share` of the requests."""
+    rng, names = random.Random(seed), list(names)
+    return lambda request: rng.choice(names) if rng.random() < share else None
+
+
+class FakeServer:
+    """Serves in a thread of its own. `requests` holds the bodies received, `answered` the number of texts by prompt.
+
+    `answer(messages, request)` gives the text, or a whole message (dict), or a list of texts, one a choice.
+    `n`: "takes", "ignores" (as `transformers serve` does) or "refuses" with 400. `refuse`: a status and words (or the
+    whole body) for every request. `delay`: seconds to an answer, or a function of the request that gives them.
+    """
+
+    def __init__(self, answer=echo, *, faults=script(), n: str = "takes", refuse: tuple[int, str | dict] | None = None,
+                 delay=0.0, retry_after: float = 0.02, finish_reason: str = "stop", port: int = 0,
+                 keep: bool = True):
+        self.answer, self.faults, self.n, self.refuse, self.delay = answer, faults, n, refuse, delay
+        self.retry_after, self.finish_reason, self.port, self.keep = retry_after, finish_reason, port, keep
+        self.requests, self.answered, self.faulted, self.keys = [], Counter(), Counter(), set()
+        self.in_flight = self.most_in_flight = 0
+        self._number = itertools.count()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    async def _chat(self, http: web.Request) -> web.Response:
+        self.in_flight += 1
+        self.most_in_flight = max(self.in_flight, self.most_in_flight)
+        try:
+            return await self._reply(http, await http.json())
+        finally:
+            self.in_flight -= 1
+
+    async def _reply(self, http: web.Request, request: dict) -> web.Response:
+        headers = {"x-request-id": f"req-{next(self._number)}"}
+        if self.keep:
+            self.requests.append(request)
+            self.keys.add(http.headers["authorization"].removeprefix("Bearer "))
+        if self.refuse:
+            status, words = self.refuse
+            body = words if isinstance(words, dict) else {"error": {"message": words, "type": "refused"}}
+            return web.json_response(body, status=status, headers=headers)
+        if fault := self.faults(request):
+            self.faulted[fault] += 1
+            if fault in ("429", "500"):
+                headers["retry-after"] = str(self.retry_after)
+                return web.json_response({"error": {"message": "try later"}}, status=int(fault), headers=headers)
+            if fault == "drop":
+                http.transport.abort()
+                await asyncio.sleep(0)
+            if fault == "half":  # the headers promise more than the body holds
+                response = web.StreamResponse(headers={"content-length": "1000", "content-type": "application/json"})
+                await response.prepare(http)
+                await response.write(b'{"choices": [')
+                http.transport.close()
+                return response
+            if fault == "html":
+                return web.Response(text="<html><h1>Bad gateway</h1></html>", content_type="text/html", headers=headers)
+            if fault == "broken json":
+                return web.Response(text='{"choices": [{"mess', content_type="application/json", headers=headers)
+            if fault == "no choices":
+                return web.json_response({"object": "chat.completion", "choices": []}, headers=headers)
+            if fault == "stall":
+                await asyncio.sleep(3600)
+        if self.delay:
+            await asyncio.sleep(self.delay(request) if callable(self.delay) else self.delay)
+        n = request.get("n", 1)
+        if n > 1 and self.n == "refuses":
+            return web.json_response({"error": {"message": f"n={n} is not supported"}}, status=400, headers=headers)
+        n = 1 if self.n == "ignores" else n
+        text = self.answer(request["messages"], request)
+        texts = text if isinstance(text, list) else [text] * n
+        if self.keep:
+            self.answered[json.dumps(request["messages"])] += len(texts)
+        messages = [text if isinstance(text, dict) else {"role": "assistant", "content": text} for text in texts]
+        usage = {"prompt_tokens": 10, "completion_tokens": 5 * len(texts), "total_tokens": 10 + 5 * len(texts)}
+        return web.json_response({
+            "id": "chat-1", "object": "chat.completion", "created": 0, "model": request["model"], "usage": usage,
+            "choices": [{"index": index, "message": message, "finish_reason": self.finish_reason}
+                        for index, message in enumerate(messages)]}, headers=headers)
+
+    async def serve(self, ready: Callable[[], None] = lambda: None) -> None:
+        """Serve until cancelled."""
+        app = web.Application(client_max_size=1 << 30)
+        app.router.add_post("/v1/chat/completions", self._chat)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.01)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", self.port, backlog=4096)
+        await site.start()
+        self.port = runner.addresses[0][1]
+        ready()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await runner.cleanup()
+
+    def __enter__(self) -> "FakeServer":
+        started = threading.Event()
+
+        async def main():
+            self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+            try:
+                await self.serve(started.set)
+            except asyncio.CancelledError:
+                pass
+
+        self._thread = threading.Thread(target=asyncio.run, args=(main(),), daemon=True)
+        self._thread.start()
+        started.wait(10)
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._loop.call_soon_threadsafe(self._task.cancel)
+        self._thread.join(10)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--port", type=int, default=8001, help="0 takes a free one; the address is printed")
+    parser.add_argument("--script", help="Python file with answer(messages, request) -> text (default: echo)")
+    parser.add_argument("--faults", type=float, default=0.0, help="share of requests that meet a random fault")
+    parser.add_argument("--seed", type=int, default=0, help="of the faults")
+    parser.add_argument("--delay", type=float, default=0.0, help="seconds to an answer")
+    parser.add_argument("--n", choices=["takes", "ignores", "refuses"], default="takes")
+    args = parser.parse_args(argv)
+    answer = runpy.run_path(args.script)["answer"] if args.script else echo
+    server = FakeServer(answer, faults=at_random(args.faults, seed=args.seed), delay=args.delay, n=args.n,
+                        port=args.port, keep=False)
+    try:
+        asyncio.run(server.serve(lambda: print(server.url, flush=True)))
+    except KeyboardInterrupt:
+        pass
+
+
+if __name__ == "__main__":
+    main()

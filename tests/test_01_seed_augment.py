@@ -1,0 +1,85 @@
+import importlib
+import json
+
+import pytest
+from fake_server import FakeServer
+
+from autoif import jsonl
+from autoif.stage import UserError
+
+stage = importlib.import_module("01_seed_augment")
+
+
+@pytest.mark.parametrize("text", [
+    "- Use no commas\n- End with a question",
+    "Here are some:\n\n* Use no commas\n* End with a question\n\nHope this helps!",
+    "1. Use no commas\n2. End with a question",
+    "1) Use no commas\n2) End with a question",
+    "(1) Use no commas\n(2) End with a question",
+    "**1.** Use no commas\n**2.** End with a question",
+    "• **Use no commas**\n• \"End with a question\"",
+    '```json\n["Use no commas", "End with a question"]\n```',
+    "Use no commas\nEnd with a question",
+])
+def test_a_list_is_read_in_every_shape_that_models_write(text):
+    assert [stage.clean(item) for item in stage.parse_list(text)] == ["Use no commas", "End with a question"]
+
+
+def test_quotes_that_belong_to_the_constraint_stay():
+    assert stage.clean('Include the word "because"') == 'Include the word "because"'
+
+
+def test_constraints_that_no_function_can_check_are_named_as_such():
+    for instruction in ("Translate your answer into Pig Latin", "Use a metaphor in each sentence", "Write in a sad tone"):
+        assert stage.drop_reason(instruction, 200) == "style, metaphor or translation"
+    assert stage.drop_reason("Use at most 20 words", 200) is None
+    assert stage.drop_reason("---", 200) == "empty"
+    assert stage.drop_reason("word " * 50, 200) == "over-long"
+
+
+def test_near_duplicates_are_dropped_but_not_those_that_differ_in_a_number():
+    rows = ["Use at most 20 words in the answer", "Use at most 30 words in the answer", "In the answer, use at most 20 words"]
+    assert stage.near_duplicates(rows, 0.7) == {2: 0}
+
+
+def test_there_are_36_seeds_and_all_are_distinct():
+    assert len({stage.form(seed) for seed in stage.SEEDS}) == 36
+
+
+def run(tmp_path, server, *flags):
+    out = tmp_path / "01.jsonl"
+    stage.main(["--model", "m", "--base-url", server.url, "--out", str(out), "--k", "4", *flags])
+    return out
+
+
+def test_seeds_come_first_and_every_loss_is_accounted_for(tmp_path, capsys):
+    texts = ["- Use no commas\n- Use no commas\n- Use a metaphor", "- End with a question", "- Only emojis please", "nothing: "]
+    with FakeServer(lambda messages, request: texts[len(server.requests) % 4]) as server:
+        out = run(tmp_path, server, "--concurrency", "1")
+    rows = list(jsonl.read(out))
+    assert [row["source"] for row in rows[:36]] == ["seed"] * 36 and {"id", "instruction", "source"} == set(rows[0])
+    stats = json.loads((tmp_path / "stats.json").read_text())["01_seed_augment"]
+    assert stats["in"] == stats["kept"] + sum(stats["dropped"].values())
+    assert stats["dropped"] == {"exact duplicate": 1, "style, metaphor or translation": 1}
+    assert "01_seed_augment: " in capsys.readouterr().out
+
+
+def test_each_request_shows_its_own_sample_of_the_seeds(tmp_path):
+    with FakeServer(lambda messages, request: "- x y z") as server:
+        run(tmp_path, server)
+    assert len({request["messages"][0]["content"] for request in server.requests}) == 4
+
+
+def test_the_output_is_the_same_whatever_the_concurrency(tmp_path):
+    answer = lambda messages, request: f"- Use exactly {sum(map(ord, messages[0]['content'])) % 97} words"  # noqa: E731
+    outputs = []
+    for concurrency in ("1", "8"):
+        folder = tmp_path / concurrency
+        with FakeServer(answer) as server:
+            outputs.append(run(folder, server, "--concurrency", concurrency).read_bytes())
+    assert outputs[0] == outputs[1]
+
+
+def test_a_missing_seed_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="no/such/file does not exist"):
+        stage.main(["--model", "m", "--seeds", "no/such/file", "--out", str(tmp_path / "x.jsonl")])

@@ -1,0 +1,133 @@
+import importlib
+import json
+
+import pytest
+from fake_server import FakeServer
+
+from autoif import jsonl, queries
+from autoif.prompt import accuracy, join
+from autoif.stage import UserError
+
+stage = importlib.import_module("04_responses")
+LOWER = "def evaluate(response): return response == response.lower()"
+SHORT = "def evaluate(response): return len(response) < 12"
+CRASH = "def evaluate(response): return response[99] == ''"
+QUERIES = ["What is the tallest mountain on earth?", "Why do cats sleep for most of the day?", "How does one bake a simple bread?"]
+
+
+@pytest.mark.parametrize("text, score", [
+    ("Good answer.\nScore: 8", 8), ("Score: 8.5", 8.5), ("Score: 8/10", 8), ("**Score: 8**", 8), ("**Score:** 8 ", 8),
+    ("Score: 8 out of 10.", 8), ("Rating: 9", 9), ("It helps.\n10", 10), ("It helps.\n7/10", 7), ("Score: {9}", 9),
+    ("The score of the first part is 3.\nScore: 9", 9), ("Score: 0", 0), ("Score: 10.0", 10), ("## Score\n8", 8),
+    ("It helps a lot.", None), ("Score: great", None), ("Score: 85", None), ("", None), ("In 1990 it rained.", None)])
+def test_the_score_is_found_in_every_usual_form(text, score):
+    assert stage.parse_score(text) == score
+
+
+def test_the_prompt_is_query_and_constraint_without_doubled_punctuation():
+    assert join(" Name a fruit. ", "Use lower case.") == "Name a fruit.\nUse lower case."
+
+
+def test_an_error_is_no_pass():
+    assert accuracy(["pass", "error", "fail", "pass"]) == 0.5 and accuracy([]) == 0.0
+
+
+def run(tmp_path, answer, *flags, verifiers=(LOWER,), splits=("train",)):
+    """(rows of 04_responses, rows of 04_sft, stats) for one constraint a split."""
+    source, out, asked = tmp_path / "03.jsonl", tmp_path / "04_responses.jsonl", tmp_path / "queries.txt"
+    rows = [{"id": f"i{n}", "instruction": "Use lower case", "split": split,
+             "verifiers": [{"code": code, "accuracy": 1.0} for code in verifiers]} for n, split in enumerate(splits)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked.write_text("\n".join(QUERIES))
+    with FakeServer(answer) as server:
+        stage.main(["--model", "m", "--base-url", server.url, "--in", str(source), "--out", str(out), "--queries", str(asked),
+                    "--queries-per-instruction", "2", "--k", "4", *flags])
+    stats = json.loads((tmp_path / "stats.json").read_text())["04_responses"]
+    return list(jsonl.read(out)), list(jsonl.read(tmp_path / "04_sft.jsonl")), stats
+
+
+def answers(messages, request):
+    if "Score: <number>" in messages[0]["content"]:
+        return "It answers the question.\nScore: " + ("9" if "[Answer]\nall fine" in messages[0]["content"] else "4")
+    return ["all fine", "also fine", "NOT FINE", "all fine"]
+
+
+def test_responses_keep_their_verdicts_and_only_the_good_ones_become_sft_rows(tmp_path):
+    responses, sft, stats = run(tmp_path, answers)
+    assert len(responses) == 2 and set(responses[0]) == {"id", "instruction_id", "instruction", "query", "prompt", "responses"}
+    assert [each["verdicts"] for each in responses[0]["responses"]] == [["pass"], ["pass"], ["fail"], ["pass"]]
+    assert [each["score"] for each in responses[0]["responses"]] == [9.0, 4.0, None, None]
+    assert [row["messages"][1]["content"] for row in sft] == ["all fine"] * 2
+    assert sft[0]["messages"][0] == {"role": "user", "content": responses[0]["prompt"]}
+    assert stats["dropped"] == {"accuracy": 2, "duplicate": 2, "score under 8": 2} and stats["in"] == 8
+
+
+def test_without_scores_every_accepted_response_is_kept_and_nobody_is_asked(tmp_path, capsys):
+    _, sft, stats = run(tmp_path, answers, "--no-score")
+    assert len(sft) == 4 and "score under 8" not in stats["dropped"]
+    assert "without quality verification" in capsys.readouterr().out
+
+
+def test_accuracy_must_be_more_than_half_of_the_functions(tmp_path):
+    responses, sft, _ = run(tmp_path, lambda *_: ["a long lower case text", "short", "SHORT", "no"], "--no-score", verifiers=(LOWER, SHORT))
+    assert [each["accuracy"] for each in responses[0]["responses"]] == [0.5, 1.0, 0.5, 1.0]
+    assert [row["messages"][1]["content"] for row in sft[:2]] == ["short", "no"]
+
+
+def test_a_crashing_function_is_an_error_not_a_failure(tmp_path):
+    responses, sft, stats = run(tmp_path, answers, "--no-score", verifiers=(CRASH,))
+    assert responses[0]["responses"][0]["verdicts"] == ["error"] and sft == [] and stats["dropped"] == {"verdict errors": 8}
+
+
+def test_truncated_answers_are_counted_apart_and_never_trained_on(tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FakeServer.__init__, "__kwdefaults__", {**FakeServer.__init__.__kwdefaults__, "finish_reason": "length"})
+        _, sft, stats = run(tmp_path, answers, "--no-score")
+    assert sft == [] and stats["dropped"]["truncated"] == 8
+
+
+def test_a_judgement_without_a_score_is_a_counted_drop(tmp_path):
+    _, sft, stats = run(tmp_path, lambda messages, request: "fine indeed" if "Score:" not in messages[0]["content"] else "Hm.")
+    assert sft == [] and stats["dropped"] == {"duplicate": 6, "no score found": 2}
+
+
+def test_held_out_constraints_are_not_answered(tmp_path):
+    responses, _, _ = run(tmp_path, answers, "--no-score", splits=("heldout", "train"))
+    assert {row["instruction_id"] for row in responses} == {"i1"}
+
+
+def test_output_is_byte_identical_whatever_the_concurrency(tmp_path):
+    for concurrency in ("1", "7"):
+        run(tmp_path / concurrency if not (tmp_path / concurrency).mkdir() else None, answers, "--concurrency", concurrency)
+    for name in ("04_responses.jsonl", "04_sft.jsonl", "04_responses.dropped.jsonl"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "7" / name).read_bytes()
+
+
+def load(tmp_path, text, **limits):
+    path = tmp_path / "queries"
+    path.write_text(text, encoding="utf-8")
+    return queries.load(str(path), **{"min_chars": 20, "max_chars": 300, "language": "en", **limits})
+
+
+def test_queries_come_from_sharegpt_jsonl_and_text(tmp_path):
+    sharegpt = [{"id": "a", "conversations": [{"from": "gpt", "value": "Hi!"}, {"from": "human", "value": QUERIES[0]},
+                                              {"from": "human", "value": QUERIES[1]}]}, {"id": "b", "conversations": []}]
+    assert load(tmp_path, json.dumps(sharegpt)) == ([QUERIES[0]], {"no human turn": 1})
+    assert load(tmp_path, "\n".join(json.dumps({"query": query}) for query in QUERIES))[0] == QUERIES
+    assert load(tmp_path, "\n".join(QUERIES + QUERIES[:1])) == (QUERIES, {"duplicate": 1})
+
+
+def test_a_cut_off_sharegpt_file_yields_its_whole_records_and_a_warning(tmp_path, capsys):
+    text = json.dumps([{"conversations": [{"from": "human", "value": query}]} for query in QUERIES])
+    assert load(tmp_path, text[:text.rindex("human")])[0] == QUERIES[:2]
+    assert "breaks off after 2 whole records" in capsys.readouterr().err
+
+
+def test_the_released_filters_on_length_and_language(tmp_path):
+    kept, dropped = load(tmp_path, "\n".join(["Too short", "x " * 200, "Quelle est la plus haute montagne du monde ?", QUERIES[0]]))
+    assert kept == QUERIES[:1] and dropped == {"length": 2, "language": 1}
+
+
+def test_no_query_left_is_an_error_that_names_the_flags(tmp_path):
+    with pytest.raises(UserError, match="none is left.*--min-chars"):
+        run(tmp_path, answers, "--min-chars", "290")

@@ -1,0 +1,548 @@
+import csv
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from autoif.benchmarks import spread  # noqa: E402
+from autoif.benchmarks.source import Source  # noqa: E402
+from autoif.stage import UserError  # noqa: E402
+from fake_server import FakeServer  # noqa: E402
+from shared_data import DATA, Scripted, needs  # noqa: E402
+
+stage = importlib.import_module("07_eval")
+
+CONSTRAINTS = [
+    {
+        "id": "lower",
+        "instruction": "Answer in lower case.",
+        "split": "heldout",
+        "verifiers": [{"code": "def evaluate(response):\n    return response.islower()", "accuracy": 1.0}],
+    },
+    {
+        "id": "tea",
+        "instruction": "Mention tea.",
+        "split": "heldout",
+        "verifiers": [
+            {"code": "def evaluate(response):\n    return 'tea' in response.lower()", "accuracy": 1.0},
+            {"code": "def evaluate(response):\n    return 1 / 0", "accuracy": 0.6},
+            {"code": "def evaluate(response):\n    return bool(response)", "accuracy": 1.0},
+        ],
+    },
+    {
+        "id": "seen",
+        "instruction": "Never asked here.",
+        "split": "train",
+        "verifiers": [{"code": "def evaluate(response):\n    return True", "accuracy": 1.0}],
+    },
+]
+QUERIES = [
+    "How do I brew a good pot of green leaves?",
+    "Tell me something about the history of Rome.",
+    "What should I pack for a week in the mountains?",
+]
+
+
+def lines(path: Path, rows: list[dict]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch):
+    monkeypatch.setattr(Source, "unreachable", "no network in tests")
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A data folder in the layout of the real one, three rows of each kind."""
+    data = tmp_path / "data"
+    lines(
+        data / "ifeval/input_data.jsonl",
+        [
+            {"key": n, "prompt": f"Prompt {n}.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+            for n in range(3)
+        ],
+    )
+    lines(
+        data / "gsm8k/test.jsonl",
+        [{"question": f"What is {n} + 1?", "answer": f"It is.\n#### {n + 1}"} for n in range(3)],
+    )
+    lines(
+        data / "mt_bench/question.jsonl",
+        [{"question_id": 81 + n, "category": "writing", "turns": [f"First {n}?", f"Second {n}?"]} for n in range(3)],
+    )
+    lines(data / "mt_bench/reference_answer/gpt-4.jsonl", [])
+    lines(
+        data / "infobench/InfoBench.json",
+        [
+            {
+                "id": str(n),
+                "input": "",
+                "instruction": f"Do {n}.",
+                "decomposed_questions": ["Is it done?", "Is it short?"],
+            }
+            for n in range(3)
+        ],
+    )
+    lines(data / "arena_hard/v0.1/question.jsonl", [{"uid": f"u{n}", "prompt": f"Arena {n}?"} for n in range(3)])
+    lines(
+        data / "arena_hard/v0.1/model_answer/gpt-4-0314.jsonl",
+        [
+            {
+                "uid": f"u{n}",
+                "messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": {"answer": "BASE"}}],
+            }
+            for n in range(3)
+        ],
+    )
+    for category in ("content", "situation", "style", "format", "mixed", "example"):
+        path = data / f"followbench/data/{category}_constraints.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(
+            json.dumps(
+                [
+                    {
+                        "example_id": 1,
+                        "category": category,
+                        "source": "quora",
+                        "level": level,
+                        "instruction": f"{category} {level}",
+                        "target": "{answer}",
+                    }
+                    for level in range(category == "example", 6)
+                ]
+            )
+        )
+    (data / "mmlu/test").mkdir(parents=True)
+    with open(data / "mmlu/test/tea_test.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["question", "choice0", "choice1", "choice2", "choice3", "answer"])
+        writer.writerows([[f"Q{n}?", "w", "x", "y", "z", n] for n in range(3)])
+    lines(data / "humaneval/HumanEval.jsonl.gz", [])
+    import gzip
+
+    with gzip.open(data / "humaneval/HumanEval.jsonl.gz", "wt") as file:
+        file.write(
+            json.dumps(
+                {
+                    "task_id": "H/0",
+                    "prompt": "def one():\n    ",
+                    "canonical_solution": "return 1\n",
+                    "entry_point": "one",
+                    "test": "def check(candidate):\n    assert candidate() == 1\n",
+                }
+            )
+            + "\n"
+        )
+    return data
+
+
+def run(tmp_path, *flags: str) -> list[dict]:
+    """The results of a run, the exit code beside each row as `exit`."""
+    out, code = tmp_path / "out" / "07_results.json", 0
+    try:
+        stage.main(["--out", str(out), *map(str, flags)])
+    except SystemExit as error:
+        code = error.code
+    return [{**row, "exit": code} for row in json.loads(out.read_text())] if out.exists() else []
+
+
+@pytest.fixture
+def heldout(tmp_path) -> list:
+    return [
+        "--benchmarks",
+        "heldout",
+        "--heldout",
+        lines(tmp_path / "03.jsonl", CONSTRAINTS),
+        "--queries",
+        lines(tmp_path / "queries.jsonl", [{"query": query} for query in QUERIES]),
+    ]
+
+
+# Held-out constraints
+
+
+def test_heldout_scores_only_held_out_constraints_by_more_than_half_of_their_functions(tmp_path, heldout):
+    def answer(messages, request):
+        return "green tea, of course" if "Mention tea." in messages[0]["content"] else "In Upper Case"
+
+    with FakeServer(answer) as server:
+        (row,) = run(tmp_path, "--model", "m", "--base-url", server.url, "--k", "2", *heldout)
+    assert not any("Never asked" in json.dumps(request) for request in server.requests)
+    assert len(server.requests) == 2 * 3 * 2 and row["exit"] == 0
+    assert row["metrics"]["Held-out"]["value"] == 0.5  # tea: 2 of 3 functions pass, one errs
+    assert row["metrics"]["Held-out"]["clusters"] == 6 and row["metrics"]["by constraint"]["clusters"] == 2
+    items = [json.loads(line) for line in open(row["items"])]
+    assert {"id", "prompt", "answers", "verdict", "reason"} <= items[0].keys() and len(items) == 12
+    assert {tuple(item["verdicts"]) for item in items if item["verdict"]} == {("pass", "error", "pass")}
+
+
+def test_every_model_is_asked_the_same_queries(tmp_path, heldout):
+    with FakeServer() as first, FakeServer() as second:
+        for server, name in ((first, "a"), (second, "b")):
+            run(
+                tmp_path,
+                "--model",
+                name,
+                "--base-url",
+                server.url,
+                "--k",
+                "1",
+                "--queries-per-instruction",
+                "2",
+                *heldout,
+            )
+    assert first.answered == second.answered and len(first.answered) == 4
+
+
+def test_models_share_a_table_and_a_rerun_replaces_its_own_row(tmp_path, heldout):
+    with FakeServer(lambda messages, request: "tea") as good, FakeServer(lambda messages, request: "No.") as bad:
+        run(tmp_path, "--model", "m1", "--name", "base", "--base-url", bad.url, *heldout)
+        run(tmp_path, "--model", "m2", "--name", "online", "--base-url", good.url, *heldout)
+        rows = run(tmp_path, "--model", "m1", "--name", "base", "--base-url", bad.url, *heldout)
+    assert [(row["model"], row["metrics"]["Held-out"]["value"]) for row in rows] == [("base", 0.0), ("online", 1.0)]
+    table = (tmp_path / "out/07_results.md").read_text()
+    assert "| base | 0.0 [" in table and "| online | 100.0 [" in table
+    assert (tmp_path / "out/07_results.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_compare_says_which_difference_is_beyond_noise(tmp_path, heldout, capsys):
+    with FakeServer(lambda messages, request: "tea") as good, FakeServer(lambda messages, request: "No.") as bad:
+        run(tmp_path, "--model", "base", "--base-url", bad.url, *heldout)
+        run(tmp_path, "--model", "same", "--base-url", bad.url, *heldout)
+        run(tmp_path, "--model", "online", "--base-url", good.url, *heldout)
+    capsys.readouterr()
+    stage.main(["--out", str(tmp_path / "out/07_results.json"), "--compare", "base", "online"])
+    assert "| +100.00 | [+100.00, +100.00] | 6 | yes |" in capsys.readouterr().out
+    stage.main(["--out", str(tmp_path / "out/07_results.json"), "--compare", "base", "same"])
+    assert "| +0.00 | [+0.00, +0.00] | 6 | no |" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no benchmark of both 'base' and 'other'.*'online'"):
+        stage.main(["--out", str(tmp_path / "out/07_results.json"), "--compare", "base", "other"])
+
+
+# All benchmarks
+
+
+def everything(messages, request) -> str:
+    """Answers and judgements in one: what each benchmark wants to hear."""
+    text = " ".join(turn["content"] for turn in messages)
+    if "Python list" in text:
+        return str(["YES"] * text.count("#Instruction with "))
+    if "[[rating]]" in text:
+        return "[[6]]"
+    if "[[A>>B]]" in text:
+        return "[[A=B]]"
+    if "Generated Text" in text:
+        return "YES"
+    if "Which choice" in text:
+        return "Answer: A"
+    if "Complete this Python" in text:
+        return "```python\ndef one():\n    return 1\n```"
+    return "The answer is 2."
+
+
+ALL = {
+    "ifeval": {"Pr(S)": 1, "Ins(L)": 1, "mean(S)": 1},
+    "followbench": {"FB SSR": 1, "FB HSR": 1, "FB CSL": 5, "FB L3": 1},
+    "infobench": {"InfoBench": 1},
+    "mtbench": {"MT-Bench": 6, "MT turn 2": 6},
+    "arenahard": {"Arena-Hard": 0.5},
+    "mmlu": {"MMLU": 1 / 3},
+    "gsm8k": {"GSM8K": 1 / 3},
+    "humaneval": {"HumanEval": 1},
+}
+
+
+def test_all_benchmarks_fill_the_table_and_missing_data_is_a_named_gap(tmp_path, folder, capsys):
+    with FakeServer(everything) as server:
+        rows = run(
+            tmp_path,
+            "--model",
+            "org/m",
+            "--base-url",
+            server.url,
+            "--data-dir",
+            folder,
+            "--judge-model",
+            "j",
+            "--judge-base-url",
+            server.url,
+        )
+    found = {row["benchmark"]: row for row in rows}
+    for benchmark, metrics in ALL.items():
+        assert {name: found[benchmark]["metrics"][name]["value"] for name in metrics} == pytest.approx(
+            metrics
+        ), benchmark
+        for metric in found[benchmark]["metrics"].values():
+            assert metric["low"] <= metric["value"] <= metric["high"] and metric["n"] > 0
+        assert len(found[benchmark]["data"]["sha256"]) == 64 and found[benchmark]["versions"]["python"]
+    assert {row["benchmark"] for row in rows if "gap" in row} == {"ceval", "ifbench", "heldout"} and rows[0][
+        "exit"
+    ] == 1
+    table = (tmp_path / "out/07_results.md").read_text()
+    assert "| **m** |" in table and "| Qwen2-7B + online DPO | 44.0 | 46.6 |" in table and "judge j" in table
+    assert "m, ceval: not run" in table and "ceval/ceval-exam" in table
+    said = capsys.readouterr().err
+    assert "gsm8k: 3 items x 1, 3 requests to send" in said and "in all" in said and "the first took" in said
+
+
+def test_a_second_run_asks_nothing_and_needs_no_endpoint(tmp_path, folder):
+    flags = ["--model", "m", "--data-dir", folder, "--judge-model", "j", "--allow-gaps"]
+    with FakeServer(everything) as server:
+        first = run(tmp_path, *flags, "--base-url", server.url, "--judge-base-url", server.url)
+        asked = Counter(server.answered)
+    assert set(asked.values()) == {1}
+    second = run(tmp_path, *flags, "--base-url", "http://127.0.0.1:9/v1", "--judge-base-url", "http://127.0.0.1:9/v1")
+    assert [row.get("metrics") for row in first] == [row.get("metrics") for row in second] and first[0]["exit"] == 0
+
+
+def test_without_a_judge_the_judged_benchmarks_are_gaps_and_their_answers_are_kept(tmp_path, folder):
+    flags = ["--model", "m", "--data-dir", folder, "--benchmarks", "infobench,gsm8k"]
+    with FakeServer(everything) as server:
+        rows = run(tmp_path, *flags, "--base-url", server.url)
+        assert "--judge-model" in rows[0]["gap"] and "metrics" in rows[1] and rows[0]["exit"] == 1
+        before = len(server.requests)
+        rows = run(tmp_path, *flags, "--base-url", server.url, "--judge-model", "j", "--judge-base-url", server.url)
+    assert rows[0]["metrics"]["InfoBench"]["value"] == 1 and rows[0]["exit"] == 0
+    assert len(server.requests) == before + 2  # three equal answers are judged once, with two questions
+
+
+def test_an_unreadable_judge_is_reported_and_never_scored(tmp_path, folder):
+    with FakeServer(lambda messages, request: "Hm.") as server:
+        rows = run(
+            tmp_path,
+            "--model",
+            "m",
+            "--base-url",
+            server.url,
+            "--data-dir",
+            folder,
+            "--benchmarks",
+            "mtbench,infobench,arenahard,followbench",
+            "--judge-model",
+            "j",
+            "--judge-base-url",
+            server.url,
+        )
+    for row in rows[:3]:
+        assert row["metrics"] == {} and row["unparsable"] == 1 and row["n"] == 3
+    assert rows[3]["unparsable"] == 25 / 30 and all(metric["value"] >= 0 for metric in rows[3]["metrics"].values())
+
+
+def test_empty_and_truncated_answers_are_counted_and_fail(tmp_path, folder):
+    with FakeServer(lambda messages, request: "", finish_reason="length") as server:
+        (row,) = run(tmp_path, "--model", "m", "--base-url", server.url, "--data-dir", folder, "--benchmarks", "ifeval")
+    assert row["metrics"]["Pr(S)"]["value"] == 0 and row["n"] == 3 and (row["empty"], row["truncated"]) == (1, 1)
+
+
+def test_requests_that_keep_failing_are_unanswered_not_wrong(tmp_path, folder):
+    args = stage.parse(["--model", "m", "--data-dir", str(folder), "--out", str(tmp_path / "07_results.json")])
+    loaded, _ = stage.load(["gsm8k"], args)
+    client = Scripted(lambda request: None if "What is 2" in request["messages"][0]["content"] else "The answer is 1.")
+    row = stage.evaluate("gsm8k", *loaded["gsm8k"], client, None, args)
+    assert row["unanswered"] == 1 and row["n"] == 2 and row["metrics"]["GSM8K"]["value"] == 0.5
+
+
+def test_seeds_average_over_runs_and_cluster_by_item(tmp_path, folder):
+    with FakeServer(lambda messages, request: f"The answer is {request['seed'] % 3}.") as server:
+        (row,) = run(
+            tmp_path,
+            "--model",
+            "m",
+            "--base-url",
+            server.url,
+            "--data-dir",
+            folder,
+            "--benchmarks",
+            "gsm8k",
+            "--seeds",
+            "5",
+            "--temperature",
+            "0.7",
+        )
+    assert len(server.requests) == 15 and {request["seed"] for request in server.requests} == {0, 1, 2, 3, 4}
+    metric = row["metrics"]["GSM8K"]
+    assert (metric["n"], metric["clusters"], metric["interval"]) == (15, 3, "cluster bootstrap")
+    assert row["settings"]["samples"] == 5 and row["settings"]["temperature"] == 0.7
+
+
+def test_a_limited_run_is_marked_as_partial(tmp_path, folder):
+    with FakeServer(everything) as server:
+        (row,) = run(
+            tmp_path,
+            "--model",
+            "m",
+            "--base-url",
+            server.url,
+            "--data-dir",
+            folder,
+            "--benchmarks",
+            "gsm8k",
+            "--limit",
+            "2",
+        )
+    assert row["partial"] and row["n"] == 2 and len(server.requests) == 2
+    assert "50.0* [" in (tmp_path / "out/07_results.md").read_text()
+
+
+def test_a_limit_spreads_over_the_benchmark_in_whole_clusters():
+    items = [{"cluster": str(number // 5), "id": number} for number in range(100)]
+    chosen = spread(items, 10)
+    assert [item["id"] for item in chosen] == [*range(5), *range(50, 55)]
+    assert spread(items, None) == spread(items, 1000) == items
+
+
+def test_answers_from_a_file_are_scored_and_one_that_lacks_has_failed(tmp_path, folder):
+    answers = lines(
+        tmp_path / "answers.jsonl",
+        [{"prompt": "Prompt 0.", "response": "tea"}, {"prompt": " Prompt 1.\n", "response": "a, b"}],
+    )
+    (row,) = run(tmp_path, "--responses", answers, "--data-dir", folder, "--benchmarks", "ifeval")
+    assert row["metrics"]["Pr(S)"]["value"] == pytest.approx(1 / 3) and row["n"] == 3 and row["missing"] == 1
+
+
+def test_bad_input_ends_with_exit_code_2_and_says_what_to_do(tmp_path):
+    for flags, words in (
+        (["--benchmarks", "ifevil"], "choose from ifeval"),
+        (["--data-dir", str(tmp_path / "none")], "is no folder"),
+        (
+            ["--responses", str(tmp_path / "none.jsonl"), "--benchmarks", "ifeval", "--data-dir", str(tmp_path)],
+            "not run",
+        ),
+    ):
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "07_eval.py"), "--model", "m", "--out", str(tmp_path / "o.json"), *flags],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )
+        assert done.returncode in (1, 2) and words in done.stderr + done.stdout, done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_kill_9_and_resume_asks_nothing_twice(tmp_path, folder):
+    lines(
+        folder / "gsm8k/test.jsonl", [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(60)]
+    )
+    command = [
+        sys.executable,
+        str(ROOT / "07_eval.py"),
+        "--model",
+        "m",
+        "--data-dir",
+        str(folder),
+        "--benchmarks",
+        "gsm8k",
+        "--concurrency",
+        "4",
+        "--out",
+        str(tmp_path / "out/07_results.json"),
+    ]
+    store = tmp_path / "out/completions/07_eval.jsonl"
+    with FakeServer(everything, delay=0.05) as server:
+        process = subprocess.Popen(
+            [*command, "--base-url", server.url], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 30
+        while not (store.exists() and store.read_text().count("\n") >= 15) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        time.sleep(0.2)
+        kept, asked = store.read_text().count("\n"), len(server.requests)
+        assert 15 <= kept < 60
+        done = subprocess.run([*command, "--base-url", server.url], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert len(server.requests) - asked == 60 - kept
+    assert json.loads((tmp_path / "out/07_results.json").read_text())[0]["n"] == 60
+
+
+def test_contamination_is_checked_without_a_model(tmp_path, folder, capsys):
+    training = lines(
+        tmp_path / "04_sft.jsonl", [{"messages": [{"role": "user", "content": "What is 1 + 1? Tell me."}]}]
+    )
+    stage.main(
+        [
+            "--contamination",
+            str(training),
+            "--benchmarks",
+            "gsm8k",
+            "--data-dir",
+            str(folder),
+            "--out",
+            str(tmp_path / "07_results.json"),
+        ]
+    )
+    found = json.loads((tmp_path / "07_contamination.json").read_text())["benchmarks"]["gsm8k"]
+    assert (found["tests"], found["13-gram"], found["rephrased"]) == (3, 1, None)
+    assert "| gsm8k | 3 | 1 | 1 | no judge |" in capsys.readouterr().out
+
+
+def test_help_answers_within_a_second_and_without_torch():
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None; sys.argv = ['07_eval.py', '--help'];"
+        f"import runpy; runpy.run_path({str(ROOT / '07_eval.py')!r}, run_name='__main__')"
+    )
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0 and "--compare" in done.stdout, done.stderr
+    assert time.monotonic() - started < 2  # a second, and a second for a busy machine
+
+
+@needs("ifeval/input_data.jsonl", "ifeval/gpt4_answers.jsonl")
+def test_the_published_gpt4_answers_through_the_command(tmp_path):
+    (row,) = run(
+        tmp_path,
+        "--model",
+        "gpt-4",
+        "--responses",
+        DATA / "ifeval/gpt4_answers.jsonl",
+        "--data-dir",
+        DATA,
+        "--benchmarks",
+        "ifeval",
+    )
+    shown = {name: round(100 * metric["value"], 1) for name, metric in row["metrics"].items()}
+    assert (
+        shown["Pr(S)"] == 76.9
+        and shown["Pr(L)"] == pytest.approx(79.3, abs=0.25)
+        and shown["Ins(S)"] == pytest.approx(83.6, abs=0.15)
+    )
+    assert shown["Ins(L)"] == pytest.approx(85.4, abs=0.1) and row["missing"] == 1
+
+
+def test_a_gap_does_not_wipe_out_what_was_measured(tmp_path, folder):
+    flags = ["--model", "m", "--benchmarks", "gsm8k"]
+    with FakeServer(everything) as server:
+        run(tmp_path, *flags, "--base-url", server.url, "--data-dir", folder)
+        (row,) = run(tmp_path, *flags, "--base-url", server.url, "--data-dir", tmp_path)
+    assert row["exit"] == 1 and row["metrics"]["GSM8K"]["n"] == 3
+
+
+def test_a_file_of_single_answers_is_no_conversation(tmp_path, folder):
+    answers = lines(tmp_path / "answers.jsonl", [{"prompt": "First 0?", "response": "one"}])
+    flags = ["--data-dir", folder, "--benchmarks", "mtbench", "--judge-model", "j", "--responses", answers]
+    (row,) = run(tmp_path, *flags)
+    assert "mtbench wants a list of 2 answers" in row["gap"]
+    lines(answers, [{"prompt": f"First {n}?", "response": ["one", "two"]} for n in range(3)])
+    with FakeServer(everything) as server:
+        (row,) = run(tmp_path, *flags, "--judge-base-url", server.url)
+    assert row["metrics"]["MT-Bench"]["value"] == 6 and row["missing"] == 0

@@ -1,0 +1,221 @@
+import argparse
+import textwrap
+
+import pytest
+from shared_data import DATA, needs, sample, values
+
+from autoif import sandbox
+from autoif.benchmarks import ceval, choice, gsm8k, humaneval, mmlu
+from autoif.benchmarks.source import Source
+from autoif.stage import UserError
+
+
+@pytest.fixture(scope="module")
+def args():
+    parser = argparse.ArgumentParser()
+    sandbox.add_flags(parser)
+    return parser.parse_args([])
+
+
+# GSM8K
+
+
+@pytest.mark.parametrize(
+    "text, number",
+    [
+        ("The answer is 18.", 18),
+        ("The answer is $18.00.", 18),
+        ("#### 1,234", 1234),
+        ("so \\boxed{18}", 18),
+        ("\\boxed{\\$1{,}200}", 1200),
+        ("The answer is **42**", 42),
+        ("The answer is: 5 + 13 = 18", 18),
+        ("18 dollars", 18),
+        ("She makes $18 every day.", 18),
+        ("The answer is -3", -3),
+        ("The answer is 0.5", 0.5),
+        ("The answer is 18 dollars for 7 days.", 18),
+        ("Step 1: 3 eggs.\nStep 2: 4 eggs.\n#### 7\nDone in 2 steps.", 7),
+        ("First the answer is 3. No: the answer is 4.", 4),
+        ("Final answer:\n18", 18),
+        ("The answer is \\(18\\).", 18),
+        ("None.", None),
+        ("", None),
+        ("10-12", 12),
+        ("**Answer: $1,000**", 1000),
+        ("The answer is €12.", 12),
+        ("the answer is 70%.", 70),
+    ],
+)
+def test_gsm8k_reads_the_answer_as_a_number(text, number):
+    found = gsm8k.read_answer(text)
+    assert (found is None) if number is None else float(found) == number
+
+
+def test_gsm8k_compares_numbers_not_strings():
+    item = {"id": "0", "cluster": "0", "target": "1,800"}
+    rows = gsm8k.score([{"item": item, "answers": sample(text)} for text in ("$1800.00", "1801", "no idea")], None)
+    assert [row["verdict"] for row in rows] == [True, False, False]
+    assert [row["unparsable"] for row in rows] == [False, False, True]
+
+
+@needs("gsm8k/test.jsonl")
+def test_gsm8ks_own_solutions_are_all_right():
+    import json
+
+    items = gsm8k.load(Source(str(DATA)), None)
+    solutions = [json.loads(line)["answer"] for line in open(DATA / "gsm8k/test.jsonl", encoding="utf-8")]
+    works = [{"item": item, "answers": sample(solution)} for item, solution in zip(items, solutions, strict=True)]
+    assert len(items) == 1319 and values(gsm8k.score(works, None))["GSM8K"] == 1
+    target_only = [
+        {"item": work["item"], "answers": sample(f"The answer is ${work['item']['target']}.00.")} for work in works
+    ]
+    assert values(gsm8k.score(target_only, None))["GSM8K"] == 1
+
+
+# Multiple choice
+
+CHOICES = ["a lesion", "the moon", "seven", "none of these"]
+
+
+@pytest.mark.parametrize(
+    "text, letter",
+    [
+        ("Answer: B", "B"),
+        ("B", "B"),
+        ("B.", "B"),
+        ("(C) seven", "C"),
+        ("**B**", "B"),
+        ("The answer is (D).", "D"),
+        ("The correct answer is **C**.", "C"),
+        ("答案：D", "D"),
+        ("答案是B。", "B"),
+        ("\\boxed{A}", "A"),
+        ("$\\boxed{\\text{C}}$", "C"),
+        ("A is wrong because ... so the answer is B", "B"),
+        ("Let me think.\nA lesion is not.\nAnswer: C", "C"),
+        ("the moon", "B"),
+        ("I think a long time. Then:\nD", "D"),
+        ("A lesion or the moon", None),
+        ("Answer: E", None),
+        ("", None),
+        ("A good question!", None),
+        ("answer: b", "B"),
+        ("Answer: Because", None),
+        ("Answer:\n\nC", "C"),
+        ("Final answer: Option D", "D"),
+    ],
+)
+def test_choices_are_read_in_the_forms_models_write(text, letter):
+    assert choice.read_choice(text, CHOICES) == letter
+
+
+def test_an_answer_without_a_choice_is_wrong_and_counted():
+    item = {"cluster": "0", "choices": CHOICES, "target": "A", "subject": "x"}
+    row = choice.score([{"item": item, "answers": sample("I do not know")}], "MMLU", by_subject=False)[0]
+    assert row["verdict"] is False and row["unparsable"] and row["points"]["MMLU"] == [("", "0", False, 1)]
+
+
+def test_the_likeliest_letter_is_the_answer():
+    works = [{"item": {}}, {"item": {}}]
+    choice.choose(works, [-3.0, -1.0, -2.0, -4.0, -0.5, -1.0, -1.0, -1.0])
+    assert [choice.read_choice(work["answers"][0]["text"], CHOICES) for work in works] == ["B", "A"]
+
+
+def test_likelihoods_need_a_checkpoint_folder(tmp_path):
+    with pytest.raises(UserError, match="--mc-mode loglik needs a checkpoint folder as --model, 'gpt-4' is none"):
+        choice.by_likelihood([], "gpt-4", tmp_path / "cache")
+
+
+def test_ceval_is_the_mean_over_subjects(tmp_path):
+    (tmp_path / "ceval/val").mkdir(parents=True)
+    for subject, count in (("logic", 3), ("law", 1)):
+        (tmp_path / f"ceval/val/{subject}_val.csv").write_text(
+            "id,question,A,B,C,D,answer\n" + "".join(f'{i},"问题, {i}",甲,乙,丙,丁,B\n' for i in range(count)),
+            encoding="utf-8",
+        )
+    items = ceval.load(Source(str(tmp_path)), None)
+    assert {item["subject"] for item in items} == {"logic", "law"} and "问题, 0" in items[0]["prompt"]
+    works = [{"item": item, "answers": sample("答案：B" if item["subject"] == "law" else "答案：A")} for item in items]
+    assert values(ceval.score(works, None))["C-Eval"] == 0.5
+
+
+@needs("mmlu/test", "mmlu/dev")
+def test_mmlu_has_its_14042_questions_and_five_shots_for_likelihoods():
+    items = mmlu.load(Source(str(DATA)), argparse.Namespace(mc_mode="loglik"))
+    assert len(items) == 14042 and len({item["subject"] for item in items}) == 57
+    assert items[0]["context"].count("Answer:") == 6 and items[0]["context"].endswith("Answer:")
+    works = [{"item": item, "answers": sample(f"Answer: {item['target']}")} for item in items]
+    assert values(mmlu.score(works, None))["MMLU"] == 1
+
+
+# HumanEval
+
+ADD = {
+    "id": "x/0",
+    "cluster": "x/0",
+    "entry_point": "add",
+    "text": "",
+    "code": 'import math\n\n\ndef helper(x):\n    return x\n\n\ndef add(a, b):\n    """Add.\n    >>> add(1, 2)\n    3\n    """\n',
+    "test": "def check(candidate):\n    assert candidate(1, 2) == 3\n    assert candidate(-1, 1) == 0\n",
+}
+WHOLE = "def add(a, b):\n    return helper(a) + b\n"
+STYLES = {
+    "fenced": "```python\n{whole}```",
+    "prose around": "Sure! Here it is:\n\n```python\n{whole}```\n\nIt adds `a` and `b`. For example:\n\n```python\nadd(1, 2)\n```\n",
+    "bare": "{whole}",
+    "body only": "{body}",
+    "body fenced": "Complete it so:\n```\n{body}```",
+    "bare with prose": "Here is the function you asked for.\n\n{whole}\nThis function adds two numbers.",
+    "no closing fence": "```python\n{whole}",
+}
+
+
+def answer_in(style: str, whole: str) -> str:
+    return STYLES[style].format(
+        whole=whole, body=whole[whole.rindex("def add") :].split("\n", 1)[1] if "def add" in whole else whole
+    )
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_humaneval_finds_the_code_in_every_style(style, args):
+    row = humaneval.score([{"item": ADD, "answers": sample(answer_in(style, WHOLE))}], args)[0]
+    assert row["verdict"] is True, (row["reason"], row["program"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "I cannot do that.",
+        "```python\ndef add(a, b):\n    return a - b\n```",
+        "```python\ndef add(a, b):\n    while True: pass\n```",
+        "```python\nimport sys\nsys.exit(0)\n```",
+        "```python\ndef add(a, b):\n    raise SystemExit(0)\n```",
+        "def add(a, b:",
+    ],
+)
+def test_humaneval_passes_only_what_ran_its_tests_to_the_end(text, args, monkeypatch):
+    monkeypatch.setattr(humaneval, "CPU_SECONDS", 0.3)
+    row = humaneval.score([{"item": ADD, "answers": sample(text)}], args)[0]
+    assert row["verdict"] is False and row["points"]["HumanEval"] == [("", "x/0", False, 1)]
+
+
+@needs("humaneval/HumanEval.jsonl.gz")
+def test_humanevals_canonical_solutions_pass_in_five_styles(args):
+    items = humaneval.load(Source(str(DATA)), None)
+    works = []
+    for item in items:
+        body = item["text"][len(item["code"]) :]
+        whole = item["code"] + body
+        function = whole[whole.rindex(f"def {item['entry_point']}(") :]
+        for text in (
+            f"```python\n{whole}```",
+            f"Here you are:\n```python\n{function}\n```\nIt works.",
+            whole,
+            body,
+            f"```\n{textwrap.dedent(body)}\n```",
+        ):
+            works.append({"item": item, "answers": sample(text)})
+    rows = humaneval.score(works, args)
+    assert len(items) == 164 and [work["item"]["id"] for work, row in zip(works, rows) if not row["verdict"]] == []

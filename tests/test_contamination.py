@@ -1,0 +1,91 @@
+import json
+
+import pytest
+from shared_data import DATA, Scripted, needs, rows
+
+from autoif import contamination
+from autoif.benchmarks import gsm8k, humaneval
+from autoif.benchmarks.source import Source
+
+TEST = "A robe takes two bolts of blue fiber and half that much white fiber; how many bolts in total does it take?"
+COPY = f"Answer briefly. {TEST.upper()} Three."
+PARAPHRASE = "A garment needs 2 bolts of blue fibre and half of that in white. What is the number of bolts altogether?"
+OTHER = "Write a poem about tea in the rain, please, and do not forget the cat on the roof of the old red house."
+
+
+def test_a_copy_shares_13_words_in_a_row_and_a_paraphrase_does_not():
+    assert contamination.overlapping([TEST], [OTHER, COPY]) == {0: 1}
+    assert contamination.overlapping([TEST], [OTHER, PARAPHRASE]) == {}
+
+
+def test_thirteen_words_are_enough_and_twelve_are_not():
+    words = TEST.split()
+    assert contamination.overlapping([TEST], [" ".join(words[2:15])]) == {0: 0}
+    assert contamination.overlapping([TEST], [" ".join(words[2:14])]) == {}
+
+
+def test_a_short_test_must_be_there_as_a_whole():
+    assert contamination.overlapping(["What is tea?"], ["what is TEA really"]) == {0: 0}
+    assert contamination.overlapping(["What is tea?", ""], ["what is a cup of tea"]) == {}
+
+
+def test_training_rows_of_every_stage_are_read():
+    turns = [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "tell"}]
+    assert contamination.training_text({"id": 1, "messages": turns}) == "ask\ntell"
+    assert contamination.training_text({"prompt": turns[:1], "chosen": turns[1:], "rejected": []}) == "ask\ntell\n"
+
+
+def says(verdict):
+    return Scripted(lambda request: verdict)
+
+
+@pytest.fixture
+def training(tmp_path):
+    path = tmp_path / "04_sft.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in (OTHER, PARAPHRASE)))
+    return path
+
+
+def test_the_judge_decides_on_the_nearest_text(training):
+    judge = says("True")
+    found = contamination.check("gsm8k", [{"id": "7", "prompt": TEST}], training, judge)
+    assert (found["13-gram"], found["rephrased"], found["undecided"]) == (0, 1, 0)
+    assert PARAPHRASE in judge.requests[0]["messages"][0]["content"]
+    assert found["pairs"][0]["nearest row"] == 2 and found["pairs"][0]["rephrased"] is True
+
+
+def test_an_unreadable_judge_decides_nothing(training):
+    found = contamination.check("gsm8k", [{"id": "7", "prompt": TEST}], training, says("True or False, who knows"))
+    assert (found["rephrased"], found["undecided"]) == (0, 1)
+
+
+def test_without_a_judge_the_pairs_are_listed_and_nothing_is_claimed(training):
+    found = contamination.check("gsm8k", [{"id": "7", "prompt": TEST}], training, None)
+    assert found["rephrased"] is None and found["pairs"][0]["nearest row"] == 2
+
+
+@needs(
+    "llm_decontaminator/rephrase_gsm8k.jsonl",
+    "llm_decontaminator/humaneval_python.jsonl",
+    "gsm8k/test.jsonl",
+    "humaneval/HumanEval.jsonl.gz",
+)
+@pytest.mark.parametrize(
+    "benchmark, file, copied, rephrased",
+    [(gsm8k, "rephrase_gsm8k.jsonl", 0, 0.98), (humaneval, "humaneval_python.jsonl", 0.02, 0.85)],
+)
+def test_lm_syss_rephrased_sets_are_found_by_retrieval_and_a_judge_and_not_by_13_grams(
+    benchmark, file, copied, rephrased
+):
+    items = benchmark.load(Source(str(DATA)), None)
+    path = DATA / "llm_decontaminator" / file
+    sources = {row["text"]: number for number, row in enumerate(rows(f"llm_decontaminator/{file}"))}
+    texts = {item["text"]: number for number, item in enumerate(items)}
+
+    def knows(request):  # a judge that recognises exactly the pairs that are known to be rephrasings
+        _, first, second = request["messages"][0]["content"].replace("[Second]\n", "[First]\n").split("[First]\n")
+        return str(texts[first.removesuffix("\n\n")] == sources[second])
+
+    found = contamination.check(benchmark.__name__.split(".")[-1], items, path, Scripted(knows))
+    assert found["13-gram"] <= copied * len(items)
+    assert found["rephrased"] >= rephrased * len(items) and found["undecided"] == 0

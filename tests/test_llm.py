@@ -1,0 +1,468 @@
+import argparse
+import json
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from autoif import llm, store
+from autoif.llm import LLM
+from autoif.stage import UserError
+from fake_server import FAULTS, FakeServer, always, at_random, script
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def quick_and_keyless(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.02)
+    monkeypatch.setattr("autoif.llm.PAUSE", 0.02)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "completions" / "stage.jsonl"
+
+
+def user(text: str) -> list[dict]:
+    return [{"role": "user", "content": text}]
+
+
+def client(server, path, **settings) -> LLM:
+    return LLM("m", server if isinstance(server, str | None) else server.url, path,
+               **{"temperature": 0.5, "max_tokens": 16, "timeout": 5, **settings})
+
+
+def ask(server, path, prompts, **settings) -> list[list[dict]]:
+    with client(server, path, **settings) as model:
+        return list(model.complete(map(user, prompts)))
+
+
+def texts(answers: list[list[dict]]) -> list[list[str]]:
+    return [[sample["text"] for sample in samples] for samples in answers]
+
+
+# What is sent, and in what order it comes back
+
+
+def test_answers_come_in_input_order_whatever_the_order_of_arrival(path):
+    with FakeServer(delay=lambda request: random.random() / 20) as server:
+        prompts = [str(i) for i in range(200)]
+        assert texts(ask(server, path, prompts)) == [[f"echo: {prompt}"] for prompt in prompts]
+
+
+def test_k_samples_are_one_request(path):
+    with FakeServer(lambda messages, request: [f"answer {i}" for i in range(request["n"])]) as server:
+        assert texts(ask(server, path, ["a"], k=3)) == [["answer 0", "answer 1", "answer 2"]]
+        assert [request["n"] for request in server.requests] == [3]
+
+
+@pytest.mark.parametrize("n", ["ignores", "refuses"])
+def test_a_server_without_n_is_asked_one_by_one_and_it_is_said_once(path, capsys, n):
+    with FakeServer(n=n) as server:
+        answers = ask(server, path, ["a", "b", "c"], k=4, concurrency=1)
+        assert [[sample["index"] for sample in samples] for samples in answers] == [[0, 1, 2, 3]] * 3
+        assert sum("n" in request for request in server.requests) == 1
+        assert sum(server.answered.values()) == 12
+    assert capsys.readouterr().err.count("one request a sample") == 1
+
+
+def test_a_seed_differs_from_sample_to_sample(path):
+    with FakeServer(n="refuses") as server, client(server, path) as model:
+        list(model.complete([{"messages": user("a"), "k": 3, "seed": 7}]))
+        assert sorted(request["seed"] for request in server.requests if "n" not in request) == [7, 8, 9]
+
+
+def test_a_request_may_have_its_own_parameters(path):
+    with FakeServer() as server, client(server, path) as model:
+        list(model.complete([{"messages": user("a"), "temperature": 0, "max_tokens": 3, "stop": ["\n"], "first": 5}]))
+        assert (server.requests[0]["temperature"], server.requests[0]["max_tokens"]) == (0, 3)
+        assert server.requests[0]["stop"] == ["\n"]
+    assert json.loads(path.read_text())["index"] == 5
+
+
+def test_a_server_that_wants_max_completion_tokens_gets_it(path):
+    class Strict(FakeServer):
+        async def _reply(self, http, request):
+            words = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+            self.refuse = (400, words) if "max_tokens" in request else None
+            return await super()._reply(http, request)
+
+    with Strict() as server:
+        assert len(ask(server, path, "abc")) == 3
+        assert all(request.get("max_completion_tokens") == 16 for request in server.requests[-2:])
+
+
+def test_equal_requests_of_one_run_are_asked_once(path):
+    with FakeServer(delay=0.05) as server:
+        answers = ask(server, path, ["a", "b"] * 20, k=2)
+        assert answers[0] == answers[2] == answers[38]
+        assert len(server.requests) == 2
+
+
+def test_concurrency_is_reached_and_not_passed(path):
+    with FakeServer(delay=0.1) as server:
+        ask(server, path, map(str, range(60)), concurrency=20)
+        assert server.most_in_flight == 20
+
+
+# What is stored
+
+
+def test_stored_answers_need_neither_server_nor_key_nor_write_permission(path):
+    with FakeServer() as server:
+        first = ask(server, path, "abc", k=2)
+    path.chmod(0o400)
+    path.parent.chmod(0o500)
+    assert ask(None, path, "abc", k=2) == first
+
+
+def test_a_missing_answer_without_a_server_names_the_variable_to_set(path):
+    with pytest.raises(UserError, match="OPENAI_BASE_URL"):
+        ask(None, path, "a")
+
+
+def test_a_changed_prompt_model_or_setting_is_asked_anew_and_more_samples_only_for_the_rest(path):
+    with FakeServer() as server:
+        ask(server, path, "a", k=2)
+        for changed in [dict(temperature=0.6), dict(max_tokens=17)]:
+            ask(server, path, "a", **changed)
+        with LLM("m2", server.url, path, temperature=0.5, max_tokens=16) as other:
+            list(other.complete([user("a")]))
+        assert len(server.requests) == 4
+        assert [len(samples) for samples in ask(server, path, "a", k=5)] == [5]
+        assert server.requests[4]["n"] == 3
+        ask(server, path, "a", k=5, concurrency=3, keep_think=True)
+        assert len(server.requests) == 5
+
+
+def test_retraining_at_the_same_path_changes_the_key(tmp_path):
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(bytes(10_000_000))
+    (tmp_path / "config.json").write_text("{}")
+    before = llm.model_id(str(tmp_path))
+    (tmp_path / "results.json").write_text("{}")
+    assert llm.model_id(str(tmp_path)) == before
+    weights.write_bytes(bytes(5_000_000) + b"\1" * 1_000_000 + bytes(4_000_000))
+    assert llm.model_id(str(tmp_path)) != before
+    assert llm.model_id("some/model") == "some/model"
+
+
+def test_a_torn_last_line_is_cut_off_and_asked_again(path):
+    with FakeServer() as server:
+        ask(server, path, "abc")
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-20])
+        ask(server, path, "abc")
+        assert len(server.requests) == 4
+    assert sorted(path.read_bytes().splitlines()) == sorted(whole.splitlines())
+
+
+def test_a_last_line_that_lacks_only_its_newline_is_kept(path):
+    with FakeServer() as server:
+        ask(server, path, "abc")
+        path.write_bytes(path.read_bytes()[:-1])
+        ask(server, path, "abcd")
+        assert len(server.requests) == 4
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def test_a_broken_line_in_the_middle_is_named(path):
+    with FakeServer() as server:
+        ask(server, path, "ab")
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], '{"key": "x"', lines[1]]) + "\n")
+    with pytest.raises(UserError, match=re.escape(f"{path}:2 is no completion")):
+        ask(None, path, "ab")
+
+
+def test_records_written_by_hand_are_found(path):
+    path.parent.mkdir()
+    name = llm.key("m", user("a"), 0.5, 16)
+    record = {"for": "demo", "index": 0, "text": "by hand", "finish_reason": "stop", "key": name}
+    path.write_text(json.dumps(record) + "\n")
+    assert texts(ask(None, path, "a")) == [["by hand"]]
+
+
+def test_a_second_writer_is_refused_by_name(path):
+    with FakeServer() as server, client(server, path) as model:
+        list(model.complete([user("a")]))
+        with pytest.raises(UserError, match=re.escape(f"{path} is being written by another run")):
+            ask(server, path, "b")
+        assert texts(ask(server, path, "a")) == [["echo: a"]]
+
+
+def test_what_another_run_stored_meanwhile_is_found(path):
+    with FakeServer() as server, client(server, path) as late:
+        ask(server, path, "a")
+        list(late.complete([user("b")]))
+        assert texts(late.complete([user("a")])) == [["echo: a"]]
+
+
+def test_a_full_disk_stops_the_run_and_keeps_the_store_whole(path):
+    limited = ("import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000));"
+               "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);" + RUN)
+    with FakeServer() as server:
+        done = subprocess.run([sys.executable, "-c", limited, server.url, str(path)], capture_output=True, text=True)
+        assert done.returncode == 2 and "make room" in done.stderr or "cannot be written" in done.stderr, done.stderr
+        assert 0 < len([json.loads(line) for line in path.read_text().splitlines()]) < 40
+        done = subprocess.run([sys.executable, "-c", RUN, server.url, str(path)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert all(path.read_text().count(json.dumps(f"echo: {i}")) == 2 for i in range(40))
+
+
+def test_a_tenth_of_a_million_completions_opens_in_a_second_without_holding_the_texts(path):
+    path.parent.mkdir()
+    text = "x" * 1000
+    with open(path, "w") as file:
+        for i in range(100_000):
+            file.write(json.dumps({"key": llm.key("m", user(str(i)), 0.5, 16), "index": 0, "text": text,
+                                   "finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 1}) + "\n")
+    began = time.process_time()
+    store.Store(path)
+    assert time.process_time() - began < 1
+    tracemalloc.start()
+    opened = store.Store(path)
+    memory = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert memory < 20e6 < path.stat().st_size / 5
+    assert opened.missing(llm.key("m", user("99999"), 0.5, 16), 0, 2) == [1]
+
+
+def test_the_index_finds_the_first_record_of_a_sample_before_and_after_sorting():
+    index = store.Index()
+    for sample in range(0, 300_000, 2):
+        index.add(sample, sample + 7)
+    index.add(0, 1)
+    assert [index.find(sample) for sample in (0, 1, 2, 299_998, 300_000)] == [7, None, 9, 300_005, None]
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_passing_fault_heals(path, fault):
+    with FakeServer(faults=script(fault, fault)) as server:
+        assert texts(ask(server, path, "ab", timeout=0.2)) == [["echo: a"], ["echo: b"]]
+        assert server.faulted[fault] == 2
+
+
+def test_retry_after_is_honoured(path):
+    with FakeServer(faults=script("429"), retry_after=1.0) as server:
+        began = time.monotonic()
+        ask(server, path, "a")
+        assert time.monotonic() - began >= 1.0
+
+
+@pytest.mark.parametrize("fault", ["500", "html", "no choices"])
+def test_a_prompt_that_keeps_failing_is_a_counted_drop_that_a_rerun_asks_again(path, fault, monkeypatch):
+    monkeypatch.setattr("autoif.llm.RETRIES", 2)
+    with FakeServer(faults=lambda request: fault if request["messages"] == user("b") else None) as server:
+        with client(server, path, max_failed=0.4) as model:
+            assert texts(model.complete(map(user, "abc"))) == [["echo: a"], [], ["echo: c"]]
+        assert model.failed == 1 and server.faulted[fault] == 3
+        server.faults = script()
+        assert texts(ask(server, path, "abc")) == [["echo: a"], ["echo: b"], ["echo: c"]]
+        assert server.answered == {json.dumps(user(prompt)): 1 for prompt in "abc"}
+
+
+def test_more_failures_than_allowed_raise_before_the_last_answer_is_handed_out(path, monkeypatch):
+    monkeypatch.setattr("autoif.llm.RETRIES", 0)
+    with FakeServer(faults=script(*[None] * 8, "500", "500")) as server, client(server, path, concurrency=1) as model:
+        seen = []
+        with pytest.raises(UserError, match=r"2 of 10 prompts kept failing, more than --max-failed 0.05.*try later"):
+            for prompt, samples in zip(range(10), model.complete(map(user, "abcdefghij"))):
+                seen.append(samples)
+        assert len(seen) == 9
+
+
+def test_a_dead_server_does_not_use_up_the_prompts(path, monkeypatch):
+    monkeypatch.setattr("autoif.llm.RETRIES", 0)
+    with FakeServer(faults=always("drop")) as server:
+        with pytest.raises(UserError, match="20 requests in a row failed"):
+            ask(server, path, map(str, range(1000)), concurrency=4)
+        assert len(server.requests) < 40
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404])
+def test_a_refusal_stops_at_once_with_the_servers_words_and_never_the_key(path, status, monkeypatch, capfd):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    with FakeServer(refuse=(status, "no such thing for sk-very-secret")) as server:
+        with pytest.raises(UserError, match=rf"{status}.*no such thing for \*\*\*.*request req-\d") as caught:
+            ask(server, path, map(str, range(1000)), concurrency=4)
+        assert len(server.requests) <= 8
+    assert server.keys == {"sk-very-secret"}
+    output = capfd.readouterr()
+    assert "secret" not in str(caught.value) + output.out + output.err + path.read_text()
+
+
+def test_the_words_of_a_server_with_its_own_form_of_error_are_shown(path):
+    with FakeServer(refuse=(400, {"detail": "Server is pinned to 'b'"})) as server:
+        with pytest.raises(UserError, match="Error code: 400.*Server is pinned to 'b'"):
+            ask(server, path, "a")
+
+
+def test_a_server_that_cannot_be_reached_says_so(path, monkeypatch):
+    monkeypatch.setattr("autoif.llm.RETRIES", 0)
+    with pytest.raises(UserError, match="http://127.0.0.1:9/v1: Cannot connect to host"):
+        ask("http://127.0.0.1:9/v1", path, "a")
+    for url in ["localhost:8000/v1", "http://user:password@localhost/v1"]:
+        with pytest.raises(UserError, match="--base-url must begin with http://") as caught:
+            ask(url, path, "a")
+        assert "user" not in str(caught.value)
+
+
+# What the texts are
+
+
+@pytest.mark.parametrize("raw, stripped", [
+    ("<think>hm</think>\n\nanswer", "answer"), ("hm</think>\nanswer", "answer"), ("plain", "plain"),
+    ("  kept", "  kept"), ("<think>a</think>b<think>c</think> d", "bd"), ("<think>never closed", "")])
+def test_think_blocks_are_stripped_when_read_and_stored_raw(path, raw, stripped):
+    with FakeServer(lambda messages, request: raw) as server:
+        assert texts(ask(server, path, "a")) == ([[stripped]] if stripped else [[]])
+        assert texts(ask(server, path, "a", keep_think=True)) == [[raw]]
+        assert json.loads(path.read_text())["text"] == raw
+
+
+def test_a_reply_that_is_all_reasoning_is_empty_and_truncated_and_not_asked_again(path):
+    message = {"role": "assistant", "content": None, "reasoning_content": "hm"}
+    with FakeServer(lambda messages, request: message, finish_reason="length") as server:
+        for _ in range(2):
+            with client(server, path) as model:
+                assert list(model.complete([user("a")])) == [[]]
+            assert (model.counts["empty"], model.counts["truncated"], model.failed) == (1, 1, 0)
+        assert len(server.requests) == 1
+
+
+def test_truncated_answers_are_kept_and_counted(path):
+    with FakeServer(finish_reason="length") as server, client(server, path) as model:
+        assert list(model.complete([user("a")])) == [[{"index": 0, "text": "echo: a", "finish_reason": "length"}]]
+        assert model.counts["truncated"] == 1
+
+
+def test_text_that_is_no_valid_unicode_survives(path):
+    with FakeServer(lambda messages, request: "half a pair \ud83d") as server:
+        assert texts(ask(server, path, "a")) == texts(ask(None, path, "a")) == [["half a pair \ud83d"]]
+
+
+def test_the_last_line_has_tokens_and_cost(path, capsys):
+    with FakeServer() as server:
+        ask(server, path, "abcd", k=2, price_in=1000, price_out=10_000)
+    assert "40 tokens in, 40 out, $0.44" in capsys.readouterr().err
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    assert sum(record["prompt_tokens"] for record in records) == sum(r["completion_tokens"] for r in records) == 40
+
+
+# How it ends
+
+
+def test_a_million_prompts_are_read_in_a_bounded_window(path):
+    read = 0
+
+    def prompts():
+        nonlocal read
+        for read in range(1_000_000):
+            yield user(str(read))
+
+    with FakeServer() as server, client(server, path, concurrency=4) as model:
+        for number, samples in zip(range(100), model.complete(prompts())):
+            assert read <= number + llm.WINDOW * 4
+
+
+def test_closing_early_cancels_what_is_in_flight_and_the_client_stays_usable(path):
+    with FakeServer(faults=lambda request: None if request["messages"] == user("0") else "stall") as server:
+        with client(server, path, timeout=100) as model:
+            answers = model.complete(user(str(i)) for i in range(20))
+            next(answers)
+            began = time.monotonic()
+            answers.close()
+            server.faults = script()
+            assert texts(model.complete([user("5")])) == [["echo: 5"]]
+        assert time.monotonic() - began < 2
+
+
+RUN = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import openai._base_client as base
+base.INITIAL_RETRY_DELAY = 0.02
+from autoif import llm, stage
+llm.PAUSE = 0.02
+def main():
+    with llm.LLM("m", sys.argv[1], sys.argv[2], k=2, temperature=1, max_tokens=9, concurrency=8, timeout=0.5) as client:
+        for samples in client.complete([{{"role": "user", "content": str(i)}}] for i in range(40)):
+            print(samples)
+stage.run(main)
+"""
+
+
+def test_ctrl_c_ends_with_130_at_once_and_loses_nothing(path):
+    with FakeServer(delay=0.1, faults=script(*[None] * 16, *["stall"] * 1000)) as server:
+        run = subprocess.Popen([sys.executable, "-c", RUN.replace("timeout=0.5", "timeout=100"), server.url, str(path)],
+                               stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a background job ignores it
+        while len(server.requests) < 20:
+            time.sleep(0.02)
+        began = time.monotonic()
+        run.send_signal(signal.SIGINT)
+        error = run.communicate(timeout=10)[1]
+        assert run.returncode == 130 and time.monotonic() - began < 2 and "Traceback" not in error, error
+    assert len(path.read_text().splitlines()) == 32
+
+
+def test_kill_9_at_any_moment_loses_nothing_stored_and_asks_for_nothing_twice(path, tmp_path):
+    def answer(messages, request):
+        return [f"{messages[0]['content']} {i}" for i in range(request.get("n", 1))]
+
+    with FakeServer(answer) as server:
+        undisturbed = subprocess.run([sys.executable, "-c", RUN, server.url, str(tmp_path / "calm.jsonl")],
+                                     capture_output=True, check=True).stdout
+    rng = random.Random(1)
+    with FakeServer(answer, faults=at_random(0.3, seed=2), delay=0.03) as server:
+        for _ in range(4):
+            known = {json.dumps(user(str(i))) for i in range(40)} & stored_prompts(path)
+            before = dict(server.answered)
+            run = subprocess.Popen([sys.executable, "-c", RUN, server.url, str(path)], stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.DEVNULL)
+            asked = len(server.requests)
+            while len(server.requests) == asked and run.poll() is None:
+                time.sleep(0.01)
+            time.sleep(rng.random() * 0.2)
+            run.kill()
+            run.wait()
+            assert all(server.answered.get(prompt) == before.get(prompt) for prompt in known)
+        known, before = stored_prompts(path), dict(server.answered)
+        final = subprocess.run([sys.executable, "-c", RUN, server.url, str(path)], capture_output=True, check=True)
+        assert all(server.answered.get(prompt) == before.get(prompt) for prompt in known)
+        assert server.faulted and final.stdout == undisturbed
+
+
+def stored_prompts(path: Path) -> set[str]:
+    """The prompts of which the store holds both samples."""
+    if not path.exists():
+        return set()
+    numbers = [json.loads(line)["text"].split()[0] for line in path.read_text().split("\n")[:-1]]
+    return {json.dumps(user(number)) for number in set(numbers) if numbers.count(number) == 2}
+
+
+def test_from_args_puts_the_store_beside_the_output(tmp_path):
+    parser = argparse.ArgumentParser()
+    llm.add_flags(parser, temperature=0.7, max_tokens=100, k=8)
+    args = parser.parse_args(["--model", "m"])
+    args.out = str(tmp_path / "02.jsonl")
+    with LLM.from_args(args, stage="02_verifiers") as model:
+        assert model.store.path == tmp_path / "completions" / "02_verifiers.jsonl"
+        assert (model.k, model.temperature, model.max_tokens) == (8, 0.7, 100)
+
+
+def test_help_needs_no_openai():
+    code = "import sys; from autoif import llm; assert not {'openai', 'httpx2', 'aiohttp', 'torch'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
