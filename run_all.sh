@@ -78,7 +78,7 @@ esac
 # ---- one run at a time, and a log that says what ran -----------------------------------------------------------------
 mkdir -p "$OUT/logs" "$OUT/completions"
 exec 9>"$OUT/.lock"
-flock -n 9 || { echo "run_all.sh: error: another run is still at work in $OUT; wait for it or end it" >&2; exit 2; }
+flock -w 10 9 || { echo "run_all.sh: error: another run is still at work in $OUT; wait for it or end it" >&2; exit 2; }
 export SERVE_LOG=$OUT/logs
 {
     echo "== $(date -u +%FT%TZ) run_all.sh $* at commit $(git rev-parse --short HEAD 2>/dev/null || echo unknown)"
@@ -86,7 +86,7 @@ export SERVE_LOG=$OUT/logs
     pip list --disable-pip-version-check --format freeze 2>/dev/null | tr '\n' ' '
     echo
 } >>"$OUT/logs/run.log"
-exec > >(tee -a "$OUT/logs/run.log")
+exec > >(tee -a "$OUT/logs/run.log" 9>&-)
 trap 'code=$?; [ $code = 0 ] || echo "run_all.sh: stopped with exit code $code; the same command goes on from here" >&2' EXIT
 
 TORCHRUN=(torchrun --standalone --nproc_per_node "$PROCESSES")
