@@ -22,7 +22,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Iterator
 
-from autoif import jsonl, train
+from autoif import jsonl, llm, train
 from autoif.stage import Funnel, UserError, run
 
 
@@ -120,7 +120,7 @@ def add_reference(rows: list[dict], args, config: dict, rank: int, world: int) -
     """Give each row its `reference` log-probabilities; they are computed once for these pairs and this model."""
     import torch
     model = args.reference or args.model
-    key = train.digest([train.fingerprint(model), args.precision, [[row["prompt"], row["responses"]] for row in rows]])
+    key = train.digest([llm.model_id(model), args.precision, [[row["prompt"], row["responses"]] for row in rows]])
     file = Path(f"{args.input}.reference-{key}.jsonl")
     if not file.exists():
         engine = train.frozen(train.load_model(model, args, config), config)

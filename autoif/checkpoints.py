@@ -4,8 +4,9 @@ import os
 import shutil
 from pathlib import Path
 
+from autoif.llm import model_id
 from autoif.stage import UserError
-from autoif.train import digest, fingerprint
+from autoif.train import digest
 
 # Flags that may change between a killed run and its continuation, since the result does not depend on them.
 FREE = ("input", "out", "command", "model", "reference", "micro_batch", "ds_config", "chat_template", "save_every",
@@ -22,7 +23,7 @@ class Checkpoints:
         if self.out.is_dir() and any(self.out.iterdir()):
             raise UserError(f"{self.out} exists; delete it to train again")
         settings = {name: value for name, value in vars(args).items() if name not in FREE}
-        settings |= {name: fingerprint(getattr(args, name)) for name in ("model", "reference") if getattr(args, name, None)}
+        settings |= {name: model_id(getattr(args, name)) for name in ("model", "reference") if getattr(args, name, None)}
         settings |= {"data": digest(rows), "processes": world}
         file = self.state / "settings.json"
         if file.exists():

@@ -262,16 +262,3 @@ def sum_over_ranks(numbers) -> list[float]:
 
 def digest(value) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def fingerprint(model: str) -> str:
-    """Identity of a checkpoint directory: of each weight and config file its name, size and a megabyte at both ends."""
-    found = hashlib.sha256(b"" if Path(model).is_dir() else model.encode())
-    for file in sorted(Path(model).glob("*")):
-        if file.suffix in (".json", ".safetensors", ".bin"):
-            size = file.stat().st_size
-            with open(file, "rb") as data:
-                found.update(f"{file.name} {size}".encode() + data.read(1 << 20))
-                data.seek(max(0, size - (1 << 20)))
-                found.update(data.read())
-    return found.hexdigest()[:16]
