@@ -1,7 +1,8 @@
 """Answer queries under each constraint; keep what the functions accept and a judge finds helpful (section 3.3).
 
 Reads `03_instructions.jsonl` (its `train` split) and queries; writes `04_responses.jsonl`, every response with its
-verdicts (stage 06 pairs the good with the bad), and `04_sft.jsonl`, the kept ones as messages.
+verdicts (stage 06 pairs the good with the bad), `04_sft.jsonl`, the kept ones as messages, and `04_queries.jsonl`, the
+queries that passed the filters, for later runs.
 
     python 04_responses.py --in out/03_instructions.jsonl --queries ShareGPT.json --out out/04_responses.jsonl
 
@@ -152,6 +153,8 @@ def main(argv: list[str] | None = None) -> None:
     pool, query_counts = queries.load(args.queries, args.min_chars, args.max_chars, args.language)
     if not pool:
         raise UserError(f"--queries {args.queries}: none is left ({dict(query_counts)}); see --min-chars, --max-chars, --language")
+    if Path(args.queries).resolve() != (kept := out.with_name("04_queries.jsonl").resolve()):
+        queries.keep(kept, pool, args.language)
     read = jsonl.read(args.input, ["id", "instruction", "verifiers", "split"], "03_backtranslate.py")
     train = islice((row for row in read if row["split"] == "train"), args.limit)
     rows = prompts(train, pool, args.queries_per_instruction, args.seed)

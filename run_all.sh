@@ -65,9 +65,10 @@ full | --check)
     # a row of 8,192 tokens keeps some 60 GB of a 7B model's activations: they are recomputed instead
     SFT=(--micro-batch "${MICRO_BATCH:-1}" --activation-checkpointing) DPO=(--micro-batch "${MICRO_BATCH:-1}" --activation-checkpointing)
     [ "${PRESET:-}" = 70b ] && SFT+=(--batch 512)                 # section 4.1: 512 for 70B and 72B
-    ONLINE_ASKING=(--queries "$QUERIES" --k "${ONLINE_K:-8}")
+    FILTERED=$OUT/04_queries.jsonl                                # stage 04 has looked at every query's language: once is enough
+    ONLINE_ASKING=(--queries "$FILTERED" --k "${ONLINE_K:-8}")
     ONLINE_FROM=$OUT/05_sft                                       # the paper's tables: SFT + online DPO
-    HELDOUT=(--queries "$QUERIES")
+    HELDOUT=(--queries "$FILTERED")
     ;;
 *)
     sed -n '2,17s/^# \{0,1\}//p' run_all.sh >&2

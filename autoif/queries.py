@@ -34,19 +34,26 @@ def _json_array(path: str) -> Iterator[dict]:
                   f"these are used", file=sys.stderr)
 
 
-def read(path: str) -> Iterator[str | None]:
-    """Yield the query of every record, None for a record that has none. The kind of file is seen from its first byte."""
+def read(path: str) -> Iterator[tuple[str | None, str | None]]:
+    """Yield (query or None, its language if the record knows it). The kind of file is seen from its first byte."""
     if not Path(path).is_file():
         raise UserError(f"--queries {path} does not exist; give ShareGPT JSON, JSONL rows with 'query', or a text file")
     with open(path, encoding="utf-8", errors="replace") as file:
         first = file.readline().lstrip("\ufeff \t\n")
     if first.startswith("["):
-        yield from (first_human_turn(row) for row in _json_array(path) if isinstance(row, dict))
+        yield from ((first_human_turn(row), None) for row in _json_array(path) if isinstance(row, dict))
     elif first.startswith("{"):
-        yield from (first_human_turn(row) for row in jsonl.read(path))
+        yield from ((first_human_turn(row), row.get("langdetect")) for row in jsonl.read(path))
     else:
         with open(path, encoding="utf-8", errors="replace") as file:
-            yield from (line.strip() for line in file if line.strip())
+            yield from ((line.strip(), None) for line in file if line.strip())
+
+
+def keep(path: Path, kept: list[str], language: str) -> None:
+    """Write what `load` kept, with its language: to `load` this file takes seconds, ShareGPT's languages take minutes."""
+    with jsonl.writer(path) as write:
+        for query in kept:
+            write({"query": query} if language == "any" else {"query": query, "langdetect": language})
 
 
 def load(path: str, min_chars: int, max_chars: int, language: str) -> tuple[list[str], Counter]:
@@ -56,7 +63,7 @@ def load(path: str, min_chars: int, max_chars: int, language: str) -> tuple[list
 
     DetectorFactory.seed = 0  # the same query gets the same language in every run
     kept, dropped = {}, Counter()
-    for query in tqdm(read(path), desc="queries", unit=" records", disable=None):
+    for query, known in tqdm(read(path), desc="queries", unit=" records", disable=None):
         query = (query or "").strip()
         if not query:
             dropped["no human turn"] += 1
@@ -66,7 +73,7 @@ def load(path: str, min_chars: int, max_chars: int, language: str) -> tuple[list
             dropped["duplicate"] += 1
         else:
             try:
-                found = language if language == "any" else detect(query)
+                found = language if language == "any" else known or detect(query)
             except LangDetectException:  # nothing but digits and signs
                 found = "none"
             if found == language:

@@ -117,6 +117,14 @@ def test_queries_come_from_sharegpt_jsonl_and_text(tmp_path):
     assert load(tmp_path, "\n".join(QUERIES + QUERIES[:1])) == (QUERIES, {"duplicate": 1})
 
 
+def test_kept_queries_are_read_again_without_detecting_their_language(tmp_path, monkeypatch):
+    run(tmp_path, answers)
+    monkeypatch.setattr("langdetect.detect", None)
+    kept = tmp_path / "04_queries.jsonl"
+    assert queries.load(str(kept), 20, 300, "en") == (QUERIES, {})
+    assert queries.load(str(kept), 20, 300, "de") == ([], {"language": len(QUERIES)})
+
+
 def test_a_cut_off_sharegpt_file_yields_its_whole_records_and_a_warning(tmp_path, capsys):
     text = json.dumps([{"conversations": [{"from": "human", "value": query}]} for query in QUERIES])
     assert load(tmp_path, text[:text.rindex("human")])[0] == QUERIES[:2]
