@@ -75,6 +75,8 @@ Give one constraint a line, each line starting with "- ", and nothing else."""
 
 # What a line of a list starts with: "-", "*", "•", "1.", "1)", "(1)", "**1.**", "#3:", with or without bold marks.
 BULLET = re.compile(r"^\s*(?:\*\*|__)?(?:[-*•‣◦–—+](?!\*)|\(?#?\d{1,3}[.):]|\(\d{1,3}\))(?:\*\*|__)?\s+")
+# A sign that a constraint is about, such as "!" or [: not one that follows a (quoted) word as punctuation does, and no quotes.
+SYMBOL = re.compile(r"""(?<!\w)(?<!\w["'”’])[^\w\s"'“”‘’]""")
 # Constraints that a function cannot check (section 3.1), by the words that give them away.
 NOT_FORMAT = re.compile(
     r"\b(?:metaphor\w*|simile\w*|translat\w+|in the style of|writing style|stylistic\w*|tone of|\w+ tone|poetic\w*|"
@@ -87,7 +89,7 @@ def parse_list(text: str) -> list[str]:
 
     Lines without a bullet are prose around the list and are left out, unless no line has one.
     """
-    array = re.search(r"\[\s*\".*\"\s*,?\s*\]", text, re.DOTALL)
+    array = re.search(r"^[ \t]*\[\s*\".*\"\s*,?\s*\][ \t]*$", text, re.DOTALL | re.MULTILINE)  # not one inside a constraint
     if array:
         try:
             return [item for item in json.loads(array.group()) if isinstance(item, str)]
@@ -98,32 +100,38 @@ def parse_list(text: str) -> list[str]:
 
 
 def clean(item: str) -> str:
-    """An item without bold marks, quotes or blanks around it."""
-    text = re.sub(r"\s+", " ", item).strip().strip("*_`").strip(" ,")
+    """An item without a bold title before it, or bold marks, quotes or blanks around it."""
+    text = re.sub(r"\s+", " ", item).strip()
+    text = re.sub(r"^\*\*[^*]+(?::\*\*|\*\*:) (?=.)", "", text)
+    text = re.sub(r"^(\*\*|__|\*|_|`)(?=\S)(.*\S)\1$", r"\2", text)  # pairs only: a constraint may end with the symbol it is about
+    if text.count("**") == 1:  # its other half went with the bullet
+        text = re.sub(r"^\*\*(?=[^\s*])|(?<=[^\s*])\*\*$", "", text)
+    text = text.strip(" ,")
     return text[1:-1].strip(" ,") if re.fullmatch(r'"[^"]*"|“[^“”]*”', text) else text  # not the quotes of a last word
 
 
 def form(instruction: str) -> str:
-    """What two constraints share when they are exact duplicates: words and numbers, in lower case."""
-    return " ".join(re.findall(r"\w+", instruction.lower()))
+    """What two constraints share when they are exact duplicates: words and numbers, in lower case, and symbols."""
+    return " ".join(re.findall(r"\w+", instruction.lower()) + SYMBOL.findall(instruction))
 
 
 def near_duplicates(instructions: list[str], threshold: float) -> dict[int, int]:
     """Index of each instruction whose TF-IDF cosine (words and word pairs) with an earlier kept one is >= threshold.
 
-    Returns {index: index of the earlier one}. Two that differ in a number are never duplicates of each other.
+    Returns {index: index of the earlier one}. Two that differ in numbers, symbols or single letters, or in the order of
+    these, are never duplicates of each other.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectors = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\w+").fit_transform(instructions)
-    numbers = [re.findall(r"\d+", instruction) for instruction in instructions]
+    details = [re.findall(rf"\d+|\b[b-hj-zA-HJ-Z]\b|{SYMBOL.pattern}", instruction) for instruction in instructions]
     twin = {}
     for start in range(0, len(instructions), 1000):  # 1,000 rows of cosines at a time: flat memory
         cosines = (vectors[start:start + 1000] @ vectors.T).tocsr()
         for row in range(cosines.shape[0]):
             begin, end = cosines.indptr[row:row + 2]
             earlier = [j for j, cosine in zip(cosines.indices[begin:end], cosines.data[begin:end])
-                       if j < start + row and cosine >= threshold and j not in twin and numbers[j] == numbers[start + row]]
+                       if j < start + row and cosine >= threshold and j not in twin and details[j] == details[start + row]]
             if earlier:
                 twin[start + row] = min(earlier)
     return twin
@@ -131,7 +139,7 @@ def near_duplicates(instructions: list[str], threshold: float) -> dict[int, int]
 
 def drop_reason(instruction: str, max_chars: int) -> str | None:
     """Why a single constraint is unusable, whatever the others are; None when it is fine."""
-    if not form(instruction):
+    if not re.search(r"\w", instruction):
         return "empty"
     if len(instruction) > max_chars:
         return "over-long"

@@ -21,7 +21,7 @@ import re
 from collections import Counter
 from functools import partial
 from itertools import islice
-from typing import Iterable
+from typing import Iterable, Iterator
 
 from autoif import jsonl, llm, sandbox
 from autoif.stage import Funnel, run, through
@@ -38,31 +38,32 @@ Then write three test cases: texts that obey the constraint and texts that do no
 Answer with one JSON object and nothing else:
 {{"func": "<the source code of the function>", "cases": [{{"input": "<text>", "output": true or false}}, ...]}}"""
 
-FENCE = re.compile(r"```(?:json|JSON)?[ \t]*\n(.*?)```", re.DOTALL)
+FENCE = re.compile(r"```(?:json|JSON)?[ \t]*\n(.*?)\n[ \t]*```", re.DOTALL)
 
 
-def loads(text: str) -> object:
-    """JSON as models write it: real newlines in strings, trailing commas. json_repair guesses, so it comes last:
-    next to a trailing comma it would take the backslash out of the \\" in a function's source."""
+def objects(text: str) -> Iterator[object]:
+    """Everything in `text` that may be the asked-for object: what is valid JSON (real newlines in strings allowed) from some
+    brace on, what is so without trailing commas, and what json_repair guesses. That comes last: next to a trailing comma it
+    takes the backslash out of the \\" in a function's source."""
     from json_repair import repair_json
 
-    for attempt in (text, re.sub(r",(\s*[\]}])", r"\1", text)):
-        try:
-            return json.loads(attempt, strict=False)
-        except json.JSONDecodeError:
-            pass  # not valid in this form
-    return repair_json(text, return_objects=True)
+    decoder = json.JSONDecoder(strict=False)
+    spans = [*FENCE.findall(text), text[text.find("{"):text.rfind("}") + 1]]
+    without_commas = [re.sub(r",(\s*[\]}])", r"\1", span) for span in spans]
+    for span in [text, *without_commas]:
+        for brace in re.finditer("{", span):
+            try:
+                yield decoder.raw_decode(span, brace.start())[0]
+            except (json.JSONDecodeError, RecursionError):
+                pass  # no object begins here
+    yield from (repair_json(span, return_objects=True) for span in spans if "{" in span)
 
 
 def parse_verifier(text: str) -> tuple[str, list[dict]] | str:
-    """(code, cases) out of a completion, or the reason why there are none.
-
-    The JSON may be fenced, bare or inside prose, with real newlines in its strings or trailing commas.
-    """
-    for candidate in [*FENCE.findall(text), text[text.find("{"):text.rfind("}") + 1]]:
-        parsed = loads(candidate) if "{" in candidate else None
-        if isinstance(parsed, dict) and isinstance(parsed.get("func"), str) and parsed["func"].strip():
-            return parsed["func"], parse_cases(parsed.get("cases"))
+    """(code, cases) out of a completion, or the reason why there are none."""
+    for found in objects(text):
+        if isinstance(found, dict) and isinstance(found.get("func"), str) and found["func"].strip():
+            return found["func"], parse_cases(found.get("cases"))
     return "no function in the JSON" if "{" in text else "no JSON"
 
 
@@ -165,9 +166,9 @@ def parse_samples(samples: list[dict], counts: Counter, released: bool = False) 
     return functions, distinct
 
 
-def jobs(item: tuple[dict, list[str], list[dict]]) -> list[dict]:
+def jobs(item: tuple[dict, list[str], list[dict], int]) -> list[dict]:
     """One sandbox job a function, on all cases and on the empty answer (the last verdict: a look at quality only)."""
-    row, codes, cases = item
+    row, codes, cases, _ = item
     inputs = [case["input"] for case in cases] + [""]
     return [{"id": f"{row['id']}.{n}", "code": code, "inputs": inputs} for n, code in enumerate(codes)]
 
@@ -192,10 +193,11 @@ def main(argv: list[str] | None = None) -> None:
     rows = islice(jsonl.read(args.input, ["id", "instruction"], "01_seed_augment.py"), args.limit)
     with llm.LLM.from_args(args, stage="02_verifiers") as client, jsonl.writer(args.out) as write:
         asked = through(client.complete, rows, lambda row: [request(row, args.k)])
-        parsed = ((row, *parse_samples(samples, counts, args.released_parsing)) for row, [samples] in asked)
-        for (row, codes, cases), results in through(partial(sandbox.run, **sandbox.options(args)), parsed, jobs):
+        parsed = ((row, *parse_samples(samples, counts, args.released_parsing), len(samples)) for row, [samples] in asked)
+        for (row, codes, cases, answered), results in through(partial(sandbox.run, **sandbox.options(args)), parsed, jobs):
             if len(codes) < args.min_functions or len(cases) < args.min_cases:
-                funnel.drop("too few functions" if len(codes) < args.min_functions else "too few cases", row)
+                funnel.drop("no completion" if not answered else "too few functions" if len(codes) < args.min_functions
+                            else "too few cases", row)
                 continue
             counts.update(f"function error: {result['error']}" for result in results if result["error"])
             weak = [weakness(result["verdicts"][:-1], result["verdicts"][-1]) for result in results]

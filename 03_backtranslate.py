@@ -94,7 +94,7 @@ def is_heldout(instruction: str, share: float, seed: int) -> bool:
 
 
 def requests(row: dict, max_functions: int | None) -> list[dict]:
-    return [{"messages": [{"role": "user", "content": BACKTRANSLATE_PROMPT.format(code=verifier["code"])}], "k": 1}
+    return [{"messages": [{"role": "user", "content": BACKTRANSLATE_PROMPT.format(code=verifier["code"])}]}
             for verifier in row["verifiers"][:max_functions]]
 
 
@@ -132,7 +132,8 @@ def main(argv: list[str] | None = None) -> None:
     with llm.LLM.from_args(args, stage="03_backtranslate") as client:
         with jsonl.writer(translated) as write:
             for row, answers in through(client.complete, rows, lambda row: requests(row, args.max_functions)):
-                write({**row, "back_translations": [clean(samples[0]["text"]) if samples else "" for samples in answers]})
+                texts = [[clean(sample["text"]) for sample in samples] or [""] for samples in answers]
+                write({**row, "back_translations": [text for each in texts for text in each]})
 
         if args.nli == "llm":
             nli = partial(nli_supervisor, client=client)

@@ -48,16 +48,19 @@ Score: <number>"""
 PAPER_TABLE_5 = {"LLaMA3-70B": [85_000, 15_000, 6_000, 0.26], "Qwen2-72B": [123_000, 10_000, 4_000, 0.28],
                  "GPT-4": [210_000, 25_000, 15_000, 0.34]}
 
-NUMBER = r"(10(?:\.0+)?|[0-9](?:\.[0-9]+)?)"
+NUMBER = r"(10(?:\.0+)?|[0-9](?:\.[0-9]+)?)(?![\d.,]*\d)"
+LABEL = r"(?:score|rating)\b[^\d\n-]{0,20}"
+SCALE = r"\(?(?:\b(?:out of|from|on a scale (?:of|from))\s*)?(?:[01]\s*(?:-|–|to)\s*)?\b10\)?(?=\s*[:=])"  # "(0-10):", "out of 10:"
 
 
 def parse_score(text: str) -> float | None:
     """The score of a judgement, 0 to 10, in any usual form ("8", "8.5", "8/10", "**Score: 8**"); None when there is none.
 
-    The last "score" or "rating" that is followed by a number counts, else a last line that is nothing but a number.
+    The last line that begins with a score counts, else the last score inside a line, else a last line that is a number.
     """
-    text = re.sub(r"[*_`#\[\]{}]", "", text)
-    labelled = re.findall(rf"(?:score|rating)\b[^\d\n]{{0,20}}{NUMBER}(?![\d.]*\d)", text, re.IGNORECASE)
+    text = re.sub(SCALE, "", re.sub(r"[*_`#\[\]{}]", "", text), flags=re.IGNORECASE)
+    first_of_line = re.findall(rf"^\W*(?:(?:final|overall|my) )*{LABEL}{NUMBER}", text, re.IGNORECASE | re.MULTILINE)
+    labelled = first_of_line or re.findall(LABEL + NUMBER, text, re.IGNORECASE)
     last_line = (text.strip().splitlines() or [""])[-1].strip()
     bare = re.fullmatch(rf"{NUMBER}(?:\s*(?:/|out of)\s*10)?\.?", last_line)
     return float(labelled[-1]) if labelled else float(bare.group(1)) if bare else None
@@ -101,8 +104,6 @@ def outcome(responses: list[dict], min_accuracy: float) -> str:
 
 def drop_reason(response: dict, earlier: list[dict], min_accuracy: float) -> str | None:
     """Why a response is no candidate for training (before the quality score), None when it is one."""
-    if not response["text"].strip():
-        return "empty"
     if response["finish_reason"] == "length":
         return "truncated"
     if response["accuracy"] <= min_accuracy:
@@ -141,7 +142,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--no-score", action="store_true", help="skip the quality score (the paper's ablation, and the online loop)")
     parser.add_argument("--min-chars", type=int, default=20, help="queries must be longer than this")
     parser.add_argument("--max-chars", type=int, default=300, help="queries must be shorter than this")
-    parser.add_argument("--language", default="en", help="language of the queries, as a two-letter code; 'any' takes all")
+    parser.add_argument("--language", default="en", help="language of the queries, such as en or zh; 'any' takes all")
     parser.add_argument("--limit", type=int, help="use only the first LIMIT constraints of the train split")
     parser.add_argument("--seed", type=int, default=0, help="of the draw of queries")
     llm.add_flags(parser, temperature=0.8, max_tokens=2048, k=8)
@@ -171,14 +172,17 @@ def main(argv: list[str] | None = None) -> None:
                 for response in row["responses"]:
                     for n, verdict in enumerate(response["verdicts"]):
                         said[row["instruction_id"], n].add(verdict)
+                for _ in range(args.k - len(samples)):
+                    funnel.drop("no answer", {"id": row["id"], "prompt": row["prompt"]})  # empty, or its request kept failing
                 write(row)
         if args.no_score:
             print("04_responses: no quality scores (--no-score): the paper's ablation without quality verification")
-        with jsonl.writer(out) as write, jsonl.writer(sft_out) as write_sft:
+        with jsonl.writer(sft_out) as write_sft, jsonl.writer(out) as write:  # the last to appear is the first of these
             expand = (lambda row: []) if args.no_score else partial(score_requests, min_accuracy=args.min_accuracy)
             for row, answers in through(client.complete, jsonl.read(verified), expand):
                 for response, samples in zip(candidates(row, args.min_accuracy), answers):
-                    response["score"] = parse_score(samples[0]["text"]) if samples else None
+                    complete = samples and samples[0]["finish_reason"] != "length"  # a cut "10" is a "1"
+                    response["score"] = parse_score(samples[0]["text"]) if complete else None
                 for n, response in enumerate(row["responses"]):
                     reason = drop_reason(response, row["responses"][:n], args.min_accuracy)
                     reason = reason or (None if args.no_score else score_reason(response, args.min_score))

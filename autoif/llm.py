@@ -37,6 +37,7 @@ TIMEOUT = 600.0
 MAX_FAILED = 0.05
 RETRIES = 6  # by openai of 429, 5xx, timeouts and lost connections; here, likewise, of unusable bodies
 PAUSE = 0.5  # seconds before the first retry, doubling to 8, where the server names none
+REFUSALS = 4  # with 400 before any answer: it is the settings, not the prompts
 WINDOW = 16  # prompts read ahead, times the concurrency: a straggler at the head holds up nobody until it is full
 
 
@@ -95,10 +96,22 @@ def strip_think(text: str) -> str:
 
 
 def _usable(reply) -> bool:
-    """Whether it is a ChatCompletion with a choice, each a text or (refused, all thinking) without one."""
+    """Whether it is a ChatCompletion with a choice, each a text, a list of parts or (refused, all thinking) neither."""
     choices = getattr(reply, "choices", None)  # openai hands on a body that is no JSON as str, and checks no field
-    return bool(choices) and all(isinstance(getattr(getattr(choice, "message", None), "content", 0), str | None)
+    return bool(choices) and all(isinstance(getattr(getattr(choice, "message", None), "content", 0), str | list | None)
                                  for choice in choices)
+
+
+def _text(content: str | list | None) -> str | None:
+    """The text of a message; of one in parts (thoughts, text), its text parts."""
+    if isinstance(content, list):
+        return "".join(part.get("text", "") for part in content if isinstance(part, dict) and part.get("type") == "text")
+    return content
+
+
+def _encodable(request: dict) -> dict:
+    """The request with lone surrogates (models write them, no HTTP body takes them) replaced."""
+    return json.loads(json.dumps(request, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
 
 
 class Unusable(Exception):
@@ -148,7 +161,9 @@ class LLM:
         self._bar = None
         self._one_by_one = False  # set when the server turns out not to take `n`
         self._length_name = "max_tokens"  # or max_completion_tokens, where a server insists
-        self._failed_in_a_row = 0
+        self._one_temperature = False  # set when the model turns out to take no other than its own
+        self._failed_in_a_row = self._refused = 0
+        self._answered = False  # a request of this run
         self._last_error = ""
         self._stopped = None  # the error that ended the run
 
@@ -181,7 +196,9 @@ class LLM:
         """
         total = len(requests) if hasattr(requests, "__len__") else None
         requests, window, more = iter(requests), deque(), True
-        limit = WINDOW * self.concurrency
+        limit, ended, failed = WINDOW * self.concurrency, 0, 0
+        if self._stopped and self._thread.is_alive():  # what ended an earlier call need not end this one
+            self._stopped, self._failed_in_a_row, self._refused = None, 0, 0
         with self._progress(total):
             try:
                 while True:
@@ -194,10 +211,11 @@ class LLM:
                         return
                     self._wait_for(window[0])
                     prompt = window.popleft()
+                    ended, failed = ended + 1, failed + prompt.failed
                     self._asked.discard((prompt.key, prompt.first))
                     samples = self._samples(prompt)
                     if not more and not window:
-                        self._check_failed()
+                        self._check_failed(failed, ended)
                     yield samples
             finally:
                 self._asked -= {(prompt.key, prompt.first) for prompt in window}
@@ -275,9 +293,9 @@ class LLM:
                 self.counts["empty"] += 1
         return samples
 
-    def _check_failed(self) -> None:
-        if self.failed > self.max_failed * self.counts["prompts"]:
-            raise UserError(f"{self.failed:,} of {self.counts['prompts']:,} prompts kept failing, more than "
+    def _check_failed(self, failed: int, prompts: int) -> None:
+        if failed > self.max_failed * prompts:
+            raise UserError(f"{failed:,} of {prompts:,} prompts kept failing, more than "
                             f"--max-failed {self.max_failed}; the last with: {self._last_error}; run the same command "
                             "to ask for these again, all other answers are stored")
 
@@ -397,25 +415,25 @@ class LLM:
             if self._one_by_one and len(indices) > 1:
                 return self._send(prompt, indices)
             try:
-                reply = await self._reply(prompt.request, indices)
+                reply, asked = await self._answer(prompt.request, indices)
             except api.APIStatusError as error:
-                if len(indices) > 1 and error.status_code in (400, 422, 501):
-                    self._fall_back(f"refuses n={len(indices)} ({self._words(error)})")
-                    return self._send(prompt, indices)
                 heals = error.status_code in (408, 409, 429) or error.status_code >= 500
-                if not heals or error.code == "insufficient_quota":
+                refused = error.status_code in (400, 413, 422)  # a content filter, or too long: others may be taken
+                self._refused += refused
+                first = self._refused >= REFUSALS and not (self._answered or self.counts["stored"])
+                if not (heals or refused) or first or error.code == "insufficient_quota":
                     raise UserError(self._words(error)) from None
                 return self._fail(prompt, error)
             except (api.APIConnectionError, Unusable) as error:
                 return self._fail(prompt, error)
-        self._failed_in_a_row = 0
-        choices = reply.choices[:len(indices)]
+        self._failed_in_a_row, self._answered = 0, True
+        choices = reply.choices[:len(asked)]
         usage = reply.usage
         prompt_tokens, completion_tokens = (usage.prompt_tokens or 0, usage.completion_tokens or 0) if usage else (0, 0)
         self.counts.update(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
         share, rest = divmod(completion_tokens, len(choices))
         # a request's tokens are split over its samples, so that the store's sums are what was billed
-        self.store.put([{"key": prompt.key, "index": index, "text": choice.message.content,
+        self.store.put([{"key": prompt.key, "index": index, "text": _text(choice.message.content),
                          "finish_reason": choice.finish_reason or "unknown",
                          "prompt_tokens": 0 if place else prompt_tokens,
                          "completion_tokens": share + (place < rest)}
@@ -425,6 +443,18 @@ class LLM:
                 self._fall_back(f"returned 1 sample for n={len(indices)}")
             self._send(prompt, indices[len(choices):])
 
+    async def _answer(self, request: dict, indices: list[int]) -> tuple:
+        """(reply, the samples it was asked for): `indices`, or the first of them alone where the server refuses `n`."""
+        try:
+            return await self._reply(request, indices), indices
+        except self._openai.APIStatusError as error:
+            if len(indices) == 1 or error.status_code not in (400, 422, 501):
+                raise
+            words = self._words(error)
+        reply = await self._reply(request, indices[:1])  # refused as well if it was the prompt
+        self._fall_back(f"refuses n={len(indices)} ({words})")
+        return reply, indices[:1]
+
     async def _reply(self, request: dict, indices: list[int]):
         """The server's ChatCompletion, with at least one choice; openai retries, here only bodies it takes for good."""
         request = dict(request)
@@ -432,6 +462,8 @@ class LLM:
             request["n"] = len(indices)
         if request.get("seed") is not None:
             request["seed"] += indices[0]  # or each of the requests that make up k samples would return the same one
+        if self._one_temperature:
+            request.pop("temperature", None)
         length = request.pop("max_tokens")
         for attempt in range(RETRIES + 1):
             limit = {self._length_name: length} if length is not None else {}
@@ -443,12 +475,22 @@ class LLM:
                 if _usable(reply):
                     return reply
                 problem = f"a reply without choices: {self._clean(str(reply))[:200]!r}"
+            except UnicodeEncodeError:
+                request = _encodable(request)
+                continue
             except self._garbled as error:
                 problem = f"a reply that is no completion: {self._clean(repr(error))[:200]}"
             except self._openai.BadRequestError as error:
-                if "max_completion_tokens" not in str(error) or "max_tokens" not in limit:
+                words = str(error).lower()
+                if "max_completion_tokens" in words and "max_tokens" in limit:
+                    self._length_name = "max_completion_tokens"
+                elif "unsupported" in words and "'temperature'" in words and "temperature" in request:
+                    del request["temperature"]
+                    if not self._one_temperature:
+                        self._one_temperature = True
+                        tqdm.write(f"{self.name}: {self.model} takes no temperature but its own, which is used", file=sys.stderr)
+                else:
                     raise
-                self._length_name = "max_completion_tokens"
                 continue
             await asyncio.sleep(min(PAUSE * 2 ** attempt, 8) * random.uniform(0.75, 1))
         raise Unusable(problem)
@@ -460,7 +502,7 @@ class LLM:
 
     def _fail(self, prompt: Prompt, error: Exception) -> None:
         prompt.failed = True
-        self._last_error = self._words(error)
+        self._last_error = f"{self._words(error)} (prompt: {str(prompt.request['messages'][-1]['content'])[:80]!r})"
         self._failed_in_a_row += 1
         if self._failed_in_a_row >= max(20, 2 * self.concurrency):
             raise UserError(f"{self._failed_in_a_row} requests in a row failed; the last with: {self._last_error}; "

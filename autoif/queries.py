@@ -19,33 +19,44 @@ def first_human_turn(row: dict) -> str | None:
     return None
 
 
-def _json_array(path: str) -> Iterator[dict]:
+class _Utf8:
+    """A text file as the bytes that ijson reads."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def read(self, size: int) -> bytes:
+        return self.file.read(size).encode()
+
+
+def _json_array(path: str, file) -> Iterator[dict]:
     """The records of a JSON array, streamed; a file that is cut off yields its whole records and a warning."""
     import ijson
 
     count = 0
-    with open(path, "rb") as file:
-        try:
-            for row in ijson.items(file, "item"):
-                count += 1
-                yield row
-        except ijson.IncompleteJSONError as error:
-            print(f"warning: {path} breaks off after {count:,} whole records ({str(error).splitlines()[0]}); "
-                  f"these are used", file=sys.stderr)
+    try:
+        for row in ijson.items(_Utf8(file), "item"):
+            count += 1
+            yield row
+    except ijson.JSONError as error:
+        said = str(error).splitlines()[0]
+        if "premature" not in said.lower() and "incomplete" not in said.lower():
+            raise UserError(f"{path}: record {count + 1:,} is no JSON ({said}); mend or delete it") from None
+        print(f"warning: {path} breaks off after {count:,} whole records ({said}); these are used", file=sys.stderr)
 
 
 def read(path: str) -> Iterator[tuple[str | None, str | None]]:
-    """Yield (query or None, its language if the record knows it). The kind of file is seen from its first byte."""
+    """Yield (query or None, its language if the record knows it). The kind of file is seen from its first character."""
     if not Path(path).is_file():
         raise UserError(f"--queries {path} does not exist; give ShareGPT JSON, JSONL rows with 'query', or a text file")
-    with open(path, encoding="utf-8", errors="replace") as file:
-        first = file.readline().lstrip("\ufeff \t\n")
-    if first.startswith("["):
-        yield from ((first_human_turn(row), None) for row in _json_array(path) if isinstance(row, dict))
-    elif first.startswith("{"):
-        yield from ((first_human_turn(row), row.get("langdetect")) for row in jsonl.read(path))
-    else:
-        with open(path, encoding="utf-8", errors="replace") as file:
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        first = file.read(4096).lstrip()[:1]
+        file.seek(0)
+        if first == "[":
+            yield from ((first_human_turn(row), None) for row in _json_array(path, file) if isinstance(row, dict))
+        elif first == "{":
+            yield from ((first_human_turn(row), row.get("langdetect")) for row in jsonl.read(path))
+        else:
             yield from ((line.strip(), None) for line in file if line.strip())
 
 
@@ -73,10 +84,10 @@ def load(path: str, min_chars: int, max_chars: int, language: str) -> tuple[list
             dropped["duplicate"] += 1
         else:
             try:
-                found = language if language == "any" else known or detect(query)
+                found = known or ("any" if language == "any" else detect(query))
             except LangDetectException:  # nothing but digits and signs
                 found = "none"
-            if found == language:
+            if language in ("any", found, found.split("-")[0]):  # zh is zh-cn and zh-tw
                 kept[query] = True
             else:
                 dropped["language"] += 1

@@ -1,5 +1,6 @@
 """The shell around a stage: named errors with exit code 2, files written whole, the funnel that accounts for every row."""
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -37,6 +38,10 @@ def whole_file(path: str | Path):
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"{path} cannot be written, the disk is full; make room and run the same command") from None
     finally:
         partial.unlink(missing_ok=True)
 

@@ -19,6 +19,9 @@ stage = importlib.import_module("01_seed_augment")
     "**1.** Use no commas\n**2.** End with a question",
     "• **Use no commas**\n• \"End with a question\"",
     '```json\n["Use no commas", "End with a question"]\n```',
+    'Sure:\n[\n  "Use no commas",\n  "End with a question"\n]\nDone.',
+    "**1. Use no commas**\n**2. End with a question**",
+    "- **Commas:** Use no commas\n- **Ending**: End with a question",
     "Use no commas\nEnd with a question",
 ])
 def test_a_list_is_read_in_every_shape_that_models_write(text):
@@ -27,6 +30,32 @@ def test_a_list_is_read_in_every_shape_that_models_write(text):
 
 def test_quotes_that_belong_to_the_constraint_stay():
     assert stage.clean('Include the word "because"') == 'Include the word "because"'
+
+
+def test_a_json_list_inside_a_constraint_is_no_list_of_constraints():
+    text = '- Return a JSON array such as ["red", "blue"]\n- End the answer with ["END"]'
+    assert stage.parse_list(text) == ['Return a JSON array such as ["red", "blue"]', 'End the answer with ["END"]']
+
+
+@pytest.mark.parametrize("text", ["Begin each line with *", "Wrap the answer in ```", "Name the method __init__", "Use `code` or _",
+                                  "Begin and end with **", "Separate sections with ***"])
+def test_a_symbol_that_a_constraint_is_about_stays(text):
+    assert stage.clean(text) == text
+
+
+@pytest.mark.parametrize("one, other", [
+    ('End the answer with "!"', 'End the answer with "?"'),
+    ("Separate the items with ';' only", "Separate the items with '|' only"),
+    ("Put the last word in (parentheses)", "Put the last word in [parentheses]"),
+    ("Begin every line with >", "Begin every line with #"),
+])
+def test_constraints_that_differ_in_a_symbol_are_different(one, other):
+    assert stage.form(one) != stage.form(other) and stage.near_duplicates([one, other], 0.5) == {}
+
+
+def test_punctuation_makes_no_difference():
+    assert stage.form('Use no commas, ever: "no".') == stage.form("use no commas ever 'no'")
+    assert stage.near_duplicates(["Start with A and end with Z", "Start with Z and end with A"], 0.5) == {}
 
 
 def test_constraints_that_no_function_can_check_are_named_as_such():

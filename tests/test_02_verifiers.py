@@ -27,6 +27,16 @@ def test_real_newlines_and_trailing_commas_are_repaired():
     assert stage.parse_verifier(text) == ('def evaluate(response):\n    return "a" in response', [{"input": "a", "output": True}])
 
 
+def test_backticks_and_braces_in_the_answer_end_no_json():
+    fence = "def evaluate(response):\n    return response.startswith('```') and response.endswith('```')"
+    cases = [("```\nx\n```", True), ("x", False)]
+    answer = json.dumps(completion(fence, cases))
+    for text in (f"```json\n{answer}\n```", f"{answer}\nIt looks at both ends, as in a set {{a, b}}.", f"Here:\n```json\n{answer[:-1]},}}\n```"):
+        code, found = stage.parse_verifier(text)
+        assert code == fence and len(found) == 2
+    assert stage.parse_verifier('{"a":' * 5000) == "no function in the JSON"
+
+
 def test_expected_outputs_are_normalised_and_others_left_out():
     written = [True, "True", "false", 0, "yes", None, [True]]
     assert [case["output"] for case in stage.parse_cases([{"input": "a", "output": output} for output in written])] == \

@@ -1,5 +1,6 @@
 import importlib
 import json
+import os
 
 import pytest
 from fake_server import FakeServer
@@ -19,6 +20,8 @@ QUERIES = ["What is the tallest mountain on earth?", "Why do cats sleep for most
     ("Good answer.\nScore: 8", 8), ("Score: 8.5", 8.5), ("Score: 8/10", 8), ("**Score: 8**", 8), ("**Score:** 8 ", 8),
     ("Score: 8 out of 10.", 8), ("Rating: 9", 9), ("It helps.\n10", 10), ("It helps.\n7/10", 7), ("Score: {9}", 9),
     ("The score of the first part is 3.\nScore: 9", 9), ("Score: 0", 0), ("Score: 10.0", 10), ("## Score\n8", 8),
+    ("Score (out of 10): 3", 3), ("Score (0-10): 8", 8), ("Score from 0 to 10: 7", 7), ("On a scale of 1 to 10: score 6", 6),
+    ("Score: 8\n\nNote: I would give a score of 10 if it were longer.", 8), ("Score: -1", None), ("Final score: 7 out of 10", 7),
     ("It helps a lot.", None), ("Score: great", None), ("Score: 85", None), ("", None), ("In 1990 it rained.", None)])
 def test_the_score_is_found_in_every_usual_form(text, score):
     assert stage.parse_score(text) == score
@@ -86,6 +89,26 @@ def test_truncated_answers_are_counted_apart_and_never_trained_on(tmp_path):
     assert sft == [] and stats["dropped"]["truncated"] == 8
 
 
+def test_an_answer_that_never_came_is_accounted_for(tmp_path):
+    _, _, stats = run(tmp_path, lambda *_: ["all fine", "<think>for ever", "", "<think>x</think>NO"], "--no-score")
+    assert stats["dropped"] == {"no answer": 4, "accuracy": 2} and stats["in"] == 8
+
+
+def test_a_judgement_that_was_cut_off_has_no_score(tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "drop_reason", lambda response, *_: None if response["text"] == "all fine" else "other")
+        patch.setattr(FakeServer.__init__, "__kwdefaults__", {**FakeServer.__init__.__kwdefaults__, "finish_reason": "length"})
+        _, sft, stats = run(tmp_path, answers)
+    assert sft == [] and stats["dropped"]["no score found"] == 4
+
+
+def test_the_responses_are_there_before_the_file_that_says_the_stage_is_done(tmp_path, monkeypatch):
+    order, replace = [], os.replace
+    monkeypatch.setattr("os.replace", lambda source, target: order.append(target.name) or replace(source, target))
+    run(tmp_path, answers)
+    assert order.index("04_responses.jsonl") < order.index("04_sft.jsonl")
+
+
 def test_a_judgement_without_a_score_is_a_counted_drop(tmp_path):
     _, sft, stats = run(tmp_path, lambda messages, request: "fine indeed" if "Score:" not in messages[0]["content"] else "Hm.")
     assert sft == [] and stats["dropped"] == {"duplicate": 6, "no score found": 2}
@@ -129,6 +152,25 @@ def test_a_cut_off_sharegpt_file_yields_its_whole_records_and_a_warning(tmp_path
     text = json.dumps([{"conversations": [{"from": "human", "value": query}]} for query in QUERIES])
     assert load(tmp_path, text[:text.rindex("human")])[0] == QUERIES[:2]
     assert "breaks off after 2 whole records" in capsys.readouterr().err
+
+
+def test_a_broken_record_is_named_and_not_taken_for_the_end(tmp_path):
+    records = [json.dumps({"conversations": [{"from": "human", "value": query}]}) for query in QUERIES]
+    with pytest.raises(UserError, match="record 2 is no JSON"):
+        load(tmp_path, f"[{records[0]}, {{\"score\": NaN}}, {records[1]}]")
+
+
+def test_a_byte_order_mark_blank_lines_and_broken_bytes_do_no_harm(tmp_path):
+    text = json.dumps([{"conversations": [{"from": "human", "value": query}]} for query in QUERIES])
+    assert load(tmp_path, "\ufeff" + text)[0] == load(tmp_path, "\n \n" + text)[0] == QUERIES
+    assert load(tmp_path, "\ufeff" + "\n".join(QUERIES))[0] == QUERIES
+    path = tmp_path / "queries"
+    path.write_bytes(text.encode().replace(b"conversations", b"\xff\xfe", 1))
+    assert queries.load(str(path), 20, 300, "en") == (QUERIES[1:], {"no human turn": 1})
+
+
+def test_a_language_includes_its_variants(tmp_path):
+    assert len(load(tmp_path, "如何用最简单的方法在家里烤面包？请一步一步地说明。", min_chars=2, language="zh")[0]) == 1
 
 
 def test_the_released_filters_on_length_and_language(tmp_path):

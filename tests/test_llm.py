@@ -100,6 +100,30 @@ def test_a_server_that_wants_max_completion_tokens_gets_it(path):
         assert all(request.get("max_completion_tokens") == 16 for request in server.requests[-2:])
 
 
+def test_a_model_with_one_temperature_is_asked_without_and_it_is_said_once(path, capsys):
+    class Strict(FakeServer):
+        async def _reply(self, http, request):
+            words = "Unsupported value: 'temperature' does not support 0.5 with this model."
+            self.refuse = (400, words) if "temperature" in request else None
+            return await super()._reply(http, request)
+
+    with Strict() as server:
+        assert len(ask(server, path, "abc", concurrency=1)) == 3
+        assert sum("temperature" in request for request in server.requests) == 1
+    assert capsys.readouterr().err.count("takes no temperature but its own") == 1
+
+
+def test_a_message_in_parts_is_its_text_parts(path):
+    parts = [{"type": "thinking", "thinking": []}, {"type": "text", "text": "fine"}, {"type": "text", "text": "."}]
+    with FakeServer(lambda *_: {"role": "assistant", "content": parts}) as server:
+        assert texts(ask(server, path, "a")) == [["fine."]]
+
+
+def test_a_prompt_with_a_lone_surrogate_is_asked(path):
+    with FakeServer() as server:
+        assert texts(ask(server, path, ["a\ud83db"])) == [["echo: a\ufffdb"]]
+
+
 def test_equal_requests_of_one_run_are_asked_once(path):
     with FakeServer(delay=0.05) as server:
         answers = ask(server, path, ["a", "b"] * 20, k=2)
@@ -301,6 +325,34 @@ def test_a_refusal_stops_at_once_with_the_servers_words_and_never_the_key(path, 
     assert server.keys == {"sk-very-secret"}
     output = capfd.readouterr()
     assert "secret" not in str(caught.value) + output.out + output.err + path.read_text()
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_prompt_that_the_server_refuses_is_a_counted_drop_and_no_reason_to_doubt_n(path, k, capsys):
+    class Filter(FakeServer):
+        async def _reply(self, http, request):
+            self.refuse = (400, "content policy") if request["messages"] == user("b") else None
+            return await super()._reply(http, request)
+
+    prompts = ["b", *map(str, range(30))]
+    for _ in range(2):  # a rerun asks for it again and goes on as well
+        with Filter() as server:
+            answers = ask(server, path, prompts, k=k)
+            assert answers[0] == [] and all(len(samples) == k for samples in answers[1:])
+            assert sum(server.answered.values()) in (30 * k, 0)
+    assert "one request a sample" not in capsys.readouterr().err
+    with Filter() as server, client(server, path.with_name("other"), k=k, max_failed=0) as model:
+        with pytest.raises(UserError, match="1 of 31 prompts kept failing.*content policy.*prompt: 'b'"):
+            list(model.complete(map(user, prompts)))
+
+
+def test_an_error_that_ended_one_call_does_not_end_the_next(path, monkeypatch):
+    monkeypatch.setattr("autoif.llm.RETRIES", 0)
+    with FakeServer(faults=always("500")) as server, client(server, path, concurrency=4) as model:
+        with pytest.raises(UserError, match="20 requests in a row failed"):
+            list(model.complete(map(user, map(str, range(50)))))
+        server.faults = script()
+        assert texts(model.complete([user("a")])) == [["echo: a"]]
 
 
 def test_the_words_of_a_server_with_its_own_form_of_error_are_shown(path):

@@ -1,3 +1,4 @@
+import errno
 import json
 import subprocess
 import sys
@@ -40,6 +41,14 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     with jsonl.writer(path) as write:
         write({"text": "ü \ud83d"})
     assert list(jsonl.read(path)) == [{"text": "ü \ud83d"}]
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path):
+    path = tmp_path / "out.jsonl"
+    with pytest.raises(UserError, match=r"out\.jsonl cannot be written, the disk is full"):
+        with jsonl.writer(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_reasons_add_up_to_the_input(tmp_path, capsys):
