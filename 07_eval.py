@@ -27,8 +27,8 @@ import sys
 import time
 from pathlib import Path
 
-from autoif import contamination, jsonl, llm, results, sandbox, stats
-from autoif.benchmarks import converse, spread
+from autoif import contamination, jsonl, llm, results, sandbox
+from autoif.benchmarks import NotSetUp, converse, spread
 from autoif.benchmarks.source import Source
 from autoif.stage import UserError, run
 
@@ -81,36 +81,30 @@ def settings_of(name: str, args) -> dict:
     owners = BENCHMARKS[name]
     settings = {key: owners[key] if getattr(args, key) is None or isinstance(owners[key], str) else getattr(args, key)
                 for key in ("temperature", "max_tokens")}
-    settings["samples"] = args.k if name == "heldout" else args.seeds
-    return settings | ({"mode": "gen"} if name in MULTIPLE_CHOICE else {})
+    if name == "heldout":
+        return settings | {"samples": args.k}
+    if args.seeds > 1:
+        settings["seed"] = args.seed
+    return settings | {"samples": args.seeds} | ({"mode": "gen"} if name in MULTIPLE_CHOICE else {})
 
 
-def requests_of(work: dict, settings: dict, args) -> dict:
+def requests_of(work: dict, settings: dict) -> dict:
     """What a work's requests have in common; the sample's index makes equal questions different ones in the store."""
-    asked = {key: settings[key] for key in ("temperature", "max_tokens")}
-    return {**asked, "k": 1, "first": work["sample"], **({"seed": args.seed} if args.seeds > 1 else {})}
+    asked = {key: settings[key] for key in ("temperature", "max_tokens", "seed") if key in settings}
+    return {**asked, "k": 1, "first": work["sample"]}
 
 
 def generate(name: str, works: list[dict], settings: dict, client, args) -> None:
     """Phase 1: add `answers` to each work, the samples of its turns; None where a request kept failing."""
     if args.responses:
-        given = results.responses(args.responses)
-        for work in works:
-            prompt, turns = work["item"]["prompt"], len(work["item"].get("turns", [None]))
-            # a prompt that the file lacks has failed, as in published scores of such files
-            texts, reason = [""] * turns, "missing"
-            if samples := given.get(prompt.strip(), [])[work["sample"]:]:
-                texts, reason = samples[0], "stop"
-            if len(texts) != turns:
-                raise UserError(f"{args.responses}: {name} wants a list of {turns} answers to {prompt[:60]!r}")
-            work["answers"] = [{"text": text, "finish_reason": reason} for text in texts]
+        results.add_answers(args.responses, works)
     elif settings.get("mode") == "loglik":
         from autoif.benchmarks.choice import by_likelihood
         cache = Path(args.out).parent / "completions" / f"07_loglik_{llm.model_id(args.model).split(':')[-1][:16]}"
         by_likelihood(works, args.model, cache)
     else:
         answers = converse(client, [module(name).answer(work["item"]) for work in works],
-                           [requests_of(work, settings, args) for work in works])
+                           [requests_of(work, settings) for work in works])
         for work, found in zip(works, answers):
             work["answers"] = found
 
@@ -119,31 +113,23 @@ def judge(name: str, works: list[dict], client) -> int:
     """Phase 2: add `judged` to each work, what its conversation with the judge found; how many requests kept failing."""
     owners_judge, longest, _ = BENCHMARKS[name]["judge"]
     if client is None:
-        raise UserError(f"no judge: give --judge-model (the owners': {owners_judge}) and --judge-base-url; "
+        raise NotSetUp(f"no judge: give --judge-model (the owners': {owners_judge}) and --judge-base-url; "
                         "the answers are stored")
-    conversations = [module(name).judge(work["item"], work["answers"]) for work in works]
+    conversations = [None if any(answer["finish_reason"] == "missing" for answer in work["answers"])
+                     else module(name).judge(work["item"], work["answers"]) for work in works]
     for work, judged in zip(works, converse(client, conversations, [{"max_tokens": longest}] * len(works))):
         work["judged"] = judged
     return sum(conversation is not None and work["judged"] is None for work, conversation in zip(works, conversations))
 
 
-def measure(works: list[dict], rows: list[dict]) -> dict:
-    """Phase 3, after scoring: the metrics with their intervals, and the shares that deserve a second look."""
-    points: dict[str, list] = {}
-    for row in rows:
-        for metric, found in row["points"].items():
-            points.setdefault(metric, []).extend(found)
-    samples = [sample for work in works for sample in work["answers"]]
-    return {"metrics": {metric: stats.interval(points[metric]) for metric in sorted(points, key=results.column)},
-            "n": len(rows), "truncated": sum(sample["finish_reason"] == "length" for sample in samples) / len(samples),
-            "empty": sum(not sample["text"].strip() for sample in samples) / len(samples),
-            "unparsable": sum(bool(row.get("unparsable")) for row in rows) / len(rows),
-            "missing": sum(sample["finish_reason"] == "missing" for sample in samples)}
+def refusals(*clients) -> int:
+    return sum(client.counts["refused"] for client in clients if client)
 
 
-def evaluate(name: str, items: list[dict], used: list[str], partial: bool, client, judge_client, args) -> dict:
-    """One benchmark, from its items to its object in 07_results.json; its per-item file, written last, says it is done."""
-    settings, started = settings_of(name, args), time.monotonic()
+def evaluate(name: str, items: list[dict], used: list[str], partial: bool, client, judge_client, args) -> bool:
+    """One benchmark, from its items to its object in 07_results.json; its per-item file, written last, says it is done
+    (named .incomplete when requests failed that a rerun asks again; those that the server refuses are for good)."""
+    settings, started, refused = settings_of(name, args), time.monotonic(), refusals(client, judge_client)
     client.name = f"07_eval {name}"
     works = [{"item": item, "sample": sample} for sample in range(settings["samples"]) for item in items]
     generate(name, works, settings, client, args)
@@ -155,19 +141,23 @@ def evaluate(name: str, items: list[dict], used: list[str], partial: bool, clien
         unjudged = judge(name, answered, judge_client)
         settings["judge"] = args.judge_model
     rows = module(name).score(answered, args)
-    path = results.items_path(args.out, args.name, name)
+    unanswered, refused = len(works) - len(answered) + unjudged, refusals(client, judge_client) - refused
+    done, incomplete = (results.items_path(args.out, args.name, name + kind) for kind in ("", ".incomplete"))
+    path = incomplete if unanswered > refused else done
     data = hashlib.sha256("\n".join(map(jsonl.dump, items)).encode("utf-8", "surrogatepass")).hexdigest()
-    result = {"model": args.name, "benchmark": name, "served": args.model, **measure(answered, rows),
-              "unanswered": len(works) - len(answered) + unjudged, "partial": partial, "settings": settings,
-              "data": {"sha256": data, "from": used}, "items": str(path), "versions": results.versions(),
-              "seconds": round(time.monotonic() - started, 1)}
+    result = {"model": args.name, "benchmark": name, "served": args.model, **results.measure(answered, rows),
+              "unanswered": unanswered, "refused": refused, "partial": partial, "settings": settings,
+              "data": {"sha256": data, "from": used}, "items": os.path.relpath(path, Path(args.out).parent),
+              "versions": results.versions(), "seconds": round(time.monotonic() - started, 1)}
     results.replace(args.out, result)
     results.write_table(args.out, PAPER, PAPER_COLUMNS)
     with jsonl.writer(path) as write:
         for work, row in zip(answered, rows, strict=True):
             write({"id": work["item"]["id"], "sample": work["sample"], "prompt": work["item"]["prompt"],
                    "answers": [sample["text"] for sample in work["answers"]], **row})
-    return result
+    if path == done:
+        incomplete.unlink(missing_ok=True)
+    return path == done
 
 
 def load(names: list[str], args) -> tuple[dict[str, tuple[list[dict], list[str], bool]], dict[str, UserError]]:
@@ -194,7 +184,7 @@ def estimate(loaded: dict[str, tuple], client, args) -> None:
         lacking = 0
         for sample in range(settings["samples"]):
             for item in items:
-                request = {**requests_of({"sample": sample}, settings, args), **next(module(name).answer(item))}
+                request = {**requests_of({"sample": sample}, settings), **next(module(name).answer(item))}
                 if client.lacks(request):
                     lacking, first = lacking + 1, first or request
                     total["prompt"] += sum(len(turn["content"]) for turn in request["messages"]) // 4
@@ -212,7 +202,10 @@ def estimate(loaded: dict[str, tuple], client, args) -> None:
             f"and {total['judge']:,} judgements")
     if first:
         started, before = time.monotonic(), client.counts["completion_tokens"]
-        next(client.complete([first]), None)
+        try:
+            next(client.complete([first]), None)
+        except UserError as error:  # what is stored can be scored all the same
+            return print(f"{line}; no time: {error}", file=sys.stderr, flush=True)
         pace = (time.monotonic() - started) / max(1, client.counts["completion_tokens"] - before)
         low, high = (total["completion"] * pace / 60 / size for size in (args.concurrency, 1))
         line += (f"; the first took {time.monotonic() - started:.1f} s: {low:,.0f} min if the server keeps that pace "
@@ -246,7 +239,7 @@ def parse(argv):
     parser.add_argument("--heldout", metavar="FILE", help="03_instructions.jsonl, for the heldout benchmark")
     parser.add_argument("--queries", metavar="FILE", help="user queries, for the heldout benchmark")
     parser.add_argument("--queries-per-instruction", type=int, default=16)
-    parser.add_argument("--allow-gaps", action="store_true", help="exit with 0 although a benchmark could not be run")
+    parser.add_argument("--allow-gaps", action="store_true", help="exit with 0 although a benchmark has no data, judge or answers")
     llm.add_flags(parser, temperature=None, max_tokens=None, k=8, model_required=not args.responses)
     sandbox.add_flags(parser)
     args = parser.parse_args(argv)
@@ -264,12 +257,15 @@ def main(argv=None):
         names = [name for name in names if name != "heldout"]
     if unknown := [name for name in names if name not in BENCHMARKS]:
         raise UserError(f"--benchmarks {','.join(unknown)}: choose from {','.join(BENCHMARKS)}")
+    shared = {name: getattr(args, name) for name in ("concurrency", "timeout", "max_failed") if hasattr(args, name)}
     judging = contextlib.nullcontext() if args.judge_model is None else llm.LLM(
         args.judge_model, args.judge_base_url, Path(args.out).parent / "completions" / "07_judge.jsonl",
-        temperature=0.0, max_tokens=1024, name="judge")
+        temperature=0.0, max_tokens=1024, name="judge", **shared)
     loaded, gaps = load(names, args)
     complete = True
     with judging as judge_client:
+        if judge_client:
+            judge_client.keep_empty = True  # is asked again, as every judgement that cannot be read
         if args.contamination:
             return results.write_contamination(args, {
                 name: contamination.check(name, items, args.contamination, judge_client)
@@ -278,18 +274,20 @@ def main(argv=None):
             client.keep_empty = True  # an empty answer is a failed one
             if not args.responses:
                 estimate(loaded, client, args)
+                if args.seeds > 1 and not args.temperature:
+                    print(f"note: {args.seeds} seeds at temperature 0 give {args.seeds} equal answers; set --temperature", file=sys.stderr)
             for name in names:
                 try:
                     if name in gaps:
                         raise gaps[name]
-                    complete &= not evaluate(name, *loaded[name], client, judge_client, args)["unanswered"]
+                    complete &= evaluate(name, *loaded[name], client, judge_client, args)
                 except UserError as gap:
                     print(f"{name}: left out: {gap}", file=sys.stderr)
                     results.replace(args.out, {"model": args.name, "benchmark": name, "gap": str(gap)})
-                    complete = False
+                    complete &= args.allow_gaps and (name in gaps or isinstance(gap, NotSetUp))
     results.write_bars(args.out)
     print(results.write_table(args.out, PAPER, PAPER_COLUMNS))
-    if not complete and not args.allow_gaps:
+    if not complete:
         sys.exit(1)
 
 

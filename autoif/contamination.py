@@ -11,6 +11,7 @@ from typing import Iterable
 
 from autoif import jsonl
 from autoif.benchmarks import Conversation, ask_judge, converse, user
+from autoif.stage import UserError
 
 WORDS = 13
 # On LM-Sys's sets the nearest text is the source of a rephrased problem in 98 % of cases, of a rephrased program in
@@ -33,11 +34,23 @@ JUDGE_PROMPT = """{question} Answer with exactly one word, True or False.
 {candidate}"""
 
 
+FIELDS = ("prompt", "messages", "conversations", "chosen", "rejected", "text", "query", "instruction", "input", "output",
+          "response", "responses")
+
+
 def training_text(row: dict) -> str:
-    """All the words of a training row: of its messages, its pair, or its `text`."""
-    fields = ("prompt", "messages", "chosen", "rejected", "text", "query", "response")
-    parts = [row[name] for name in fields if name in row]
-    return "\n".join(part if isinstance(part, str) else "\n".join(turn["content"] for turn in part) for part in parts)
+    """All the words of a training row: of its messages, its pair, its responses or its `text`."""
+    parts = [row[name] for name in FIELDS if name in row]
+    turns = [turn for part in parts for turn in (part if isinstance(part, list) else [part])]
+    said = (turn.get("content") or turn.get("value") or turn.get("text") if isinstance(turn, dict) else turn for turn in turns)
+    return "\n".join(text for text in said if isinstance(text, str))
+
+
+def read_training(path: str) -> list[str]:
+    training = [training_text(row) for row in jsonl.read(path)]
+    if not any(words(text) for text in training):
+        raise UserError(f"{path} holds no training text; its rows need one of {', '.join(FIELDS)}")
+    return training
 
 
 def words(text: str) -> list[str]:
@@ -102,7 +115,7 @@ def judge(test: str, candidates: list[str], kind: str) -> Conversation:
 def check(name: str, items: list[dict], path: str, judge_client) -> dict:
     """What both detectors find of a benchmark in a training file; without a judge the nearest pairs are only listed."""
     tests = [item.get("text", item["prompt"]) for item in items]
-    training = [training_text(row) for row in jsonl.read(path)]
+    training = read_training(path)
     copied = overlapping(tests, training)
     kind = "code" if name == "humaneval" else "text"
     near = nearest(tests, training, NEAREST_CODE if kind == "code" else NEAREST)

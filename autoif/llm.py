@@ -146,8 +146,8 @@ class LLM:
             raise UserError(f"--concurrency {concurrency} and --k {k} must be at least 1")
         self.keep_empty = False  # 07_eval scores an answer without text, the other stages have no use for it
         self.store = Store(store)
-        # prompts, failed (prompts); samples, and of these stored (before), truncated, empty; prompt_tokens and
-        # completion_tokens that this run was billed
+        # prompts, failed (prompts), and of these refused (with 400: a rerun will not help); samples, and of these stored
+        # (before), truncated, empty; prompt_tokens and completion_tokens that this run was billed
         self.counts = Counter()
         self._model_id = model_id(model)
         self._secret = os.environ.get("OPENAI_API_KEY", "").strip()
@@ -423,6 +423,7 @@ class LLM:
                 first = self._refused >= REFUSALS and not (self._answered or self.counts["stored"])
                 if not (heals or refused) or first or error.code == "insufficient_quota":
                     raise UserError(self._words(error)) from None
+                self.counts["refused"] += refused and not prompt.failed
                 return self._fail(prompt, error)
             except (api.APIConnectionError, Unusable) as error:
                 return self._fail(prompt, error)

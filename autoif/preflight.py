@@ -41,8 +41,8 @@ def on_hub(name: str, what: str, kind: str = "model") -> str | None:
     return None
 
 
-def endpoint(url: str | None, model: str) -> str | None:
-    """None when the server answers one token as `model`; else the problem in the server's words."""
+def endpoint(url: str | None, model: str, name: str = "SUPERVISOR") -> str | None:
+    """None when the server answers a short question as `model`; else the problem in the server's words."""
     if not url:
         return "no endpoint: set OPENAI_BASE_URL, for example http://localhost:8000/v1"
     import openai
@@ -53,15 +53,17 @@ def endpoint(url: str | None, model: str) -> str | None:
         return f"{url} does not accept the key: set OPENAI_API_KEY"
     except openai.APIConnectionError as error:
         return f"{url} does not answer ({error.__cause__ or error}); start the server, or mend OPENAI_BASE_URL"
-    except openai.APIStatusError:
-        listed = []  # not every server lists its models: the request below decides
+    except (openai.APIStatusError, AttributeError, TypeError):  # not every server lists its models: the request below decides
+        listed = []
     if listed and model not in listed:
-        return f"{url} does not serve {model!r}, but {', '.join(listed[:5])}; set SUPERVISOR to one of these"
-    try:
-        client.chat.completions.create(model=model, messages=[{"role": "user", "content": "Say yes."}], max_tokens=1)
-    except openai.APIError as error:
-        return f"{url} does not answer as {model!r}: {str(error)[:200]}"
-    return None
+        return f"{url} does not serve {model!r}, but {', '.join(listed[:5])}; set {name} to one of these"
+    for limit in ({"max_tokens": 1}, {"max_completion_tokens": 64}):  # reasoning models want the second
+        try:
+            reply = client.chat.completions.create(model=model, messages=[{"role": "user", "content": "Say yes."}], **limit)
+            return None if getattr(reply, "choices", None) else f"{url} sends no completions; its address usually ends in /v1"
+        except openai.APIError as error:
+            words = str(error)[:200]
+    return f"{url} does not answer as {model!r}: {words}"
 
 
 def parameters(model: str) -> float | None:
@@ -110,6 +112,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("supervisor", "base", "queries", "nli", "out"):
         parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--judge", default="", help="of the benchmarks, on the same endpoint")
     parser.add_argument("--data-dir", default="")
     parser.add_argument("--processes", type=int, required=True)
     parser.add_argument("--online-iterations", type=int, default=3)
@@ -122,7 +125,10 @@ def main(argv: list[str] | None = None) -> None:
     memory, no_gpu = gpus(args.processes) if "torch" not in lost else ([], None)
     missing += [no_gpu, arithmetic("SFT", args.sft, 128, args.processes), arithmetic("DPO", args.dpo, 64, args.processes)]
     missing.append(None if args.supervisor else "no supervisor: set SUPERVISOR to a model that the endpoint serves")
-    missing.append(endpoint(os.environ.get("OPENAI_BASE_URL"), args.supervisor))
+    url = os.environ.get("OPENAI_BASE_URL")
+    missing.append(endpoint(url, args.supervisor))
+    if url and args.judge not in ("", args.supervisor):
+        missing.append(endpoint(url, args.judge, "JUDGE"))
     missing.append(on_hub(args.base, "BASE"))
     missing.append(None if args.nli == "llm" else on_hub(args.nli, "NLI"))
     if not Path(args.queries).is_file():

@@ -6,6 +6,7 @@ from importlib import metadata
 from pathlib import Path
 
 from autoif import jsonl, stats
+from autoif.benchmarks import NotSetUp
 from autoif.stage import UserError, write_whole
 
 # Everything else is a share and is shown in per cent.
@@ -51,10 +52,42 @@ def items_path(out: str | Path, model: str, benchmark: str) -> Path:
 def responses(path: str | Path) -> dict[str, list[list[str]]]:
     """Samples by stripped prompt, in file order; a sample is a list of its turns' answers, one where it is a string."""
     given: dict[str, list] = {}
-    for row in jsonl.read(path, ["prompt", "response"]):
+    for number, row in enumerate(jsonl.read(path, ["prompt", "response"]), 1):
         turns = row["response"] if isinstance(row["response"], list) else [row["response"]]
+        if not all(isinstance(text, str) for text in [row["prompt"], *turns]):
+            raise UserError(f"{path}:{number}: prompt and response must be text (response: {row['response']!r:.60}); an empty "
+                            'answer is ""')
         given.setdefault(row["prompt"].strip(), []).append(turns)
     return given
+
+
+def add_answers(path: str | Path, works: list[dict]) -> None:
+    """Add to each work its `answers` out of a file. A prompt that the file lacks has failed, as in published scores."""
+    given = responses(path)
+    if not any(work["item"]["prompt"].strip() in given for work in works):
+        raise NotSetUp(f"{path} answers none of the {len(works):,} prompts, such as {works[0]['item']['prompt'][:60]!r}")
+    for work in works:
+        prompt, turns = work["item"]["prompt"], len(work["item"].get("turns", [None]))
+        texts, reason = [""] * turns, "missing"
+        if samples := given.get(prompt.strip(), [])[work["sample"]:]:
+            texts, reason = samples[0], "stop"
+        if len(texts) != turns:
+            raise UserError(f"{path}: a list of {turns} answers is wanted for {prompt[:60]!r}")
+        work["answers"] = [{"text": text, "finish_reason": reason} for text in texts]
+
+
+def measure(works: list[dict], rows: list[dict]) -> dict:
+    """The metrics of scored works with their intervals, and the shares that deserve a second look."""
+    points: dict[str, list] = {}
+    for row in rows:
+        for metric, found in row["points"].items():
+            points.setdefault(metric, []).extend(found)
+    samples = [sample for work in works for sample in work["answers"]]
+    return {"metrics": {metric: stats.interval(points[metric]) for metric in sorted(points, key=column)},
+            "n": len(rows), "truncated": sum(sample["finish_reason"] == "length" for sample in samples) / len(samples),
+            "empty": sum(not sample["text"].strip() for sample in samples) / len(samples),
+            "unparsable": sum(bool(row.get("unparsable")) for row in rows) / len(rows),
+            "missing": sum(sample["finish_reason"] == "missing" for sample in samples)}
 
 
 def versions() -> dict[str, str]:
@@ -151,9 +184,12 @@ def compare(path: str | Path, first: str, second: str) -> str:
         if rows[0]["data"]["sha256"] != rows[1]["data"]["sha256"] or rows[0]["settings"] != rows[1]["settings"]:
             print(f"{benchmark}: {first} and {second} differ in items or settings; their shared items are compared",
                   file=sys.stderr)
-        ours, theirs = (points_of(row["items"]) for row in rows)
+        ours, theirs = (points_of(Path(path).parent / row["items"]) for row in rows)
         for name in sorted(ours.keys() & theirs.keys(), key=column):
             found = stats.paired(ours[name], theirs[name])
+            if found is None:
+                print(f"{benchmark}: {name}: the two have no item in common", file=sys.stderr)
+                continue
             scale = 1 if name in RATINGS else 100
             beyond = "yes" if found["low"] > 0 or found["high"] < 0 else "no"
             lines.append([benchmark, name, f"{found['difference'] * scale:+.2f}",

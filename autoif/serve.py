@@ -45,7 +45,7 @@ def command_line(model: str, port: int) -> list[str]:
         else:
             raise UserError("neither vllm nor transformers is installed; pip install vllm, or set $SERVE to a command "
                             "with {model} and {port}")
-    return [word.format(model=model, port=port) for word in shlex.split(template)]
+    return [word.replace("{model}", model).replace("{port}", str(port)) for word in shlex.split(template)]  # JSON flags have braces too
 
 
 def die_with_parent() -> None:
@@ -87,6 +87,8 @@ def main() -> None:
     model, command, port = sys.argv[1], sys.argv[3:], free_port()
     log = Path(os.environ.get("SERVE_LOG", "out/logs")) / f"serve_{Path(model).name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
+    for name in ("no_proxy", "NO_PROXY"):  # for the check below and the command's client: the server is on this machine
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
     # Ctrl-C and kill of this process go through `finally` as well
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     began = time.monotonic()

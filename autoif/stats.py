@@ -66,9 +66,12 @@ def bootstrap(points: list[Point], clusters: list[str], seed: int = 0) -> np.nda
     return np.nanmean(ratios, axis=1)
 
 
-def paired(first: list[Point], second: list[Point]) -> dict:
-    """`{difference, low, high, clusters}` of second - first over the clusters that both have, drawn together."""
+def paired(first: list[Point], second: list[Point]) -> dict | None:
+    """`{difference, low, high, clusters}` of second - first over the clusters that both have, drawn together; None
+    without such clusters."""
     shared = sorted({point[1] for point in first} & {point[1] for point in second})
+    if not shared:
+        return None
     kept = set(shared)
     first = [point for point in first if point[1] in kept]
     second = [point for point in second if point[1] in kept]

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ class Scripted:
     """Stands in for the client: `complete` answers every request with `say(request)`, or fails it when that is None."""
 
     def __init__(self, say):
-        self.say, self.requests = say, []
+        self.say, self.requests, self.counts = say, [], Counter()
 
     def complete(self, requests):
         for request in requests:

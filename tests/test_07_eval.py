@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 from autoif.benchmarks import spread  # noqa: E402
 from autoif.benchmarks.source import Source  # noqa: E402
 from autoif.stage import UserError  # noqa: E402
-from fake_server import FakeServer  # noqa: E402
+from fake_server import FakeServer, always  # noqa: E402
 from shared_data import DATA, Scripted, needs  # noqa: E402
 
 stage = importlib.import_module("07_eval")
@@ -184,7 +184,7 @@ def test_heldout_scores_only_held_out_constraints_by_more_than_half_of_their_fun
     assert len(server.requests) == 2 * 3 * 2 and row["exit"] == 0
     assert row["metrics"]["Held-out"]["value"] == 0.5  # tea: 2 of 3 functions pass, one errs
     assert row["metrics"]["Held-out"]["clusters"] == 6 and row["metrics"]["by constraint"]["clusters"] == 2
-    items = [json.loads(line) for line in open(row["items"])]
+    items = [json.loads(line) for line in open(tmp_path / "out" / row["items"])]
     assert {"id", "prompt", "answers", "verdict", "reason"} <= items[0].keys() and len(items) == 12
     assert {tuple(item["verdicts"]) for item in items if item["verdict"]} == {("pass", "error", "pass")}
 
@@ -348,11 +348,83 @@ def test_empty_and_truncated_answers_are_counted_and_fail(tmp_path, folder):
 
 
 def test_requests_that_keep_failing_are_unanswered_not_wrong(tmp_path, folder):
-    args = stage.parse(["--model", "m", "--data-dir", str(folder), "--out", str(tmp_path / "07_results.json")])
+    out = tmp_path / "07_results.json"
+    args = stage.parse(["--model", "m", "--data-dir", str(folder), "--out", str(out)])
     loaded, _ = stage.load(["gsm8k"], args)
     client = Scripted(lambda request: None if "What is 2" in request["messages"][0]["content"] else "The answer is 1.")
-    row = stage.evaluate("gsm8k", *loaded["gsm8k"], client, None, args)
+    assert not stage.evaluate("gsm8k", *loaded["gsm8k"], client, None, args)
+    (row,) = json.loads(out.read_text())
     assert row["unanswered"] == 1 and row["n"] == 2 and row["metrics"]["GSM8K"]["value"] == 0.5
+    done, incomplete = tmp_path / "07_items/m/gsm8k.jsonl", tmp_path / "07_items/m/gsm8k.incomplete.jsonl"
+    assert incomplete.exists() and not done.exists()  # nobody takes it for finished
+    client = Scripted(lambda request: "The answer is 1.")
+    assert stage.evaluate("gsm8k", *loaded["gsm8k"], client, None, args)
+    assert done.exists() and not incomplete.exists()
+
+
+class Refusing(FakeServer):
+    """Refuses one prompt for good, as servers do with one that is too long."""
+
+    async def _reply(self, http, request):
+        self.refuse = (400, "too long") if "What is 2 + 1" in request["messages"][0]["content"] else None
+        return await super()._reply(http, request)
+
+
+def test_a_refused_prompt_is_counted_and_neither_blocks_nor_is_asked_for_ever(tmp_path, folder):
+    lines(folder / "gsm8k/test.jsonl", [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(40)])
+    with Refusing(everything) as server:
+        flags = ["--model", "m", "--base-url", server.url, "--data-dir", folder, "--benchmarks", "gsm8k,ifeval"]
+        rows = run(tmp_path, *flags)
+    assert rows[0]["unanswered"] == rows[0]["refused"] == 1 and rows[0]["n"] == 39 and rows[0]["exit"] == 0
+    assert rows[1]["metrics"]["Pr(S)"]["value"] == 1  # the others go on
+
+
+def test_allowed_gaps_are_those_that_a_rerun_would_not_fill(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr("autoif.llm.RETRIES", 0)
+    flags = ["--model", "m", "--data-dir", folder, "--allow-gaps", "--judge-model", "j"]
+    with FakeServer(everything) as server, FakeServer(faults=always("500")) as judge:
+        rows = run(tmp_path, *flags, "--base-url", server.url, "--judge-base-url", judge.url, "--benchmarks", "ceval,mtbench")
+        assert "no data" in rows[0]["gap"] and "kept failing" in rows[1]["gap"] and rows[0]["exit"] == 1
+        (row,) = run(tmp_path / "other", *flags, "--base-url", server.url, "--benchmarks", "ceval")
+        assert row["exit"] == 0
+
+
+def test_what_is_stored_is_scored_although_another_benchmark_needs_an_endpoint(tmp_path, folder):
+    flags = ["--model", "m", "--data-dir", folder]
+    with FakeServer(everything) as server:
+        run(tmp_path, *flags, "--base-url", server.url, "--benchmarks", "gsm8k")
+    (tmp_path / "out/07_results.json").unlink()
+    rows = run(tmp_path, *flags, "--benchmarks", "humaneval,gsm8k")
+    assert "no server to ask" in rows[0]["gap"] and rows[1]["metrics"]["GSM8K"]["n"] == 3 and rows[0]["exit"] == 1
+
+
+def test_an_empty_judgement_is_asked_again_at_the_concurrency_given(tmp_path, folder):
+    said = iter(["", ""])
+    with FakeServer(everything) as server, FakeServer(lambda *_: next(said, "YES"), delay=0.02) as judge:
+        (row,) = run(tmp_path, "--model", "m", "--base-url", server.url, "--data-dir", folder, "--benchmarks", "infobench",
+                     "--judge-model", "j", "--judge-base-url", judge.url, "--concurrency", "1")
+    assert row["metrics"]["InfoBench"]["value"] == 1 and row["exit"] == 0 and judge.most_in_flight == 1
+
+
+def test_a_file_scores_only_the_benchmarks_it_answers_and_no_judge_reads_what_is_not_there(tmp_path, folder):
+    answers = lines(tmp_path / "answers.jsonl", [{"prompt": "Do 0.", "response": "Done."}])
+    with FakeServer(everything) as judge:
+        rows = run(tmp_path, "--responses", answers, "--data-dir", folder, "--benchmarks", "gsm8k,infobench", "--judge-model",
+                   "j", "--judge-base-url", judge.url)
+    assert "answers none of the 3 prompts, such as 'What is 0 + 1?" in rows[0]["gap"]
+    assert rows[1]["metrics"]["InfoBench"]["clusters"] == 1 and rows[1]["missing"] == 2 and len(judge.requests) == 2
+    lines(answers, [{"prompt": "Do 0.", "response": None}])
+    assert "answers.jsonl:1: prompt and response must be text" in run(
+        tmp_path / "null", "--responses", answers, "--data-dir", folder, "--benchmarks", "ifeval")[0]["gap"]
+
+
+def test_results_can_be_compared_after_they_have_moved(tmp_path, heldout, capsys):
+    with FakeServer(lambda messages, request: "tea") as server:
+        for name in "ab":
+            run(tmp_path, "--model", name, "--base-url", server.url, *heldout)
+    (tmp_path / "out").rename(tmp_path / "moved")
+    stage.main(["--out", str(tmp_path / "moved/07_results.json"), "--compare", "a", "b"])
+    assert "| +0.00 |" in capsys.readouterr().out
 
 
 def test_seeds_average_over_runs_and_cluster_by_item(tmp_path, folder):
@@ -541,7 +613,7 @@ def test_a_file_of_single_answers_is_no_conversation(tmp_path, folder):
     answers = lines(tmp_path / "answers.jsonl", [{"prompt": "First 0?", "response": "one"}])
     flags = ["--data-dir", folder, "--benchmarks", "mtbench", "--judge-model", "j", "--responses", answers]
     (row,) = run(tmp_path, *flags)
-    assert "mtbench wants a list of 2 answers" in row["gap"]
+    assert "a list of 2 answers is wanted" in row["gap"]
     lines(answers, [{"prompt": f"First {n}?", "response": ["one", "two"]} for n in range(3)])
     with FakeServer(everything) as server:
         (row,) = run(tmp_path, *flags, "--judge-base-url", server.url)

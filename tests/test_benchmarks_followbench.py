@@ -97,6 +97,10 @@ def test_judge_text_is_parsed_and_never_run(words):
     assert followbench.read_judgement(f"so\n{words}", 2) is None
 
 
+def test_a_fenced_list_and_the_owners_other_words_are_read():
+    assert followbench.read_judgement("so\n```\n['YES', 'PARTIAL']\n```", 2) == [True, False]
+
+
 @pytest.mark.parametrize(
     "source, target, good, bad",
     [

@@ -128,6 +128,15 @@ def test_every_verdict_equals_lm_evals(gpt4):
             )
 
 
+def test_an_answer_that_a_checker_trips_over_has_failed(monkeypatch):
+    import nltk
+
+    monkeypatch.setattr(nltk, "download", lambda *args, **kwargs: False)  # no network in tests
+    (item,) = ifeval.items([{"key": "5", "prompt": "Say.", "instruction_id_list": ["format:quote_unquote"], "kwargs": [{}]}])
+    works = [{"item": item, "sample": 0, "answers": sample(text)} for text in ("...", "''", "---\n---")]
+    assert [row["verdict"] for row in ifbench.score(works, None)] == [False, False, False]
+
+
 def test_ifbench_checks_its_own_constraints_and_counts_prompts_whose_nltk_data_is_missing(monkeypatch):
     import nltk
 

@@ -175,7 +175,8 @@ def test_arenahard_drops_a_question_with_an_unreadable_verdict_and_counts_it():
 
 
 @pytest.mark.parametrize(
-    "text, verdict", [("[[A>B]] no, [[b>>a]]", "B>>A"), ("[[A>>>B]]", None), ("[[C]]", None), ("A>B", None)]
+    "text, verdict", [("[[A>B]] no, [[b>>a]]", "B>>A"), ("[[A>>>B]]", None), ("[[C]]", None), ("A>B", None), ("[B>A]", "B>A"),
+                      ("[[A<<B]]", "A<<B")]
 )
 def test_arenahard_reads_the_last_verdict(text, verdict):
     assert arenahard.read_verdict(text) == verdict
@@ -207,7 +208,27 @@ def test_every_arenahard_question_has_its_baseline_answer():
     assert len(items) == 500 and all(item["baseline"].strip() for item in items)
 
 
+def test_arenahard_takes_mirrored_verdicts_for_what_they_say():
+    for verdict, mirrored in (("A>>B", "B<<A"), ("A>B", "B<A"), ("A=B", "B=A"), ("B>A", "A<B"), ("B>>A", "A<<B")):
+        assert arenahard.OUTCOMES[verdict] == arenahard.OUTCOMES[mirrored]
+
+
 # Data that is not there
+
+
+def test_mtbench_of_the_hub_brings_its_references(monkeypatch, tmp_path):
+    import datasets
+
+    rows = [{"question_id": 111, "category": "math", "turns": ["One?", "Two?"], "reference": ["1", "2"]},
+            {"question_id": 81, "category": "writing", "turns": ["Write.", "More."], "reference": []}]
+    (tmp_path / "hub").mkdir()
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "hub/train-00000-of-00001.parquet")
+    load = datasets.load_dataset  # a folder is loaded as a dataset of the hub is
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: load(str(tmp_path / "hub"), split=split))
+    math, writing = mtbench.load(Source(None), None)
+    assert math["reference"] == ["1", "2"] and writing["reference"] is None and math["turns"] == ["One?", "Two?"]
+    assert math["judge_prompts"][0] == mtbench.OUR_PROMPTS["single-math-v1"]
+
 
 
 def test_missing_data_says_what_was_looked_for(monkeypatch, tmp_path):

@@ -6,6 +6,7 @@ from shared_data import DATA, Scripted, needs, rows
 from autoif import contamination
 from autoif.benchmarks import gsm8k, humaneval
 from autoif.benchmarks.source import Source
+from autoif.stage import UserError
 
 TEST = "A robe takes two bolts of blue fiber and half that much white fiber; how many bolts in total does it take?"
 COPY = f"Answer briefly. {TEST.upper()} Three."
@@ -29,10 +30,20 @@ def test_a_short_test_must_be_there_as_a_whole():
     assert contamination.overlapping(["What is tea?", ""], ["what is a cup of tea"]) == {}
 
 
+def test_a_file_without_training_text_is_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    for content in ('{"code": "x"}\n', ""):
+        path.write_text(content)
+        with pytest.raises(UserError, match="rows.jsonl holds no training text; its rows need one of prompt, messages"):
+            contamination.read_training(str(path))
+
+
 def test_training_rows_of_every_stage_are_read():
+    assert contamination.training_text({"prompt": "p", "responses": [{"text": "a"}, {"text": "b"}]}) == "p\na\nb"
+    assert contamination.training_text({"conversations": [{"from": "human", "value": "v"}], "output": "o"}) == "v\no"
     turns = [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "tell"}]
     assert contamination.training_text({"id": 1, "messages": turns}) == "ask\ntell"
-    assert contamination.training_text({"prompt": turns[:1], "chosen": turns[1:], "rejected": []}) == "ask\ntell\n"
+    assert contamination.training_text({"prompt": turns[:1], "chosen": turns[1:], "rejected": []}) == "ask\ntell"
 
 
 def says(verdict):

@@ -14,11 +14,17 @@ then straight-line code, while `converse` keeps hundreds of them going at a time
 """
 from typing import Callable, Generator
 
+from autoif.stage import UserError
+
 Conversation = Generator[dict, dict, object]
 
 JUDGE_ATTEMPTS = 3
 # A judge at temperature 0 would say the same unreadable thing again.
 RETRY_TEMPERATURE = 0.5
+
+
+class NotSetUp(UserError):
+    """A benchmark that would be a gap in a rerun too: it has no data, no judge, no answers."""
 
 
 def user(text: str) -> dict:

@@ -42,6 +42,7 @@ PAIR_PROMPT = """<|User prompt|>
 
 # verdict: (share of the win that goes to A, times the game counts)
 OUTCOMES = {"A>>B": (1, 3), "A>B": (1, 1), "A=B": (0.5, 1), "B>A": (0, 1), "B>>A": (0, 3)}
+OUTCOMES |= {"B<<A": (1, 3), "B<A": (1, 1), "B=A": (0.5, 1), "A<B": (0, 1), "A<<B": (0, 3)}
 
 
 def load(source, args) -> list[dict]:
@@ -55,7 +56,7 @@ def load(source, args) -> list[dict]:
 
 
 def read_verdict(text: str) -> str | None:
-    found = re.findall(r"\[\[([AB<>=]+)\]\]", text.upper())
+    found = re.findall(r"\[\[([AB<>=]+)\]\]", text.upper()) or re.findall(r"\[([AB<>=]+)\]", text.upper())
     return found[-1] if found and found[-1] in OUTCOMES else None
 
 

@@ -16,7 +16,7 @@ def load(source, args) -> list[dict]:
         item = {"id": f"{subject}-{row['id']}", "cluster": f"{subject}-{row['id']}", "subject": subject,
                 "question": row["question"], "choices": [row[letter] for letter in choice.LETTERS],
                 "target": row["answer"]}
-        items.append({**item, "prompt": PROMPT.format(lines=choice.lines(item)),
+        items.append({**item, "text": choice.lines(item), "prompt": PROMPT.format(lines=choice.lines(item)),
                       "context": choice.lines(item) + "\n答案："})
     return items
 

@@ -11,10 +11,19 @@ from pathlib import Path
 from autoif.stage import UserError
 
 LETTERS = "ABCD"
-# "Answer: B", "the answer is (B)", "答案是B", "\boxed{B}"; the letter must end there
-MARKED = re.compile(r"(?:answer(?:\s+is|\s*[:=])|答案\s*(?:是|为|[:：])?|\\boxed\{|\\text\{)[\s:：*(（\[{\"'`]*"
-                    r"(?:option|choice|选项?)?[\s*(（]*([A-D])(?![A-Za-z0-9'’])", re.IGNORECASE)
-LEADING = re.compile(r"\s*[*(（\[\"'`]*([A-D])(?:[*)）\].:,、\"'`：。]|\s*$|\s*\n)")
+FORM = r"(?:[\s*_$\"'`(（\[{]|\\(?:text\w*|math\w+|boxed)\{|\\\()*"  # what may stand before a letter
+# a small letter only where it cannot be the article: at the end of a line or before a mark
+LETTER = r"(?:([A-D])(?![A-Za-z0-9'’])|([a-d])(?=[).,;:!\]*}'\"`]|\s*$))"
+# "Answer: B", "the answer is (B)", "the correct option is B", "\boxed{\text{B}}", "答案是B", "故选B"
+MARKED = re.compile(rf"""(?:(?i:answer){FORM}(?i:is|should\s+be|must\s+be|would\s+be|[:：=])[:：]?{FORM}(?i:option|choice)?
+                        |(?i:correct|right|best)\s+(?i:option|choice|one){FORM}(?i:is|[:：])
+                        |(?:答案|正确选项){FORM}应?该?(?:是|为|选)?[:：]?{FORM}(?:选项?)?
+                        |(?<!不)选(?!项)择?[:：]?
+                        |\\boxed\{{){FORM}{LETTER}""", re.VERBOSE | re.MULTILINE)
+# "Option B is correct"
+NAMED = re.compile(rf"(?i:option|choice|选项){FORM}([A-D])[\s*_)）]*(?i:is|是|为)?\s*(?i:the\s+)?(?i:correct|right|best|answer|正确)")
+LEADING = re.compile(r"\s*[*(（\[\"'`]*([A-D])(?:[*)）\].:、\"'`：。]|,(?!\s*[A-D]\b)|\s*$|\s*\n)")
+NEXT_QUESTION = re.compile(r"\n\s*(?:Question|Q|Problem|问题)\s*\d*\s*[:：.]")  # where a base model runs on
 
 
 def lines(item: dict) -> str:
@@ -23,12 +32,15 @@ def lines(item: dict) -> str:
 
 def read_choice(text: str, choices: list[str]) -> str | None:
     """The letter an answer settles on: the last one announced, one at its start or alone on a line, a choice's words."""
-    if marked := MARKED.findall(text):
-        return marked[-1].upper()
+    text = NEXT_QUESTION.split(text)[0]
+    marked = sorted([*MARKED.finditer(text), *NAMED.finditer(text)], key=lambda found: found.end())
+    if marked:
+        return marked[-1].group(marked[-1].lastindex).upper()
     if leading := LEADING.match(text):
         return leading.group(1)
     alone = {found for line in text.splitlines()
-             for found in re.findall(r"^[\s*(（\[]*([A-D])[\s*)）\].。]*$", line) + re.findall(r"[(（]([A-D])[)）]", line)}
+             for found in re.findall(r"^[\s*(（\[]*([A-D])[\s*)）\].。]*$", line) + re.findall(r"[(（]([A-D])[)）]", line)
+             + re.findall(r"(?i:option|choice|选项)\s*([A-D])\b", line)}
     if len(alone) == 1:
         return alone.pop()
     said = {letter for letter, choice in zip(LETTERS, choices)

@@ -192,9 +192,12 @@ def judge_prompt(item: dict, text: str) -> str:
                                answer=text, level=level)
 
 
+WORDS = ("YES", "NO", "PARTIAL", "MAYBE", "UNKNOWN", "N/A")  # as the owners take them: all but YES are not met
+
+
 def read_judgement(text: str, level: int) -> list[bool] | None:
     """The YES and NO of the last line, None unless there are exactly `level`; judge text is parsed, never run."""
-    last = text.strip().split("\n")[-1]
+    last = text.strip().strip("`").strip().split("\n")[-1]
     if level == 1:
         return [True] if "YES" in last else [False] if "NO" in last else None
     found = re.search(r"\[.*\]", last)
@@ -202,7 +205,7 @@ def read_judgement(text: str, level: int) -> list[bool] | None:
         verdicts = ast.literal_eval(found.group()) if found else None
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return None
-    if isinstance(verdicts, list) and len(verdicts) == level and all(verdict in ("YES", "NO") for verdict in verdicts):
+    if isinstance(verdicts, list) and len(verdicts) == level and all(verdict in WORDS for verdict in verdicts):
         return [verdict == "YES" for verdict in verdicts]
     return None
 

@@ -1,7 +1,7 @@
 """GSM8K (arXiv 2110.14168), zero-shot: 1,319 problems, the answer's number compared as a number.
 
-The number is the one after the last "####", "\\boxed{" or "answer is"; without any of these the last number of the
-answer. 18, $18.00 and 18.0 are the same number; the official script, which compares strings after "####", is for
+The number is the one after the last "####", "\\boxed{" or "answer is"; without any of these one that follows "answer:" at
+once; without that the last number of the answer. 18, $18.00 and 18.0 are the same number; the official script, which compares strings after "####", is for
 models trained on it.
 """
 import re
@@ -14,7 +14,9 @@ PROMPT = """{question}
 Think step by step, then end with a line "The answer is N.", where N is a number without a unit."""
 
 NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?|(?<![\w.])-?\.\d+")
-MARKER = re.compile(r"####|\\boxed\s*\{|answer\s*(?:is|:|=)", re.IGNORECASE)
+STRONG = re.compile(r"####(?=[\s*]*[-$€£\\]*\s*\d)|\\boxed\s*\{|answer[\s*_]*is", re.IGNORECASE)
+WEAK = re.compile(r"answer[\s*_]*[:=](?=[\s*_$€£\\(-]*\d)", re.IGNORECASE)
+NEXT_QUESTION = re.compile(r"\n\s*(?:Question|Q|Problem)\s*\d*\s*[:.]")  # where a base model runs on
 
 
 def load(source, args) -> list[dict]:
@@ -26,7 +28,8 @@ def load(source, args) -> list[dict]:
 
 def numbers(text: str) -> list[Decimal]:
     """The numbers of a text: thousands separators, currency signs and LaTeX around them are no part of them."""
-    plain = re.sub(r"[$€£*]|\\[,!;$]|\\text\w*|\\mathbf", " ", text.replace("{,}", ",")).replace("−", "-")
+    text = re.sub(r"\\[,!](?=\d)", "", text.replace("{,}", ","))
+    plain = re.sub(r"[$€£*]|\\[,!;$]|\\text\w*|\\mathbf|_+(?=\d)|(?<=\d)_+(?!\d)", " ", text).replace("−", "-")
     if plain.lstrip().startswith("-"):  # "-$5" has become "- 5"
         plain = re.sub(r"-\s+(?=\d)", "-", plain)
     return [Decimal(found.replace(",", "")) for found in NUMBER.findall(plain)]
@@ -34,11 +37,15 @@ def numbers(text: str) -> list[Decimal]:
 
 def read_answer(text: str) -> Decimal | None:
     """The number that the text gives as its answer, None when it holds no number."""
-    for marker in reversed(list(MARKER.finditer(text))):
+    text = NEXT_QUESTION.split(text)[0]
+    for marker in reversed([*WEAK.finditer(text), *STRONG.finditer(text)]):
         line = text[marker.end():].lstrip(" *:\n").split("\n")[0]
         if marker.group().startswith("\\boxed"):
             line = line.replace("{,}", ",").split("}")[0]
-        if found := numbers(line.rsplit("=", 1)[-1]) or numbers(line):
+        sentence = re.split(r"[.!?](?:\s|$)", line)[0]
+        if re.match(r"[^A-Za-z]*=", sentence):  # 5 + 13 = 18, not 18 (at x = 2)
+            sentence = sentence.rsplit("=", 1)[-1]
+        if found := numbers(sentence) or numbers(line):
             return found[0]
     found = numbers(text)
     return found[-1] if found else None

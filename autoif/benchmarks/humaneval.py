@@ -46,14 +46,31 @@ def cut_to_code(code: str, before: str = "") -> str | None:
     return None
 
 
+# From a fence at the start of a line to one of the same indentation: a docstring may hold deeper ones.
+BLOCK = re.compile(r"^([ \t]*)```[^\n`]*\n(.*?)(?:^\1```|\Z)", re.DOTALL | re.MULTILINE)
+
+
+def defines(code: str, name: str) -> bool:
+    """Whether the code parses and gives the function a body, not only `...`, `pass` or a docstring."""
+    return parses(code) and any(
+        isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name
+        and not all(isinstance(line, ast.Pass) or isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)
+                    for line in node.body) for node in ast.walk(ast.parse(code)))
+
+
 def program(item: dict, text: str) -> str | None:
     """The function's code out of an answer, with the imports and helpers that its prompt gives; None without code."""
     definition = re.compile(rf"^[ \t]*(?:async )?def {item['entry_point']}\b", re.MULTILINE)
     preamble = item["code"][:list(definition.finditer(item["code"]))[-1].start()]
-    blocks = re.findall(r"```[\w+-]*[ \t]*\n(.*?)(?:```|\Z)", text, re.DOTALL)
+    head = re.split(r"^[ \t]*```", text, maxsplit=1, flags=re.MULTILINE)[0]
+    if head.strip() and (head.strip("\n")[0].isspace() or definition.search(head)):
+        text = head  # code that begins at once; what follows its closing fence is about it
+    blocks = [textwrap.dedent(block) for _, block in BLOCK.findall(text)]
     whole = [block for block in blocks if definition.search(block)]
     if whole:
-        return preamble + "\n" + (cut_to_code(textwrap.dedent(whole[-1])) or whole[-1])
+        # the first that is more than a sketch: later ones are variants and examples
+        best = next((block for block in whole if defines(block, item["entry_point"])), whole[-1])
+        return preamble + "\n" + (cut_to_code(best) or best)
     if not blocks and definition.search(text):
         # without fences the code starts at the first line that can start a module
         start = re.search(r"^[ \t]*(?:import |from \w+[\w.]* import |def |class |@)", text, re.MULTILINE)

@@ -63,6 +63,14 @@ def loose_variants(response: str) -> list[str]:
     return list(dict.fromkeys(cut + [text.replace("*", "") for text in cut]))
 
 
+def follows(checker, text: str) -> bool:
+    """The checker's verdict; a text that it trips over (IFBench's do, over "...") lacks what it looks for."""
+    try:
+        return bool(text.strip() and checker.check_following(text))
+    except (IndexError, KeyError, ValueError, ZeroDivisionError, AttributeError):
+        return False
+
+
 def check(item: dict, response: str, registry: dict[str, type]) -> tuple[list[bool], list[bool]]:
     """(strict, loose) verdicts of the item's instructions, the same on every run."""
     state = random.getstate()
@@ -74,10 +82,9 @@ def check(item: dict, response: str, registry: dict[str, type]) -> tuple[list[bo
             checker.build_description(**kwargs)
             if "prompt" in (checker.get_instruction_args() or {}):
                 checker.build_description(prompt=item["prompt"])
-            strict.append(bool(response.strip() and checker.check_following(response)))
-            loose.append(strict[-1] or any(variant.strip() and checker.check_following(variant)
-                                           for variant in loose_variants(response)[1:]))
-        return strict, [bool(verdict) for verdict in loose]
+            strict.append(follows(checker, response))
+            loose.append(strict[-1] or any(follows(checker, variant) for variant in loose_variants(response)[1:]))
+        return strict, loose
     finally:
         random.setstate(state)
 

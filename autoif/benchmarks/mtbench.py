@@ -39,16 +39,15 @@ OUR_PROMPTS = {
 
 
 def load(source, args) -> list[dict]:
-    space = "lmsys/mt-bench"
-    questions = source.rows("mt_bench/question.jsonl", space, "data/mt_bench/question.jsonl", "space")
-    references = source.rows("mt_bench/reference_answer/gpt-4.jsonl", space,
-                             "data/mt_bench/reference_answer/gpt-4.jsonl", "space")
-    by_id = {row["question_id"]: row["choices"][0]["turns"] for row in references}
-    try:
-        rows = source.rows("mt_bench/judge_prompts.jsonl", space, "data/mt_bench/judge_prompts.jsonl", "space")
+    questions = source.rows("mt_bench/question.jsonl", "lighteval/mt-bench")  # lmsys's own space lacks the references
+    by_id = {row["question_id"]: row.get("reference") for row in questions}
+    prompts = OUR_PROMPTS
+    if source.has("mt_bench/reference_answer/gpt-4.jsonl"):
+        rows = source.rows("mt_bench/reference_answer/gpt-4.jsonl", "lighteval/mt-bench")
+        by_id = {row["question_id"]: row["choices"][0]["turns"] for row in rows}
+    if source.has("mt_bench/judge_prompts.jsonl"):
+        rows = source.rows("mt_bench/judge_prompts.jsonl", "lighteval/mt-bench")
         prompts = {row["name"]: (row["system_prompt"], row["prompt_template"]) for row in rows}
-    except UserError:
-        prompts = OUR_PROMPTS
     items = []
     for row in questions:
         reference = by_id.get(row["question_id"]) if row["category"] in REFERENCED else None

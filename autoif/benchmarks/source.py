@@ -20,32 +20,41 @@ class Source:
         if self.data_dir and not self.data_dir.is_dir():
             raise UserError(f"--data-dir {data_dir} is no folder")
 
-    def rows(self, local: str, repository: str, file: str, kind: str = "dataset") -> list[dict]:
-        """The rows of `<data_dir>/<local>` (a file, or a folder of .csv files), else of the hub's `repository`/`file`.
+    def has(self, local: str) -> bool:
+        return bool(self.data_dir and (self.data_dir / local).exists())
+
+    def rows(self, local: str, repository: str, file: str = "") -> list[dict]:
+        """The rows of `<data_dir>/<local>` (a file, or a folder of .csv files), else of the hub's dataset: of its `file`,
+        or of its train split.
 
         Rows of a folder, and of a .zip (its members under a folder named like `local`), say in `file` which they are
         from.
         """
         path = self.data_dir / local if self.data_dir else None
-        if path and path.exists():
+        if self.has(local):
             self.used.append(local)
             return read_folder(path) if path.is_dir() else read_file(path)
         wanted = f"{path} does not exist" if path else "no --data-dir"
-        path = Path(Source.download(repository, file, kind, wanted))
+        found = Source.download(repository, file, wanted)
         self.used.append(f"{repository}/{file}")
+        if not file:
+            return found.to_list()
+        path = Path(found)
         return read_zip(path, Path(local).name) if path.suffix == ".zip" else read_file(path)
 
     @classmethod
-    def download(cls, repository: str, file: str, kind: str, wanted: str) -> str:
+    def download(cls, repository: str, file: str, wanted: str):
+        """The path of the hub's file, or the train split of its dataset."""
+        from datasets import load_dataset
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import LocalEntryNotFoundError
         try:
             if not cls.unreachable:
-                return hf_hub_download(repository, file, repo_type=kind)
+                return hf_hub_download(repository, file, repo_type="dataset") if file else load_dataset(repository, split="train")
         except Exception as error:  # by version: requests', httpx's, the hub's own, OSError
             words = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
             if not isinstance(error, LocalEntryNotFoundError):
-                raise UserError(f"no data: {wanted}, and the hub has no {file} in {repository} ({words})") from None
+                raise UserError(f"no data: {wanted}, and the hub has no {repository}/{file} ({words})") from None
             cls.unreachable = words
         raise UserError(f"no data: {wanted}, and the hub ({repository}) cannot be reached ({cls.unreachable})")
 
