@@ -4,13 +4,14 @@
 #   bash run_all.sh --demo      SmolLM2-135M on two CPU cores, no hub, no endpoint: about 15 minutes, 4 GB of memory
 #   OPENAI_BASE_URL=... SUPERVISOR=Qwen/Qwen2-72B-Instruct BASE=Qwen/Qwen2-7B QUERIES=ShareGPT.json bash run_all.sh
 #                               the paper's setting on one node of 8 x 80 GB GPUs; BASE=$SUPERVISOR is self-alignment
-#   bash run_all.sh --check     the plan, and everything that is missing, without spending anything
+#   bash run_all.sh --check     the plan, and everything that is missing; spends a token
 #   bash run_all.sh --env       only make .venv
 #
 # Settings, from the environment:
 #   OUT=out  PROCESSES=<GPUs>  MICRO_BATCH=1  JUDGE=$SUPERVISOR  DATA_DIR=<benchmark files>  SERVE=<see autoif/serve.py>
 #   NLI=<mDeBERTa, or llm>  PRESET=70b  NNODES=1 MASTER_ADDR= MASTER_PORT=29500 (under Slurm: examples/train.sbatch)
 #   ONLINE_ITERATIONS=3 ONLINE_K=8: the paper states neither; these are ours
+#   SEEDING VERIFYING HOLDING_OUT ASKING PAIRING SFT DPO HELDOUT: further flags of these steps, such as ASKING="--max-tokens 8192"
 #
 # A stage whose output exists is kept; delete the file to have it made again. After Ctrl-C, a crash or kill -9 the same
 # command goes on where it was.
@@ -60,15 +61,15 @@ full | --check)
     OUT=${OUT:-out} SUPERVISOR=${SUPERVISOR:-} BASE=${BASE:-} QUERIES=${QUERIES:-}
     NLI=${NLI:-MoritzLaurer/mDeBERTa-v3-base-xnli-multilingual-nli-2mil7}
     PROCESSES=${PROCESSES:-$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')} ONLINE_ITERATIONS=${ONLINE_ITERATIONS:-3}
-    SEEDING=() VERIFYING=() HOLDING_OUT=() SCORING=() PAIRING=()
-    ASKING=(--queries "$QUERIES")
+    SEEDING=(${SEEDING:-}) VERIFYING=(${VERIFYING:-}) HOLDING_OUT=(${HOLDING_OUT:-}) SCORING=() PAIRING=(${PAIRING:-})
+    ASKING=(--queries "$QUERIES" ${ASKING:-})
     # a row of 8,192 tokens keeps some 60 GB of a 7B model's activations: they are recomputed instead
-    SFT=(--micro-batch "${MICRO_BATCH:-1}" --activation-checkpointing) DPO=(--micro-batch "${MICRO_BATCH:-1}" --activation-checkpointing)
+    SFT=(--micro-batch "${MICRO_BATCH:-1}" --activation-checkpointing ${SFT:-}) DPO=(--micro-batch "${MICRO_BATCH:-1}" --activation-checkpointing ${DPO:-})
     [ "${PRESET:-}" = 70b ] && SFT+=(--batch 512)                 # section 4.1: 512 for 70B and 72B
     FILTERED=$OUT/04_queries.jsonl                                # stage 04 has looked at every query's language: once is enough
     ONLINE_ASKING=(--queries "$FILTERED" --k "${ONLINE_K:-8}")
     ONLINE_FROM=$OUT/05_sft                                       # the paper's tables: SFT + online DPO
-    HELDOUT=(--queries "$FILTERED")
+    HELDOUT=(--queries "$FILTERED" ${HELDOUT:-})
     ;;
 *)
     sed -n '2,17s/^# \{0,1\}//p' run_all.sh >&2
@@ -79,7 +80,8 @@ esac
 # ---- one run at a time, and a log that says what ran -----------------------------------------------------------------
 mkdir -p "$OUT/logs" "$OUT/completions"
 exec 9>"$OUT/.lock"
-flock -w 10 9 || { echo "run_all.sh: error: another run is still at work in $OUT; wait for it or end it" >&2; exit 2; }
+flock -E 9 -w 10 9 || { [ $? != 9 ] && echo "run_all.sh: warning: $OUT is on a file system without locks; run it only once at a time" >&2; } ||
+    { echo "run_all.sh: error: another run is still at work in $OUT; wait for it or end it" >&2; exit 2; }
 export SERVE_LOG=$OUT/logs
 {
     echo "== $(date -u +%FT%TZ) run_all.sh $* at commit $(git rev-parse --short HEAD 2>/dev/null || echo unknown)"
@@ -130,10 +132,12 @@ evaluate() {
 # ---- 0. what is missing, before anything is spent --------------------------------------------------------------------
 if [ "$MODE" = --demo ]; then
     make "$BASE" python demo/convert.py "$BASE"
-    cp -n demo/completions/*.jsonl "$OUT/completions/"  # the recorded supervisor: the client asks its store before a server
+    for recorded in demo/completions/*.jsonl; do  # the recorded supervisor: the client asks its store before a server
+        [ -e "$OUT/completions/${recorded##*/}" ] || cp "$recorded" "$OUT/completions/"
+    done
     echo "supervisor: recorded completions (demo/completions); to ask a live one, run without --demo"
 else
-    python -m autoif.preflight --supervisor "$SUPERVISOR" --base "$BASE" --queries "$QUERIES" --nli "$NLI" --out "$OUT" \
+    python -m autoif.preflight --supervisor "$SUPERVISOR" --judge "${JUDGE:-$SUPERVISOR}" --base "$BASE" --queries "$QUERIES" --nli "$NLI" --out "$OUT" \
         --processes $((PROCESSES * ${NNODES:-1})) --online-iterations "$ONLINE_ITERATIONS" ${DATA_DIR:+--data-dir "$DATA_DIR"} \
         --sft "${SFT[*]}" --dpo "${DPO[*]}"
     [ "$MODE" = --check ] && exit
@@ -167,7 +171,7 @@ for iteration in $(seq "$ONLINE_ITERATIONS"); do  # sample from the policy, veri
 done
 
 # ---- 07: the table ---------------------------------------------------------------------------------------------------
-evaluate base "$BASE"
+evaluate base "$(python -m autoif.templated "$BASE" "$OUT/base")"  # a base model may lack a chat template
 evaluate sft "$OUT/05_sft"
 evaluate offline "$OUT/06_offline"
 evaluate online "$policy"

@@ -128,6 +128,10 @@ class Store:
             os.close(file)
             raise UserError(f"{self.path} is being written by another run; wait for it or give another --store"
                             ) from None
+        except OSError as error:  # Lustre without -o flock
+            os.close(file)
+            raise UserError(f"{self.path} cannot be locked ({error.strerror}); give a --store on a file system with locks"
+                            ) from None
         self._file = file
         self._scan()
         os.ftruncate(file, self._end)

@@ -18,7 +18,7 @@ from autoif.stage import Funnel, UserError
 ROLES = ("system", "user", "assistant")
 MODELS = ("llama", "mistral", "qwen2", "qwen3")  # tests/test_train.py checks these against transformers' own forward pass
 # For base models without a template: plain words and the model's own end token, since new special tokens are untrained.
-FALLBACK_TEMPLATE = ("{% for message in messages %}{{ message['role'] | capitalize + ': ' + message['content'] | trim }}"
+FALLBACK_TEMPLATE = ("{{ bos_token or '' }}{% for message in messages %}{{ message['role'] | capitalize + ': ' + message['content'] | trim }}"
                      "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
                      "{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}")
 

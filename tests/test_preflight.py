@@ -1,5 +1,5 @@
 import pytest
-from fake_server import FakeServer
+from fake_server import FakeServer, always
 from tiny_models import checkpoint
 
 from autoif import preflight
@@ -34,6 +34,20 @@ def test_a_refused_key_and_an_unknown_model_are_told_apart():
     with FakeServer() as server:
         assert preflight.endpoint(server.url, "big") is None
     assert "does not answer" in preflight.endpoint("http://127.0.0.1:9/v1", "big")
+
+
+def test_reasoning_models_pass_and_a_page_that_is_no_api_does_not():
+    class Strict(FakeServer):
+        async def _reply(self, http, request):
+            self.refuse = (400, "use max_completion_tokens") if "max_tokens" in request else None
+            return await super()._reply(http, request)
+
+    with Strict() as server:
+        assert preflight.endpoint(server.url, "big") is None
+    with FakeServer(faults=always("html")) as server:
+        assert "usually ends in /v1" in preflight.endpoint(server.url, "big")
+    with FakeServer(refuse=(404, "no such model")) as server:
+        assert "no such model" in preflight.endpoint(server.url, "other", "JUDGE")
 
 
 def test_a_complete_setting_passes_and_finished_work_is_named(monkeypatch, tmp_path, capsys):

@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # A stand-in for the server: answers /health and notes its process id.
 SERVER = f"{sys.executable} -c \"import http.server, os; open('pid', 'w').write(str(os.getpid())); " \
-         "handler = type('H', (http.server.BaseHTTPRequestHandler,), {{'do_GET': lambda self: (self.send_response(200), " \
-         "self.end_headers())}}); http.server.HTTPServer(('127.0.0.1', {port}), handler).serve_forever()\""
+         "handler = type('H', (http.server.BaseHTTPRequestHandler,), {'do_GET': lambda self: (self.send_response(200), " \
+         "self.end_headers())}); http.server.HTTPServer(('127.0.0.1', {port}), handler).serve_forever()\""
 
 
 @pytest.fixture
@@ -47,6 +47,13 @@ def test_the_server_ends_with_its_owner_however_that_ends(start, tmp_path, sign)
     process.send_signal(sign)
     process.wait(30)
     assert gone(int((tmp_path / "pid").read_text()))
+
+
+def test_a_proxy_is_not_asked_for_the_server_on_this_machine(start, tmp_path, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    process = start("bash", "-c", 'echo "no proxy: $no_proxy"')
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "127.0.0.1" in output.split("no proxy: ")[1]
 
 
 def test_a_server_that_does_not_start_ends_with_its_own_last_words(start):

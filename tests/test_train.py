@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 
 import tiny_models
-from autoif import packed, train
+from autoif import packed, templated, train
 from autoif.checkpoints import Checkpoints
 from autoif.metrics import Log
 from autoif.stage import UserError
@@ -160,7 +161,6 @@ def test_flags_fill_the_deepspeed_settings():
 
 
 def test_models_that_packing_was_not_checked_for_are_refused(tmp_path):
-    import transformers
     args = argparse.Namespace(max_length=8192)
     transformers.AutoConfig.for_model("gemma2").save_pretrained(tmp_path)
     with pytest.raises(UserError, match="is a 'gemma2' model"):
@@ -210,3 +210,22 @@ def test_steps_after_the_resume_point_are_logged_once(tmp_path):
         for step in range(done + 1, last + 1):
             log.step(step, {"loss": 1.0}, 1e-6, 1.0, 100, ["a"])
     assert [row["step"] for row in tiny_models.metrics(str(tmp_path / "model.state"))] == [1, 2, 3, 4]
+
+
+def test_a_base_model_without_a_chat_template_is_served_with_the_one_it_is_trained_with(tmp_path):
+    base = tiny_models.checkpoint(tmp_path / "base", "base")
+    before = sorted((path.name, path.read_bytes()) for path in (tmp_path / "base").iterdir())
+    served = templated.templated(base, tmp_path / "served")
+    assert transformers.AutoTokenizer.from_pretrained(served).chat_template == train.FALLBACK_TEMPLATE
+    assert transformers.AutoModelForCausalLM.from_pretrained(served).num_parameters() > 0
+    assert sorted((path.name, path.read_bytes()) for path in (tmp_path / "base").iterdir()) == before
+    chat = tiny_models.checkpoint(tmp_path / "chat", "qwen2")
+    assert templated.templated(chat, tmp_path / "unused") == chat and not (tmp_path / "unused").exists()
+
+
+def test_the_fallback_template_begins_with_the_models_first_token():
+    made = tiny_models.tokenizer("base")
+    made.chat_template = train.FALLBACK_TEMPLATE
+    assert made.apply_chat_template(ASK, tokenize=False, add_generation_prompt=True) == "User: Say hi.\nAssistant: "
+    made.bos_token = "</s>"
+    assert made.apply_chat_template(ASK, tokenize=False).startswith("</s>User: ")
