@@ -50,7 +50,8 @@ PAPER_TABLE_5 = {"LLaMA3-70B": [85_000, 15_000, 6_000, 0.26], "Qwen2-72B": [123_
 
 NUMBER = r"(10(?:\.0+)?|[0-9](?:\.[0-9]+)?)(?![\d.,]*\d)"
 LABEL = r"(?:score|rating)\b[^\d\n-]{0,20}"
-SCALE = r"\(?(?:\b(?:out of|from|on a scale (?:of|from))\s*)?(?:[01]\s*(?:-|–|to)\s*)?\b10\)?(?=\s*[:=])"  # "(0-10):", "out of 10:"
+RANGE = r"[01]\s*(?:-|–|to)\s*"
+SCALE = rf"\(?(?:\b(?:out of|from|on a scale (?:of|from))\s*(?:{RANGE})?|\b{RANGE})10\)?(?=\s*[:=])"  # "(0-10):", "out of 10:"
 
 
 def parse_score(text: str) -> float | None:

@@ -11,7 +11,7 @@
 #   OUT=out  PROCESSES=<GPUs>  MICRO_BATCH=1  JUDGE=$SUPERVISOR  DATA_DIR=<benchmark files>  SERVE=<see autoif/serve.py>
 #   NLI=<mDeBERTa, or llm>  PRESET=70b  NNODES=1 MASTER_ADDR= MASTER_PORT=29500 (under Slurm: examples/train.sbatch)
 #   ONLINE_ITERATIONS=3 ONLINE_K=8: the paper states neither; these are ours
-#   SEEDING VERIFYING HOLDING_OUT ASKING PAIRING SFT DPO HELDOUT: further flags of these steps, such as ASKING="--max-tokens 8192"
+#   SEEDING VERIFYING HOLDING_OUT ASKING PAIRING SFT DPO HELDOUT EVALUATING: further flags of these steps, as in ASKING="--max-tokens 8192"
 #
 # A stage whose output exists is kept; delete the file to have it made again. After Ctrl-C, a crash or kill -9 the same
 # command goes on where it was.
@@ -122,7 +122,7 @@ evaluate() {
         make "$OUT/07_items/$1/.benchmarks" serve "$2" -- bash -c 'python 07_eval.py "${@:2}" --allow-gaps && touch "$1"' _ \
             "$OUT/07_items/$1/.benchmarks" "${results[@]}" ${DATA_DIR:+--data-dir "$DATA_DIR"} \
             --benchmarks ifeval,followbench,infobench,mtbench,arenahard,ceval,mmlu,gsm8k,humaneval \
-            --judge-model "${JUDGE:-$SUPERVISOR}" --judge-base-url "$OPENAI_BASE_URL"
+            --judge-model "${JUDGE:-$SUPERVISOR}" --judge-base-url "$OPENAI_BASE_URL" ${EVALUATING:-}
     elif [ -n "${DATA_DIR:-}" ]; then
         make "$OUT/07_items/$1/ifeval.jsonl" serve "$2" -- python 07_eval.py "${results[@]}" --data-dir "$DATA_DIR" \
             --benchmarks ifeval --max-tokens 256

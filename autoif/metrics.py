@@ -6,7 +6,7 @@ import statistics
 import time
 from pathlib import Path
 
-from autoif.stage import UserError
+from autoif.stage import UserError, write_whole
 
 
 class Log:
@@ -22,7 +22,7 @@ class Log:
         self.begin = self.last = time.monotonic()
         if rank == 0:
             from torch.utils.tensorboard import SummaryWriter
-            self.file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            write_whole(self.file, "".join(json.dumps(row) + "\n" for row in rows))  # other ranks may still be reading it
             self.board = SummaryWriter(self.file.parent / "tensorboard", purge_step=done + 1)
             if args.wandb:
                 import wandb

@@ -21,7 +21,7 @@ QUERIES = ["What is the tallest mountain on earth?", "Why do cats sleep for most
     ("Score: 8 out of 10.", 8), ("Rating: 9", 9), ("It helps.\n10", 10), ("It helps.\n7/10", 7), ("Score: {9}", 9),
     ("The score of the first part is 3.\nScore: 9", 9), ("Score: 0", 0), ("Score: 10.0", 10), ("## Score\n8", 8),
     ("Score (out of 10): 3", 3), ("Score (0-10): 8", 8), ("Score from 0 to 10: 7", 7), ("On a scale of 1 to 10: score 6", 6),
-    ("Score: 8\n\nNote: I would give a score of 10 if it were longer.", 8), ("Score: -1", None), ("Final score: 7 out of 10", 7),
+    ("Score: 8\n\nNote: I would give a score of 10 if it were longer.", 8), ("Score: -1", None), ("Score: 10: it answers fully", 10), ("Final score: 7 out of 10", 7),
     ("It helps a lot.", None), ("Score: great", None), ("Score: 85", None), ("", None), ("In 1990 it rained.", None)])
 def test_the_score_is_found_in_every_usual_form(text, score):
     assert stage.parse_score(text) == score
