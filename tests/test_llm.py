@@ -88,26 +88,26 @@ def test_a_request_may_have_its_own_parameters(path):
     assert json.loads(path.read_text())["index"] == 5
 
 
-def test_a_server_that_wants_max_completion_tokens_gets_it(path):
-    class Strict(FakeServer):
-        async def _reply(self, http, request):
-            words = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
-            self.refuse = (400, words) if "max_tokens" in request else None
-            return await super()._reply(http, request)
+class Without(FakeServer):
+    """Refuses a field, as reasoning models do."""
 
-    with Strict() as server:
+    def __init__(self, field: str, words: str):
+        super().__init__()
+        self.field, self.words = field, words
+
+    async def _reply(self, http, request):
+        self.refuse = (400, self.words) if self.field in request else None
+        return await super()._reply(http, request)
+
+
+def test_a_server_that_wants_max_completion_tokens_gets_it(path):
+    with Without("max_tokens", "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.") as server:
         assert len(ask(server, path, "abc")) == 3
         assert all(request.get("max_completion_tokens") == 16 for request in server.requests[-2:])
 
 
 def test_a_model_with_one_temperature_is_asked_without_and_it_is_said_once(path, capsys):
-    class Strict(FakeServer):
-        async def _reply(self, http, request):
-            words = "Unsupported value: 'temperature' does not support 0.5 with this model."
-            self.refuse = (400, words) if "temperature" in request else None
-            return await super()._reply(http, request)
-
-    with Strict() as server:
+    with Without("temperature", "Unsupported value: 'temperature' does not support 0.5 with this model.") as server:
         assert len(ask(server, path, "abc", concurrency=1)) == 3
         assert sum("temperature" in request for request in server.requests) == 1
     assert capsys.readouterr().err.count("takes no temperature but its own") == 1
