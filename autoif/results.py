@@ -134,11 +134,14 @@ def write_table(path: str | Path, paper: dict[str, list], paper_columns: list[st
         parts.append(table(["model", *paper_columns], lines(paper_columns, "**") + published))
     parts.append(table(["model", "benchmark", "n", "unanswered", "truncated", "empty", "unparsable", "missing",
                         "settings"],
-                       [[row["model"], row["benchmark"], row["n"], row["unanswered"],
+                       [[row["model"], row["benchmark"], row["n"],
+                         f"{row['unanswered']} ({row['refused']} refused)" if row.get("refused") else row["unanswered"],
                          *(f"{row[share]:.1%}" for share in ("truncated", "empty", "unparsable")), row["missing"],
                          ", ".join(f"{key} {value}" for key, value in row["settings"].items())]
                         for row in rows if "metrics" in row]))
     parts += [f"- **{row['model']}, {row['benchmark']}: not run**: {row['gap']}" for row in rows if "gap" in row]
+    made_with = {", ".join(f"{name} {version}" for name, version in row["versions"].items()) for row in rows if "metrics" in row}
+    parts += [f"- made with {line}" for line in sorted(made_with)]
     text = "\n".join(parts) + "\n"
     write_whole(Path(path).with_suffix(".md"), text)
     return text

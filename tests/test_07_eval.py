@@ -377,6 +377,8 @@ def test_a_refused_prompt_is_counted_and_neither_blocks_nor_is_asked_for_ever(tm
         rows = run(tmp_path, *flags)
     assert rows[0]["unanswered"] == rows[0]["refused"] == 1 and rows[0]["n"] == 39 and rows[0]["exit"] == 0
     assert rows[1]["metrics"]["Pr(S)"]["value"] == 1  # the others go on
+    table = (tmp_path / "out/07_results.md").read_text()
+    assert "| gsm8k | 39 | 1 (1 refused) |" in table and "- made with python 3." in table
 
 
 def test_allowed_gaps_are_those_that_a_rerun_would_not_fill(tmp_path, folder, monkeypatch):
