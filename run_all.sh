@@ -171,7 +171,8 @@ for iteration in $(seq "$ONLINE_ITERATIONS"); do  # sample from the policy, veri
 done
 
 # ---- 07: the table ---------------------------------------------------------------------------------------------------
-answerer=$(python -m autoif.templated "$BASE" "$OUT/base")  # a base model may lack a chat template
+answerer=$BASE
+[ "$MODE" = --demo ] || answerer=$(python -m autoif.templated "$BASE" "$OUT/base")  # a base model may lack a chat template
 evaluate base "$answerer"
 evaluate sft "$OUT/05_sft"
 evaluate offline "$OUT/06_offline"
