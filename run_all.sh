@@ -11,7 +11,7 @@
 #   OUT=out  PROCESSES=<GPUs>  MICRO_BATCH=1  JUDGE=$SUPERVISOR  DATA_DIR=<benchmark files>  SERVE=<see autoif/serve.py>
 #   NLI=<mDeBERTa, or llm>  PRESET=70b  NNODES=1 MASTER_ADDR= MASTER_PORT=29500 (under Slurm: examples/train.sbatch)
 #   ONLINE_ITERATIONS=3 ONLINE_K=8: the paper states neither; these are ours
-#   SEEDING VERIFYING HOLDING_OUT ASKING PAIRING SFT DPO HELDOUT EVALUATING: further flags of these steps, as in ASKING="--max-tokens 8192"
+#   SEEDING VERIFYING HOLDING_OUT ASKING PAIRING SFT DPO ONLINE_ASKING HELDOUT EVALUATING: further flags of these steps, as in ASKING="--max-tokens 8192"
 #
 # A stage whose output exists is kept; delete the file to have it made again. After Ctrl-C, a crash or kill -9 the same
 # command goes on where it was.
@@ -67,7 +67,7 @@ full | --check)
     SFT=(--micro-batch "${MICRO_BATCH:-1}" --activation-checkpointing ${SFT:-}) DPO=(--micro-batch "${MICRO_BATCH:-1}" --activation-checkpointing ${DPO:-})
     [ "${PRESET:-}" = 70b ] && SFT+=(--batch 512)                 # section 4.1: 512 for 70B and 72B
     FILTERED=$OUT/04_queries.jsonl                                # stage 04 has looked at every query's language: once is enough
-    ONLINE_ASKING=(--queries "$FILTERED" --k "${ONLINE_K:-8}")
+    ONLINE_ASKING=(--queries "$FILTERED" --k "${ONLINE_K:-8}" ${ONLINE_ASKING:-})
     ONLINE_FROM=$OUT/05_sft                                       # the paper's tables: SFT + online DPO
     HELDOUT=(--queries "$FILTERED" ${HELDOUT:-})
     ;;
