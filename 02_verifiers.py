@@ -138,6 +138,15 @@ def cross_validate(results: list[dict], codes: list[str], cases: list[dict], cas
     return verifiers, rows, None
 
 
+def shortage(completions: int, functions: int, cases: int, min_functions: int, min_cases: int) -> str | None:
+    """Why a constraint has too little to cross-validate; None when it has enough."""
+    if functions >= min_functions and cases >= min_cases:
+        return None
+    if not completions:
+        return "no completion"
+    return "too few functions" if functions < min_functions else "too few cases"
+
+
 def weakness(verdicts: list[str], on_empty: str) -> str | None:
     """What makes a compiled function suspicious: one verdict for every case, or an empty answer that passes."""
     if len(verdicts) > 1 and len(set(verdicts)) == 1:
@@ -194,10 +203,10 @@ def main(argv: list[str] | None = None) -> None:
     with llm.LLM.from_args(args, stage="02_verifiers") as client, jsonl.writer(args.out) as write:
         asked = through(client.complete, rows, lambda row: [request(row, args.k)])
         parsed = ((row, *parse_samples(samples, counts, args.released_parsing), len(samples)) for row, [samples] in asked)
-        for (row, codes, cases, answered), results in through(partial(sandbox.run, **sandbox.options(args)), parsed, jobs):
-            if len(codes) < args.min_functions or len(cases) < args.min_cases:
-                funnel.drop("no completion" if not answered else "too few functions" if len(codes) < args.min_functions
-                            else "too few cases", row)
+        for (row, codes, cases, completions), results in through(partial(sandbox.run, **sandbox.options(args)), parsed, jobs):
+            reason = shortage(completions, len(codes), len(cases), args.min_functions, args.min_cases)
+            if reason:
+                funnel.drop(reason, row)
                 continue
             counts.update(f"function error: {result['error']}" for result in results if result["error"])
             weak = [weakness(result["verdicts"][:-1], result["verdicts"][-1]) for result in results]

@@ -262,18 +262,15 @@ def main(argv=None):
     shared = {name: getattr(args, name) for name in ("concurrency", "timeout", "max_failed") if hasattr(args, name)}
     judging = contextlib.nullcontext() if args.judge_model is None else llm.LLM(
         args.judge_model, args.judge_base_url, Path(args.out).parent / "completions" / "07_judge.jsonl",
-        temperature=0.0, max_tokens=1024, name="judge", **shared)
+        temperature=0.0, max_tokens=1024, name="judge", keep_empty=True, **shared)  # an empty judgement is asked again
     loaded, gaps = load(names, args)
     complete = True
     with judging as judge_client:
-        if judge_client:
-            judge_client.keep_empty = True  # is asked again, as every judgement that cannot be read
         if args.contamination:
             return results.write_contamination(args, {
                 name: contamination.check(name, items, args.contamination, judge_client)
                 for name, (items, *_) in loaded.items()}, gaps)
-        with llm.LLM.from_args(args, stage="07_eval") as client:
-            client.keep_empty = True  # an empty answer is a failed one
+        with llm.LLM.from_args(args, stage="07_eval", keep_empty=True) as client:  # an empty answer is a failed one
             if not args.responses:
                 estimate(loaded, client, args)
                 if args.seeds > 1 and not args.temperature:

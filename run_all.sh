@@ -80,8 +80,10 @@ esac
 # ---- one run at a time, and a log that says what ran -----------------------------------------------------------------
 mkdir -p "$OUT/logs" "$OUT/completions"
 exec 9>"$OUT/.lock"
-flock -E 9 -w 10 9 || { [ $? != 9 ] && echo "run_all.sh: warning: $OUT is on a file system without locks; run it only once at a time" >&2; } ||
-    { echo "run_all.sh: error: another run is still at work in $OUT; wait for it or end it" >&2; exit 2; }
+locked=0
+flock -E 9 -w 10 9 || locked=$?
+[ $locked != 9 ] || { echo "run_all.sh: error: another run is still at work in $OUT; wait for it or end it" >&2; exit 2; }
+[ $locked = 0 ] || echo "run_all.sh: warning: $OUT is on a file system without locks; run it only once at a time" >&2
 export SERVE_LOG=$OUT/logs
 {
     echo "== $(date -u +%FT%TZ) run_all.sh $* at commit $(git rev-parse --short HEAD 2>/dev/null || echo unknown)"

@@ -137,14 +137,14 @@ class LLM:
     def __init__(self, model: str, base_url: str | None, store: str | Path, *, k: int = 1, temperature: float,
                  max_tokens: int, concurrency: int = CONCURRENCY, timeout: float = TIMEOUT, keep_think: bool = False,
                  max_failed: float = MAX_FAILED, price_in: float | None = None, price_out: float | None = None,
-                 name: str = "completions"):
+                 name: str = "completions", keep_empty: bool = False):
         self.model, self.base_url, self.name = model, base_url, name
         self.k, self.temperature, self.max_tokens = k, temperature, max_tokens
         self.concurrency, self.timeout, self.keep_think = concurrency, timeout, keep_think
         self.max_failed, self.price_in, self.price_out = max_failed, price_in, price_out
         if concurrency < 1 or k < 1:
             raise UserError(f"--concurrency {concurrency} and --k {k} must be at least 1")
-        self.keep_empty = False  # 07_eval scores an answer without text, the other stages have no use for it
+        self.keep_empty = keep_empty  # 07_eval scores an answer without text, the other stages have no use for it
         self.store = Store(store)
         # prompts, failed (prompts), and of these refused (with 400: a rerun will not help); samples, and of these stored
         # (before), truncated, empty; prompt_tokens and completion_tokens that this run was billed
@@ -168,12 +168,12 @@ class LLM:
         self._stopped = None  # the error that ended the run
 
     @classmethod
-    def from_args(cls, args: argparse.Namespace, stage: str) -> "LLM":
+    def from_args(cls, args: argparse.Namespace, stage: str, **more) -> "LLM":
         """The client that the flags of `add_flags` describe."""
         store = args.store or Path(args.out).parent / "completions" / f"{stage}.jsonl"
         names = ["k", "temperature", "max_tokens", "concurrency", "timeout", "keep_think", "max_failed", "price_in",
                  "price_out"]
-        return cls(args.model, args.base_url, store, name=stage, **{name: getattr(args, name) for name in names})
+        return cls(args.model, args.base_url, store, name=stage, **{name: getattr(args, name) for name in names}, **more)
 
     def __enter__(self) -> "LLM":
         return self
@@ -420,8 +420,8 @@ class LLM:
                 heals = error.status_code in (408, 409, 429) or error.status_code >= 500
                 refused = error.status_code in (400, 413, 422)  # a content filter, or too long: others may be taken
                 self._refused += refused
-                first = self._refused >= REFUSALS and not (self._answered or self.counts["stored"])
-                if not (heals or refused) or first or error.code == "insufficient_quota":
+                wrong_settings = self._refused >= REFUSALS and not (self._answered or self.counts["stored"])
+                if not (heals or refused) or wrong_settings or error.code == "insufficient_quota":
                     raise UserError(self._words(error)) from None
                 self.counts["refused"] += refused and not prompt.failed
                 return self._fail(prompt, error)

@@ -7,18 +7,14 @@ import sys
 from pathlib import Path
 
 from autoif.stage import UserError, run
-from autoif.train import FALLBACK_TEMPLATE
+from autoif.train import FALLBACK_TEMPLATE, read_tokenizer
 
 
 def templated(model: str, folder: str | Path) -> str:
     """`model`, or `folder` with links to its files and a chat template."""
     from huggingface_hub import snapshot_download
-    from transformers import AutoTokenizer
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{model} has no tokenizer: {str(error).splitlines()[0]}") from None
+    tokenizer = read_tokenizer(model)
     if tokenizer.chat_template is not None:
         return model
     folder, source = Path(folder), Path(model) if Path(model).is_dir() else Path(snapshot_download(model))

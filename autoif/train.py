@@ -92,13 +92,18 @@ def deepspeed_config(args, world: int) -> dict:
     return config
 
 
-def load_tokenizer(args):
-    """The model's tokenizer, with a chat template (--chat-template, its own, or FALLBACK_TEMPLATE) and an end token."""
+def read_tokenizer(model: str):
+    """The tokenizer as it lies with the model; UserError when there is none."""
     from transformers import AutoTokenizer
     try:
-        tokenizer = AutoTokenizer.from_pretrained(args.model)
+        return AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
-        raise UserError(f"--model {args.model} has no tokenizer: {str(error).splitlines()[0]}") from None
+        raise UserError(f"model {model} has no tokenizer: {str(error).splitlines()[0]}") from None
+
+
+def load_tokenizer(args):
+    """The model's tokenizer, with a chat template (--chat-template, its own, or FALLBACK_TEMPLATE) and an end token."""
+    tokenizer = read_tokenizer(args.model)
     if args.chat_template:
         tokenizer.chat_template = Path(args.chat_template).read_text()
     elif tokenizer.chat_template is None:

@@ -41,15 +41,25 @@ def at_random(share: float, names: Iterable[str] = FAULTS, seed: int = 0) -> Cal
     return lambda request: rng.choice(names) if rng.random() < share else None
 
 
+def without(field: str, words: str) -> Callable[[dict], tuple[int, str] | None]:
+    """`refuse` of a server that does not know a field of the request."""
+    return lambda request: (400, words) if field in request else None
+
+
+def but_not(part: str, words: str) -> Callable[[dict], tuple[int, str] | None]:
+    """`refuse` of a server that takes no prompt with `part` in it."""
+    return lambda request: (400, words) if part in request["messages"][0]["content"] else None
+
+
 class FakeServer:
     """Serves in a thread of its own. `requests` holds the bodies received, `answered` the number of texts by prompt.
 
     `answer(messages, request)` gives the text, or a whole message (dict), or a list of texts, one a choice.
     `n`: "takes", "ignores" (as `transformers serve` does) or "refuses" with 400. `refuse`: a status and words (or the
-    whole body) for every request. `delay`: seconds to an answer, or a function of the request that gives them.
+    whole body) for every request, or a function of the request that gives them or None. `delay`: seconds to an answer, or a function of the request that gives them.
     """
 
-    def __init__(self, answer=echo, *, faults=script(), n: str = "takes", refuse: tuple[int, str | dict] | None = None,
+    def __init__(self, answer=echo, *, faults=script(), n: str = "takes", refuse=None,
                  delay=0.0, retry_after: float = 0.02, finish_reason: str = "stop", port: int = 0,
                  keep: bool = True):
         self.answer, self.faults, self.n, self.refuse, self.delay = answer, faults, n, refuse, delay
@@ -75,8 +85,9 @@ class FakeServer:
         if self.keep:
             self.requests.append(request)
             self.keys.add(http.headers["authorization"].removeprefix("Bearer "))
-        if self.refuse:
-            status, words = self.refuse
+        refusal = self.refuse(request) if callable(self.refuse) else self.refuse
+        if refusal:
+            status, words = refusal
             body = words if isinstance(words, dict) else {"error": {"message": words, "type": "refused"}}
             return web.json_response(body, status=status, headers=headers)
         if fault := self.faults(request):

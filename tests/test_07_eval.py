@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 from autoif.benchmarks import spread  # noqa: E402
 from autoif.benchmarks.source import Source  # noqa: E402
 from autoif.stage import UserError  # noqa: E402
-from fake_server import FakeServer, always  # noqa: E402
+from fake_server import FakeServer, always, but_not  # noqa: E402
 from shared_data import DATA, Scripted, needs  # noqa: E402
 
 stage = importlib.import_module("07_eval")
@@ -362,17 +362,9 @@ def test_requests_that_keep_failing_are_unanswered_not_wrong(tmp_path, folder):
     assert done.exists() and not incomplete.exists()
 
 
-class Refusing(FakeServer):
-    """Refuses one prompt for good, as servers do with one that is too long."""
-
-    async def _reply(self, http, request):
-        self.refuse = (400, "too long") if "What is 2 + 1" in request["messages"][0]["content"] else None
-        return await super()._reply(http, request)
-
-
 def test_a_refused_prompt_is_counted_and_neither_blocks_nor_is_asked_for_ever(tmp_path, folder):
     lines(folder / "gsm8k/test.jsonl", [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(40)])
-    with Refusing(everything) as server:
+    with FakeServer(everything, refuse=but_not("What is 2 + 1", "too long")) as server:
         flags = ["--model", "m", "--base-url", server.url, "--data-dir", folder, "--benchmarks", "gsm8k,ifeval"]
         rows = run(tmp_path, *flags)
     assert rows[0]["unanswered"] == rows[0]["refused"] == 1 and rows[0]["n"] == 39 and rows[0]["exit"] == 0

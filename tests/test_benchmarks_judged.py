@@ -230,7 +230,6 @@ def test_mtbench_of_the_hub_brings_its_references(monkeypatch, tmp_path):
     assert math["judge_prompts"][0] == mtbench.OUR_PROMPTS["single-math-v1"]
 
 
-
 def test_missing_data_says_what_was_looked_for(monkeypatch, tmp_path):
     monkeypatch.setattr(Source, "unreachable", "no network in tests")
     with pytest.raises(UserError, match="infobench/InfoBench.json does not exist.*kqsong/InFoBench"):

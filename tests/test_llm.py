@@ -14,7 +14,7 @@ import pytest
 from autoif import llm, store
 from autoif.llm import LLM
 from autoif.stage import UserError
-from fake_server import FAULTS, FakeServer, always, at_random, script
+from fake_server import FAULTS, FakeServer, always, at_random, but_not, script, without
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -88,26 +88,16 @@ def test_a_request_may_have_its_own_parameters(path):
     assert json.loads(path.read_text())["index"] == 5
 
 
-class Without(FakeServer):
-    """Refuses a field, as reasoning models do."""
-
-    def __init__(self, field: str, words: str):
-        super().__init__()
-        self.field, self.words = field, words
-
-    async def _reply(self, http, request):
-        self.refuse = (400, self.words) if self.field in request else None
-        return await super()._reply(http, request)
-
-
 def test_a_server_that_wants_max_completion_tokens_gets_it(path):
-    with Without("max_tokens", "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.") as server:
+    words = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+    with FakeServer(refuse=without("max_tokens", words)) as server:
         assert len(ask(server, path, "abc")) == 3
         assert all(request.get("max_completion_tokens") == 16 for request in server.requests[-2:])
 
 
 def test_a_model_with_one_temperature_is_asked_without_and_it_is_said_once(path, capsys):
-    with Without("temperature", "Unsupported value: 'temperature' does not support 0.5 with this model.") as server:
+    words = "Unsupported value: 'temperature' does not support 0.5 with this model."
+    with FakeServer(refuse=without("temperature", words)) as server:
         assert len(ask(server, path, "abc", concurrency=1)) == 3
         assert sum("temperature" in request for request in server.requests) == 1
     assert capsys.readouterr().err.count("takes no temperature but its own") == 1
@@ -329,19 +319,14 @@ def test_a_refusal_stops_at_once_with_the_servers_words_and_never_the_key(path, 
 
 @pytest.mark.parametrize("k", [1, 3])
 def test_a_prompt_that_the_server_refuses_is_a_counted_drop_and_no_reason_to_doubt_n(path, k, capsys):
-    class Filter(FakeServer):
-        async def _reply(self, http, request):
-            self.refuse = (400, "content policy") if request["messages"] == user("b") else None
-            return await super()._reply(http, request)
-
-    prompts = ["b", *map(str, range(30))]
+    refuse, prompts = but_not("b", "content policy"), ["b", *map(str, range(30))]
     for _ in range(2):  # a rerun asks for it again and goes on as well
-        with Filter() as server:
+        with FakeServer(refuse=refuse) as server:
             answers = ask(server, path, prompts, k=k)
             assert answers[0] == [] and all(len(samples) == k for samples in answers[1:])
             assert sum(server.answered.values()) in (30 * k, 0)
     assert "one request a sample" not in capsys.readouterr().err
-    with Filter() as server, client(server, path.with_name("other"), k=k, max_failed=0) as model:
+    with FakeServer(refuse=refuse) as server, client(server, path.with_name("other"), k=k, max_failed=0) as model:
         with pytest.raises(UserError, match="1 of 31 prompts kept failing.*content policy.*prompt: 'b'"):
             list(model.complete(map(user, prompts)))
 

@@ -1,5 +1,5 @@
 import pytest
-from fake_server import FakeServer, always
+from fake_server import FakeServer, always, without
 from tiny_models import checkpoint
 
 from autoif import preflight
@@ -37,12 +37,7 @@ def test_a_refused_key_and_an_unknown_model_are_told_apart():
 
 
 def test_reasoning_models_pass_and_a_page_that_is_no_api_does_not():
-    class Strict(FakeServer):
-        async def _reply(self, http, request):
-            self.refuse = (400, "use max_completion_tokens") if "max_tokens" in request else None
-            return await super()._reply(http, request)
-
-    with Strict() as server:
+    with FakeServer(refuse=without("max_tokens", "use max_completion_tokens")) as server:
         assert preflight.endpoint(server.url, "big") is None
     with FakeServer(faults=always("html")) as server:
         assert "usually ends in /v1" in preflight.endpoint(server.url, "big")

@@ -28,19 +28,19 @@ def load(source, args) -> list[dict]:
              "entry_point": row["entry_point"], "test": row["test"]} for row in rows]
 
 
-def parses(code: str) -> bool:
+def parsed(code: str) -> ast.Module | None:
+    """The code's syntax tree, None where it has none."""
     try:
-        ast.parse(code)
+        return ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return True
+        return None
 
 
 def cut_to_code(code: str, before: str = "") -> str | None:
     """`before` + `code` without the lines of prose at the code's end that keep it from parsing; None if none remain."""
     lines = code.split("\n")
     while lines and any(line.strip() for line in lines):
-        if parses(before + "\n".join(lines)):
+        if parsed(before + "\n".join(lines)):
             return before + "\n".join(lines)
         lines.pop()
     return None
@@ -52,10 +52,12 @@ BLOCK = re.compile(r"^([ \t]*)```[^\n`]*\n(.*?)(?:^\1```|\Z)", re.DOTALL | re.MU
 
 def defines(code: str, name: str) -> bool:
     """Whether the code parses and gives the function a body, not only `...`, `pass` or a docstring."""
-    return parses(code) and any(
-        isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name
-        and not all(isinstance(line, ast.Pass) or isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)
-                    for line in node.body) for node in ast.walk(ast.parse(code)))
+    def says_nothing(line: ast.stmt) -> bool:
+        return isinstance(line, ast.Pass) or isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)
+
+    tree = parsed(code)
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)] if tree else []
+    return any(node.name == name and not all(map(says_nothing, node.body)) for node in functions)
 
 
 def program(item: dict, text: str) -> str | None:
