@@ -10,17 +10,19 @@ Departures from the paper:
 2. `--nli llm` asks the supervisor instead of mDeBERTa, where no such model can be loaded.
 The released code looks at the first three functions of a constraint: `--max-functions 3`.
 """
+
 import argparse
 import hashlib
 import re
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Iterable, Iterator
 
-from autoif import jsonl, llm
-from autoif.stage import Funnel, UserError, run, through
+from autoif import files, llm
+from autoif.files import UserError
+from autoif.stage import Funnel, run, through
 
 BACKTRANSLATE_PROMPT = """\
 This Python function checks whether an answer obeys a constraint that a user gave with a question:
@@ -52,7 +54,9 @@ def parse_label(text: str) -> str | None:
 def clean(text: str) -> str:
     """A back-translation on one line, without quotes or bold marks around it."""
     text = " ".join(text.split()).strip("*` ")
-    return text[1:-1].strip() if re.fullmatch(r'"[^"]*"|“[^“”]*”', text) else text  # not the quotes of a last word
+    return (
+        text[1:-1].strip() if re.fullmatch(r'"[^"]*"|“[^“”]*”', text) else text
+    )  # not the quotes of a last word
 
 
 def nli_model(pairs: Iterable[tuple[str, str]], name: str, batch_size: int) -> Iterator[str]:
@@ -64,25 +68,36 @@ def nli_model(pairs: Iterable[tuple[str, str]], name: str, batch_size: int) -> I
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = AutoModelForSequenceClassification.from_pretrained(name)
     except OSError as error:
-        raise UserError(f"--nli {name} cannot be loaded ({str(error).splitlines()[0]}); "
-                        f"give a local path, or --nli llm to ask the supervisor") from None
+        raise UserError(
+            f"--nli {name} cannot be loaded ({str(error).splitlines()[0]}); "
+            f"give a local path, or --nli llm to ask the supervisor"
+        ) from None
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device).eval()
     labels = {index: label.lower() for index, label in model.config.id2label.items()}
     if set(labels.values()) != set(LABELS):
-        raise UserError(f"--nli {name} has the labels {sorted(labels.values())}; a model with {', '.join(LABELS)} is needed")
+        raise UserError(
+            f"--nli {name} has the labels {sorted(labels.values())}; a model with {', '.join(LABELS)} is needed"
+        )
     pairs = iter(pairs)
     while batch := list(islice(pairs, batch_size)):
         premises, hypotheses = zip(*batch)
-        inputs = tokenizer(list(premises), list(hypotheses), truncation=True, padding=True, return_tensors="pt").to(device)
+        inputs = tokenizer(
+            list(premises), list(hypotheses), truncation=True, padding=True, return_tensors="pt"
+        ).to(device)
         with torch.inference_mode():
             yield from (labels[index] for index in model(**inputs).logits.argmax(-1).tolist())
 
 
 def nli_supervisor(pairs: Iterable[tuple[str, str]], client: llm.LLM) -> Iterator[str | None]:
     """Yield the label that the supervisor gives each (premise, hypothesis), None where it gives none."""
-    prompts = (NLI_PROMPT.format(premise=premise, hypothesis=hypothesis) for premise, hypothesis in pairs)
-    requests = ({"messages": [{"role": "user", "content": prompt}], "k": 1, "temperature": 0.0} for prompt in prompts)
+    prompts = (
+        NLI_PROMPT.format(premise=premise, hypothesis=hypothesis) for premise, hypothesis in pairs
+    )
+    requests = (
+        {"messages": [{"role": "user", "content": prompt}], "k": 1, "temperature": 0.0}
+        for prompt in prompts
+    )
     for samples in client.complete(requests):
         yield parse_label(samples[0]["text"]) if samples else None
 
@@ -90,12 +105,18 @@ def nli_supervisor(pairs: Iterable[tuple[str, str]], client: llm.LLM) -> Iterato
 def is_heldout(instruction: str, share: float, seed: int) -> bool:
     """True for about `share` of all constraints: the same ones in every run, whatever the others are."""
     digest = hashlib.sha256(f"{seed} {instruction}".encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2 ** 64
+    return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
 def requests(row: dict, max_functions: int | None) -> list[dict]:
-    return [{"messages": [{"role": "user", "content": BACKTRANSLATE_PROMPT.format(code=verifier["code"])}]}
-            for verifier in row["verifiers"][:max_functions]]
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": BACKTRANSLATE_PROMPT.format(code=verifier["code"])}
+            ]
+        }
+        for verifier in row["verifiers"][:max_functions]
+    ]
 
 
 def pairs(row: dict) -> list[tuple[str, str]]:
@@ -113,41 +134,64 @@ def drop_reason(row: dict) -> str | None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--in", dest="input", default="out/02_verifiers.jsonl")
     parser.add_argument("--out", default="out/03_instructions.jsonl")
-    parser.add_argument("--nli", default="MoritzLaurer/mDeBERTa-v3-base-xnli-multilingual-nli-2mil7",
-                        help="NLI model (name or path), or 'llm' to ask the supervisor")
+    parser.add_argument(
+        "--nli",
+        default="MoritzLaurer/mDeBERTa-v3-base-xnli-multilingual-nli-2mil7",
+        help="NLI model (name or path), or 'llm' to ask the supervisor",
+    )
     parser.add_argument("--nli-batch-size", type=int, default=64)
-    parser.add_argument("--max-functions", type=int, help="back-translate only the first functions of a constraint (default: all)")
-    parser.add_argument("--heldout", type=float, default=0.1, help="share of constraints that are never trained on")
+    parser.add_argument(
+        "--max-functions",
+        type=int,
+        help="back-translate only the first functions of a constraint (default: all)",
+    )
+    parser.add_argument(
+        "--heldout", type=float, default=0.1, help="share of constraints that are never trained on"
+    )
     parser.add_argument("--limit", type=int, help="read only the first LIMIT constraints")
     parser.add_argument("--seed", type=int, default=0, help="of the split")
     llm.add_flags(parser, temperature=0.0, max_tokens=512, k=1)
     args = parser.parse_args(argv)
 
     funnel, counts = Funnel("03_backtranslate", args.out), Counter()
-    rows = islice(jsonl.read(args.input, ["id", "instruction", "verifiers"], "02_verifiers.py"), args.limit)
-    translated = Path(args.out).with_name(f".{Path(args.out).name}.translated")  # between the two passes
+    rows = islice(
+        files.read(args.input, ["id", "instruction", "verifiers"], "02_verifiers.py"), args.limit
+    )
+    translated = Path(args.out).with_name(
+        f".{Path(args.out).name}.translated"
+    )  # between the two passes
     with llm.LLM.from_args(args, stage="03_backtranslate") as client:
-        with jsonl.writer(translated) as write:
-            for row, answers in through(client.complete, rows, lambda row: requests(row, args.max_functions)):
-                texts = [[clean(sample["text"]) for sample in samples] or [""] for samples in answers]
+        with files.writer(translated) as write:
+            for row, answers in through(
+                client.complete, rows, lambda row: requests(row, args.max_functions)
+            ):
+                texts = [
+                    [clean(sample["text"]) for sample in samples] or [""] for samples in answers
+                ]
                 write({**row, "back_translations": [text for each in texts for text in each]})
 
         if args.nli == "llm":
             nli = partial(nli_supervisor, client=client)
         else:
             nli = partial(nli_model, name=args.nli, batch_size=args.nli_batch_size)
-        with jsonl.writer(args.out) as write:
-            for row, labels in through(nli, jsonl.read(translated), pairs):
+        with files.writer(args.out) as write:
+            for row, labels in through(nli, files.read(translated), pairs):
                 row["nli"] = labels
                 counts.update(str(label) for label in labels)
                 reason = drop_reason(row)
                 if reason:
                     funnel.drop(reason, row)
                     continue
-                row["split"] = "heldout" if is_heldout(row["instruction"], args.heldout, args.seed) else "train"
+                row["split"] = (
+                    "heldout"
+                    if is_heldout(row["instruction"], args.heldout, args.seed)
+                    else "train"
+                )
                 counts[row["split"]] += 1
                 write(row)
                 funnel.keep()

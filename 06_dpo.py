@@ -13,51 +13,75 @@ A killed run goes on from its last resume point when the same command is repeate
 3. A verifier that crashed says nothing: its case or response is neither chosen nor rejected (released code: rejected).
 4. Weight decay (0) and Adam's betas (0.9, 0.999) are ours; the paper states neither.
 """
+
 import argparse
 import itertools
 import math
 import random
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
-from autoif import jsonl, llm, train
-from autoif.stage import Funnel, UserError, run
+from autoif import files, models
+from autoif.files import UserError
+from autoif.stage import Funnel, run
+from autoif.training import engine as train
 
 
 def candidates(row: dict) -> list[dict]:
     """`{text, verdicts, accuracy}` of a row of 04 (its responses) or of 02/03 (its cases)."""
     if "responses" in row:
         return row["responses"]
-    return [{"text": case["input"], "accuracy": case["accuracy"],
-             "verdicts": case.get("verdicts") or ["pass" if case["accuracy"] else "fail"]} for case in row["cases"]]
+    return [
+        {
+            "text": case["input"],
+            "accuracy": case["accuracy"],
+            "verdicts": case.get("verdicts") or ["pass" if case["accuracy"] else "fail"],
+        }
+        for case in row["cases"]
+    ]
 
 
 def sides(candidates: list[dict], min_accuracy: float) -> tuple[list[str], list[str]]:
     """Texts to choose (accuracy above `min_accuracy`) and to reject (every verdict "fail"), each once (section 3.4)."""
-    sound = [each for each in candidates if each["text"].strip() and each["verdicts"] and "error" not in each["verdicts"]]
-    whole = [each for each in sound if each.get("finish_reason") != "length"]  # a cut answer would teach to stop early
+    sound = [
+        each
+        for each in candidates
+        if each["text"].strip() and each["verdicts"] and "error" not in each["verdicts"]
+    ]
+    whole = [
+        each for each in sound if each.get("finish_reason") != "length"
+    ]  # a cut answer would teach to stop early
     chosen = dict.fromkeys(each["text"] for each in whole if each["accuracy"] > min_accuracy)
     rejected = dict.fromkeys(each["text"] for each in sound if each["accuracy"] == 0)
-    return [text for text in chosen if text not in rejected], [text for text in rejected if text not in chosen]
+    return [text for text in chosen if text not in rejected], [
+        text for text in rejected if text not in chosen
+    ]
 
 
-def match(chosen: list[str], rejected: list[str], count: int, rng: random.Random) -> list[tuple[str, str]]:
+def match(
+    chosen: list[str], rejected: list[str], count: int, rng: random.Random
+) -> list[tuple[str, str]]:
     """At most `count` pairs in random order, in which no text comes again before the others of its side have come."""
     chosen, rejected = rng.sample(chosen, len(chosen)), rng.sample(rejected, len(rejected))
     rounds = math.lcm(len(chosen), len(rejected))
-    every = ((at % len(chosen), (at + at // rounds) % len(rejected)) for at in range(len(chosen) * len(rejected)))
+    every = (
+        (at % len(chosen), (at + at // rounds) % len(rejected))
+        for at in range(len(chosen) * len(rejected))
+    )
     return [(chosen[good], rejected[bad]) for good, bad in itertools.islice(every, count)]
 
 
 def pairs(args):
     rng, funnel, made = random.Random(args.seed), Funnel("06_dpo pairs", args.out), Counter()
-    with jsonl.writer(args.out) as write:
+    with files.writer(args.out) as write:
         for path in args.input:
-            for number, row in enumerate(jsonl.read(path, ["id"], "04_responses.py"), 1):
+            for number, row in enumerate(files.read(path, ["id"], "04_responses.py"), 1):
                 if "responses" not in row and "cases" not in row:
-                    raise UserError(f"{path}:{number} has neither 'responses' nor 'cases'; pass files of 02, 03 or 04")
+                    raise UserError(
+                        f"{path}:{number} has neither 'responses' nor 'cases'; pass files of 02, 03 or 04"
+                    )
                 level = args.level if "responses" in row else "instruction"
                 chosen, rejected = sides(candidates(row), args.min_accuracy)
                 if row.get("split", "train") != "train":
@@ -70,12 +94,30 @@ def pairs(args):
                     funnel.keep()
                     for good, bad in match(chosen, rejected, args.pairs_per_prompt, rng):
                         made[level] += 1
-                        write({"id": f"{row['id']}/{level}/{made[level]}", "level": level,
-                               "prompt": [{"role": "user", "content": row["prompt" if "responses" in row else "instruction"]}],
-                               "chosen": [{"role": "assistant", "content": good}],
-                               "rejected": [{"role": "assistant", "content": bad}]})
+                        write(
+                            {
+                                "id": f"{row['id']}/{level}/{made[level]}",
+                                "level": level,
+                                "prompt": [
+                                    {
+                                        "role": "user",
+                                        "content": row[
+                                            "prompt" if "responses" in row else "instruction"
+                                        ],
+                                    }
+                                ],
+                                "chosen": [{"role": "assistant", "content": good}],
+                                "rejected": [{"role": "assistant", "content": bad}],
+                            }
+                        )
     funnel.finish(pairs=dict(made))
-    print("06_dpo pairs: " + (", ".join(f"{count:,} pairs of level {level}" for level, count in made.items()) or "no pairs"))
+    print(
+        "06_dpo pairs: "
+        + (
+            ", ".join(f"{count:,} pairs of level {level}" for level, count in made.items())
+            or "no pairs"
+        )
+    )
 
 
 def dpo_loss(policy, reference, beta):
@@ -85,33 +127,48 @@ def dpo_loss(policy, reference, beta):
     (pairs,), and without gradient the rewards beta * (policy - reference), shape (pairs, 2).
     """
     import torch.nn.functional as F
+
     rewards = beta * (policy - reference)
     return -F.logsigmoid(rewards[:, 0] - rewards[:, 1]), rewards.detach()
 
 
 def read_rows(path: str, tokenizer) -> Iterator[dict]:
     """Rows of 06_pairs.jsonl as token ids: a prompt and two responses, chosen first."""
-    for number, row in enumerate(jsonl.read(path, ["id", "prompt", "chosen", "rejected"], "06_dpo.py pairs"), 1):
+    for number, row in enumerate(
+        files.read(path, ["id", "prompt", "chosen", "rejected"], "06_dpo.py pairs"), 1
+    ):
         if row["chosen"] == row["rejected"]:
             raise UserError(f"{path}:{number}: chosen and rejected are equal; delete the row")
-        yield {"id": row["id"], **train.encode(tokenizer, row["prompt"], [row["chosen"], row["rejected"]], f"{path}:{number}")}
+        yield {
+            "id": row["id"],
+            **train.encode(
+                tokenizer, row["prompt"], [row["chosen"], row["rejected"]], f"{path}:{number}"
+            ),
+        }
 
 
 def reference_logprobs(rows: list[dict], engine, micro_batch: int, rank: int, world: int):
     """Log-probabilities of each row's responses under the reference policy, shape (rows, 2), the same on every rank."""
     import torch
-    from autoif.packed import pack
+
+    from autoif.training.packed import pack
+
     found, begin = torch.zeros(len(rows), 2, device=engine.device), time.monotonic()
     order = sorted(range(len(rows)), key=lambda number: train.length(rows[number]))
     for at in range(0, len(rows), micro_batch * world):
-        mine = order[at:at + micro_batch * world][rank::world]
+        mine = order[at : at + micro_batch * world][rank::world]
         with torch.no_grad():  # ranks compute together under ZeRO-3: one without rows left repeats a row and ignores it
-            logprobs = engine(**pack([rows[number] for number in mine or order[:1]], engine.device)).view(-1, 2)
+            logprobs = engine(
+                **pack([rows[number] for number in mine or order[:1]], engine.device)
+            ).view(-1, 2)
         if mine:
             found[mine] = logprobs
         finished = min(at + micro_batch * world, len(rows))
         if rank == 0 and (finished == len(rows) or at // 1000 != finished // 1000):
-            print(f"reference policy: {finished:,}/{len(rows):,} pairs in {time.monotonic() - begin:.0f} s", flush=True)
+            print(
+                f"reference policy: {finished:,}/{len(rows):,} pairs in {time.monotonic() - begin:.0f} s",
+                flush=True,
+            )
     torch.distributed.all_reduce(found)
     return found
 
@@ -119,47 +176,94 @@ def reference_logprobs(rows: list[dict], engine, micro_batch: int, rank: int, wo
 def add_reference(rows: list[dict], args, config: dict, rank: int, world: int) -> None:
     """Give each row its `reference` log-probabilities; they are computed once for these pairs and this model."""
     import torch
+
     model = args.reference or args.model
-    key = train.digest([llm.model_id(model), args.precision, [[row["prompt"], row["responses"]] for row in rows]])
+    key = train.digest(
+        [
+            models.fingerprint(model),
+            args.precision,
+            [[row["prompt"], row["responses"]] for row in rows],
+        ]
+    )
     file = Path(f"{args.input}.reference-{key}.jsonl")
     if not file.exists():
         engine = train.frozen(train.load_model(model, args, config), config)
         found = reference_logprobs(rows, engine, args.micro_batch, rank, world).tolist()
         train.release(engine)  # the policy takes its place: there are never two models in memory
         if rank == 0:
-            with jsonl.writer(file) as write:
+            with files.writer(file) as write:
                 for row, logprobs in zip(rows, found):
                     write({"id": row["id"], "logprobs": logprobs})
     torch.distributed.barrier()
-    for row, kept in zip(rows, jsonl.read(file, ["logprobs"]), strict=True):
+    for row, kept in zip(rows, files.read(file, ["logprobs"]), strict=True):
         row["reference"] = kept["logprobs"]
 
 
 def parse(argv):
-    whole = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    whole = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = whole.add_subparsers(required=True, metavar="{pairs,train}")
     parser = commands.add_parser("pairs", help="make pairs of verified rows")
-    parser.add_argument("--in", dest="input", required=True, nargs="+", metavar="FILE", help="files of 02, 03 and 04")
+    parser.add_argument(
+        "--in",
+        dest="input",
+        required=True,
+        nargs="+",
+        metavar="FILE",
+        help="files of 02, 03 and 04",
+    )
     parser.add_argument("--out", required=True, metavar="FILE", help="06_pairs.jsonl")
-    parser.add_argument("--level", choices=["query", "online"], default="query", help="what pairs of responses are called")
-    parser.add_argument("--min-accuracy", type=float, default=0.5, help="chosen is above this share (paper: 0.5, section 3.4)")
-    parser.add_argument("--pairs-per-prompt", type=int, default=1, help="at most (paper: not stated; released code: 4)")
+    parser.add_argument(
+        "--level",
+        choices=["query", "online"],
+        default="query",
+        help="what pairs of responses are called",
+    )
+    parser.add_argument(
+        "--min-accuracy",
+        type=float,
+        default=0.5,
+        help="chosen is above this share (paper: 0.5, section 3.4)",
+    )
+    parser.add_argument(
+        "--pairs-per-prompt",
+        type=int,
+        default=1,
+        help="at most (paper: not stated; released code: 4)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the choice of pairs")
     parser.set_defaults(command=pairs)
     parser = commands.add_parser("train", help="train on the pairs")
     parser.add_argument("--in", dest="input", required=True, metavar="FILE", help="06_pairs.jsonl")
-    parser.add_argument("--model", required=True, help="policy to begin with: the SFT model, or the last online one")
-    parser.add_argument("--reference", metavar="MODEL", help="reference policy (default: --model; paper: the SFT model)")
+    parser.add_argument(
+        "--model", required=True, help="policy to begin with: the SFT model, or the last online one"
+    )
+    parser.add_argument(
+        "--reference",
+        metavar="MODEL",
+        help="reference policy (default: --model; paper: the SFT model)",
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="the trained model")
-    parser.add_argument("--batch", type=int, default=64, help="pairs a step over all devices (paper: 64)")
+    parser.add_argument(
+        "--batch", type=int, default=64, help="pairs a step over all devices (paper: 64)"
+    )
     parser.add_argument("--epochs", type=float, default=2, help="(paper: 2)")
-    parser.add_argument("--max-length", type=int, default=4096, help="tokens of prompt and response (paper: 4096)")
+    parser.add_argument(
+        "--max-length", type=int, default=4096, help="tokens of prompt and response (paper: 4096)"
+    )
     parser.add_argument("--beta", type=float, default=0.3, help="(paper: 0.3)")
     parser.add_argument("--lr", type=float, default=5e-7, help="(paper: 5e-7)")
-    parser.add_argument("--schedule", default="cosine", help="name of a transformers schedule (paper: cosine)")
-    parser.add_argument("--warmup-ratio", type=float, default=0.1, help="share of all steps (paper: 0.1)")
+    parser.add_argument(
+        "--schedule", default="cosine", help="name of a transformers schedule (paper: cosine)"
+    )
+    parser.add_argument(
+        "--warmup-ratio", type=float, default=0.1, help="share of all steps (paper: 0.1)"
+    )
     parser.add_argument("--weight-decay", type=float, default=0.0, help="(paper: not stated)")
-    parser.add_argument("--betas", type=float, nargs=2, default=[0.9, 0.999], help="Adam's (paper: not stated)")
+    parser.add_argument(
+        "--betas", type=float, nargs=2, default=[0.9, 0.999], help="Adam's (paper: not stated)"
+    )
     train.add_flags(parser)
     parser.set_defaults(command=learn)
     return whole.parse_args(argv)
@@ -173,13 +277,17 @@ def learn(args):
     plan = train.plan(len(rows), args.batch, args.epochs, args.seed)
 
     import torch
-    from autoif.checkpoints import Checkpoints
-    from autoif.metrics import Log
-    from autoif.packed import pack
+
+    from autoif.training.checkpoints import Checkpoints
+    from autoif.training.log import Log
+    from autoif.training.packed import pack
+
     checkpoints = Checkpoints(args, rows, world, rank)
     add_reference(rows, args, config, rank, world)
     warmup = math.ceil(len(plan) * args.warmup_ratio)
-    engine = train.trainable(train.load_model(args.model, args, config), args, config, len(plan), warmup)
+    engine = train.trainable(
+        train.load_model(args.model, args, config), args, config, len(plan), warmup
+    )
     done = checkpoints.restore(engine)
     log = Log(args, len(plan), done, rank)
     for step in range(done + 1, len(plan) + 1):
@@ -190,13 +298,24 @@ def learn(args):
             reference = torch.tensor([row["reference"] for row in micro], device=engine.device)
             losses, rewards = dpo_loss(logprobs, reference, args.beta)
             loss = losses.sum() / len(batch)
-            engine.backward(loss * world, scale_wrt_gas=False)  # DeepSpeed takes the mean over ranks; ours is a sum
+            engine.backward(
+                loss * world, scale_wrt_gas=False
+            )  # DeepSpeed takes the mean over ranks; ours is a sum
             engine.step()
             margins = rewards[:, 0] - rewards[:, 1]
-            sums += torch.stack([losses.detach().sum(), margins.sum(), (margins > 0).sum(), *rewards.sum(0)]) / len(batch)
+            sums += torch.stack(
+                [losses.detach().sum(), margins.sum(), (margins > 0).sum(), *rewards.sum(0)]
+            ) / len(batch)
         names = ("loss", "margin", "accuracy", "chosen", "rejected")
         numbers = dict(zip(names, train.sum_over_ranks(sums)))
-        log.step(step, numbers, lr, float(engine.get_global_grad_norm()), train.tokens(batch), [row["id"] for row in batch])
+        log.step(
+            step,
+            numbers,
+            lr,
+            float(engine.get_global_grad_norm()),
+            train.tokens(batch),
+            [row["id"] for row in batch],
+        )
         if step % args.save_every == 0 or step == len(plan):
             checkpoints.save(engine, step)
     log.close()

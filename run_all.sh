@@ -8,7 +8,7 @@
 #   bash run_all.sh --env       only make .venv
 #
 # Settings, from the environment:
-#   OUT=out  PROCESSES=<GPUs>  MICRO_BATCH=1  JUDGE=$SUPERVISOR  DATA_DIR=<benchmark files>  SERVE=<see autoif/serve.py>
+#   OUT=out  PROCESSES=<GPUs>  MICRO_BATCH=1  JUDGE=$SUPERVISOR  DATA_DIR=<benchmark files>  SERVE=<see autoif/serving>
 #   NLI=<mDeBERTa, or llm>  PRESET=70b  NNODES=1 MASTER_ADDR= MASTER_PORT=29500 (under Slurm: examples/train.sbatch)
 #   ONLINE_ITERATIONS=3 ONLINE_K=8: the paper states neither; these are ours
 #   SEEDING VERIFYING HOLDING_OUT ASKING PAIRING SFT DPO ONLINE_ASKING HELDOUT EVALUATING: further flags of these steps, as in ASKING="--max-tokens 8192"
@@ -113,7 +113,7 @@ make() {
     "$@"
     echo "-- $file: done in $((SECONDS - began)) s"
 }
-serve() { python -m autoif.serve "$@"; }
+serve() { python -m autoif.serving "$@"; }
 # evaluate NAME MODEL: stage 07 for one model, unless its results are there
 evaluate() {
     local results=(--model "$2" --name "$1" --out "$OUT/07_results.json")
@@ -139,7 +139,7 @@ if [ "$MODE" = --demo ]; then
     done
     echo "supervisor: recorded completions (demo/completions); to ask a live one, run without --demo"
 else
-    python -m autoif.preflight --supervisor "$SUPERVISOR" --judge "${JUDGE:-$SUPERVISOR}" --base "$BASE" --queries "$QUERIES" --nli "$NLI" --out "$OUT" \
+    python -m autoif.serving.preflight --supervisor "$SUPERVISOR" --judge "${JUDGE:-$SUPERVISOR}" --base "$BASE" --queries "$QUERIES" --nli "$NLI" --out "$OUT" \
         --processes $((PROCESSES * ${NNODES:-1})) --online-iterations "$ONLINE_ITERATIONS" ${DATA_DIR:+--data-dir "$DATA_DIR"} \
         --sft "${SFT[*]}" --dpo "${DPO[*]}"
     [ "$MODE" = --check ] && exit
@@ -174,7 +174,7 @@ done
 
 # ---- 07: the table ---------------------------------------------------------------------------------------------------
 answerer=$BASE
-[ "$MODE" = --demo ] || answerer=$(python -m autoif.templated "$BASE" "$OUT/base")  # a base model may lack a chat template
+[ "$MODE" = --demo ] || answerer=$(python -m autoif.models "$BASE" "$OUT/base")  # a base model may lack a chat template
 evaluate base "$answerer"
 evaluate sft "$OUT/05_sft"
 evaluate offline "$OUT/06_offline"

@@ -1,11 +1,12 @@
 """User queries out of ShareGPT JSON, JSONL or plain text."""
+
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
-from autoif import jsonl
-from autoif.stage import UserError
+from autoif import files
+from autoif.files import UserError
 
 
 def first_human_turn(row: dict) -> str | None:
@@ -41,30 +42,43 @@ def _json_array(path: str, file) -> Iterator[dict]:
     except ijson.JSONError as error:
         said = str(error).splitlines()[0]
         if "premature" not in said.lower() and "incomplete" not in said.lower():
-            raise UserError(f"{path}: record {count + 1:,} is no JSON ({said}); mend or delete it") from None
-        print(f"warning: {path} breaks off after {count:,} whole records ({said}); these are used", file=sys.stderr)
+            raise UserError(
+                f"{path}: record {count + 1:,} is no JSON ({said}); mend or delete it"
+            ) from None
+        print(
+            f"warning: {path} breaks off after {count:,} whole records ({said}); these are used",
+            file=sys.stderr,
+        )
 
 
 def read(path: str) -> Iterator[tuple[str | None, str | None]]:
     """Yield (query or None, its language if the record knows it). The kind of file is seen from its first character."""
     if not Path(path).is_file():
-        raise UserError(f"--queries {path} does not exist; give ShareGPT JSON, JSONL rows with 'query', or a text file")
+        raise UserError(
+            f"--queries {path} does not exist; give ShareGPT JSON, JSONL rows with 'query', or a text file"
+        )
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         first = file.read(4096).lstrip()[:1]
         file.seek(0)
         if first == "[":
-            yield from ((first_human_turn(row), None) for row in _json_array(path, file) if isinstance(row, dict))
+            yield from (
+                (first_human_turn(row), None)
+                for row in _json_array(path, file)
+                if isinstance(row, dict)
+            )
         elif first == "{":
-            yield from ((first_human_turn(row), row.get("langdetect")) for row in jsonl.read(path))
+            yield from ((first_human_turn(row), row.get("langdetect")) for row in files.read(path))
         else:
             yield from ((line.strip(), None) for line in file if line.strip())
 
 
 def keep(path: Path, kept: list[str], language: str) -> None:
     """Write what `load` kept, with its language: to `load` this file takes seconds, ShareGPT's languages take minutes."""
-    with jsonl.writer(path) as write:
+    with files.writer(path) as write:
         for query in kept:
-            write({"query": query} if language == "any" else {"query": query, "langdetect": language})
+            write(
+                {"query": query} if language == "any" else {"query": query, "langdetect": language}
+            )
 
 
 def load(path: str, min_chars: int, max_chars: int, language: str) -> tuple[list[str], Counter]:

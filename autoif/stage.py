@@ -1,16 +1,13 @@
-"""The shell around a stage: named errors with exit code 2, files written whole, the funnel that accounts for every row."""
-import contextlib
-import errno
+"""The shell around a stage: named errors with exit code 2, streaming, the funnel that accounts for every row."""
+
 import json
-import os
 import sys
 from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Callable, Iterable, Iterator
+from typing import Any
 
-
-class UserError(Exception):
-    """Bad input or set-up: the message names the file, the line, the value and the next step."""
+from autoif.files import UserError, dump, write_whole
 
 
 def run(main: Callable[[], None]) -> None:
@@ -22,36 +19,16 @@ def run(main: Callable[[], None]) -> None:
         print(f"{name}: error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"\n{name}: interrupted; what was finished is kept, run the same command to go on", file=sys.stderr)
+        print(
+            f"\n{name}: interrupted; what was finished is kept, run the same command to go on",
+            file=sys.stderr,
+        )
         sys.exit(130)
 
 
-@contextlib.contextmanager
-def whole_file(path: str | Path):
-    """`with whole_file(path) as file: file.write(...)`: the file appears, whole, when the block ends without an error."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UserError(f"{path} cannot be written, the disk is full; make room and run the same command") from None
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_whole(path: str | Path, text: str) -> None:
-    with whole_file(path) as file:
-        file.write(text)
-
-
-def through(process: Callable[[Iterable], Iterator], items: Iterable, expand: Callable[[Any], list]) -> Iterator[tuple]:
+def through(
+    process: Callable[[Iterable], Iterator], items: Iterable, expand: Callable[[Any], list]
+) -> Iterator[tuple]:
     """Send the parts of every item through a streaming `process`; yield (item, results of its parts) in order.
 
     `process` takes an iterable and yields one result for each element, in order and lazily, as `LLM.complete` and
@@ -92,7 +69,6 @@ class Funnel:
         self.total, self.kept = self.total + 1, self.kept + 1
 
     def drop(self, reason: str, row: dict) -> None:
-        from autoif.jsonl import dump
         self.total += 1
         self.dropped[reason] += 1
         self._file.write(dump({"reason": reason, **row}) + "\n")
@@ -101,8 +77,16 @@ class Funnel:
         """Print the funnel line and add `{in, kept, dropped, **numbers}` to `stats.json` under the stage's name."""
         self._file.close()
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.dropped.most_common())
-        print(f"{self.stage}: {self.total:,} in -> {self.kept:,} kept" + (f" ({reasons})" if reasons else ""))
+        print(
+            f"{self.stage}: {self.total:,} in -> {self.kept:,} kept"
+            + (f" ({reasons})" if reasons else "")
+        )
         path = self.out.parent / "stats.json"
         stats = json.loads(path.read_text()) if path.exists() else {}
-        stats[self.stage] = {"in": self.total, "kept": self.kept, "dropped": dict(self.dropped.most_common()), **numbers}
+        stats[self.stage] = {
+            "in": self.total,
+            "kept": self.kept,
+            "dropped": dict(self.dropped.most_common()),
+            **numbers,
+        }
         write_whole(path, json.dumps(stats, indent=2) + "\n")

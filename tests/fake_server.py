@@ -1,10 +1,11 @@
 """An OpenAI-compatible server for the tests: scripted answers, and every fault a real one has been seen to have.
 
-    python tests/fake_server.py --port 8001 --faults 0.3 --script answers.py    # with answer(messages, request) -> text
+python tests/fake_server.py --port 8001 --faults 0.3 --script answers.py    # with answer(messages, request) -> text
 
-    with FakeServer(lambda messages, request: "yes", faults=script("429", "html")) as server:
-        LLM("model", server.url, ...)
+with FakeServer(lambda messages, request: "yes", faults=script("429", "html")) as server:
+    LLM("model", server.url, ...)
 """
+
 import argparse
 import asyncio
 import itertools
@@ -13,7 +14,7 @@ import random
 import runpy
 import threading
 from collections import Counter
-from typing import Callable, Iterable
+from collections.abc import Callable, Iterable
 
 from aiohttp import web
 
@@ -35,7 +36,9 @@ def always(name: str) -> Callable[[dict], str | None]:
     return lambda request: name
 
 
-def at_random(share: float, names: Iterable[str] = FAULTS, seed: int = 0) -> Callable[[dict], str | None]:
+def at_random(
+    share: float, names: Iterable[str] = FAULTS, seed: int = 0
+) -> Callable[[dict], str | None]:
     """A fault in `share` of the requests."""
     rng, names = random.Random(seed), list(names)
     return lambda request: rng.choice(names) if rng.random() < share else None
@@ -59,11 +62,26 @@ class FakeServer:
     whole body) for every request, or a function of the request that gives them or None. `delay`: seconds to an answer, or a function of the request that gives them.
     """
 
-    def __init__(self, answer=echo, *, faults=script(), n: str = "takes", refuse=None,
-                 delay=0.0, retry_after: float = 0.02, finish_reason: str = "stop", port: int = 0,
-                 keep: bool = True):
+    def __init__(
+        self,
+        answer=echo,
+        *,
+        faults=script(),
+        n: str = "takes",
+        refuse=None,
+        delay=0.0,
+        retry_after: float = 0.02,
+        finish_reason: str = "stop",
+        port: int = 0,
+        keep: bool = True,
+    ):
         self.answer, self.faults, self.n, self.refuse, self.delay = answer, faults, n, refuse, delay
-        self.retry_after, self.finish_reason, self.port, self.keep = retry_after, finish_reason, port, keep
+        self.retry_after, self.finish_reason, self.port, self.keep = (
+            retry_after,
+            finish_reason,
+            port,
+            keep,
+        )
         self.requests, self.answered, self.faulted, self.keys = [], Counter(), Counter(), set()
         self.in_flight = self.most_in_flight = 0
         self._number = itertools.count()
@@ -88,46 +106,81 @@ class FakeServer:
         refusal = self.refuse(request) if callable(self.refuse) else self.refuse
         if refusal:
             status, words = refusal
-            body = words if isinstance(words, dict) else {"error": {"message": words, "type": "refused"}}
+            body = (
+                words
+                if isinstance(words, dict)
+                else {"error": {"message": words, "type": "refused"}}
+            )
             return web.json_response(body, status=status, headers=headers)
         if fault := self.faults(request):
             self.faulted[fault] += 1
             if fault in ("429", "500"):
                 headers["retry-after"] = str(self.retry_after)
-                return web.json_response({"error": {"message": "try later"}}, status=int(fault), headers=headers)
+                return web.json_response(
+                    {"error": {"message": "try later"}}, status=int(fault), headers=headers
+                )
             if fault == "drop":
                 http.transport.abort()
                 await asyncio.sleep(0)
             if fault == "half":  # the headers promise more than the body holds
-                response = web.StreamResponse(headers={"content-length": "1000", "content-type": "application/json"})
+                response = web.StreamResponse(
+                    headers={"content-length": "1000", "content-type": "application/json"}
+                )
                 await response.prepare(http)
                 await response.write(b'{"choices": [')
                 http.transport.close()
                 return response
             if fault == "html":
-                return web.Response(text="<html><h1>Bad gateway</h1></html>", content_type="text/html", headers=headers)
+                return web.Response(
+                    text="<html><h1>Bad gateway</h1></html>",
+                    content_type="text/html",
+                    headers=headers,
+                )
             if fault == "broken json":
-                return web.Response(text='{"choices": [{"mess', content_type="application/json", headers=headers)
+                return web.Response(
+                    text='{"choices": [{"mess', content_type="application/json", headers=headers
+                )
             if fault == "no choices":
-                return web.json_response({"object": "chat.completion", "choices": []}, headers=headers)
+                return web.json_response(
+                    {"object": "chat.completion", "choices": []}, headers=headers
+                )
             if fault == "stall":
                 await asyncio.sleep(3600)
         if self.delay:
             await asyncio.sleep(self.delay(request) if callable(self.delay) else self.delay)
         n = request.get("n", 1)
         if n > 1 and self.n == "refuses":
-            return web.json_response({"error": {"message": f"n={n} is not supported"}}, status=400, headers=headers)
+            return web.json_response(
+                {"error": {"message": f"n={n} is not supported"}}, status=400, headers=headers
+            )
         n = 1 if self.n == "ignores" else n
         text = self.answer(request["messages"], request)
         texts = text if isinstance(text, list) else [text] * n
         if self.keep:
             self.answered[json.dumps(request["messages"])] += len(texts)
-        messages = [text if isinstance(text, dict) else {"role": "assistant", "content": text} for text in texts]
-        usage = {"prompt_tokens": 10, "completion_tokens": 5 * len(texts), "total_tokens": 10 + 5 * len(texts)}
-        return web.json_response({
-            "id": "chat-1", "object": "chat.completion", "created": 0, "model": request["model"], "usage": usage,
-            "choices": [{"index": index, "message": message, "finish_reason": self.finish_reason}
-                        for index, message in enumerate(messages)]}, headers=headers)
+        messages = [
+            text if isinstance(text, dict) else {"role": "assistant", "content": text}
+            for text in texts
+        ]
+        usage = {
+            "prompt_tokens": 10,
+            "completion_tokens": 5 * len(texts),
+            "total_tokens": 10 + 5 * len(texts),
+        }
+        return web.json_response(
+            {
+                "id": "chat-1",
+                "object": "chat.completion",
+                "created": 0,
+                "model": request["model"],
+                "usage": usage,
+                "choices": [
+                    {"index": index, "message": message, "finish_reason": self.finish_reason}
+                    for index, message in enumerate(messages)
+                ],
+            },
+            headers=headers,
+        )
 
     async def serve(self, ready: Callable[[], None] = lambda: None) -> None:
         """Serve until cancelled."""
@@ -165,17 +218,31 @@ class FakeServer:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--port", type=int, default=8001, help="0 takes a free one; the address is printed")
-    parser.add_argument("--script", help="Python file with answer(messages, request) -> text (default: echo)")
-    parser.add_argument("--faults", type=float, default=0.0, help="share of requests that meet a random fault")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--port", type=int, default=8001, help="0 takes a free one; the address is printed"
+    )
+    parser.add_argument(
+        "--script", help="Python file with answer(messages, request) -> text (default: echo)"
+    )
+    parser.add_argument(
+        "--faults", type=float, default=0.0, help="share of requests that meet a random fault"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the faults")
     parser.add_argument("--delay", type=float, default=0.0, help="seconds to an answer")
     parser.add_argument("--n", choices=["takes", "ignores", "refuses"], default="takes")
     args = parser.parse_args(argv)
     answer = runpy.run_path(args.script)["answer"] if args.script else echo
-    server = FakeServer(answer, faults=at_random(args.faults, seed=args.seed), delay=args.delay, n=args.n,
-                        port=args.port, keep=False)
+    server = FakeServer(
+        answer,
+        faults=at_random(args.faults, seed=args.seed),
+        delay=args.delay,
+        n=args.n,
+        port=args.port,
+        keep=False,
+    )
     try:
         asyncio.run(server.serve(lambda: print(server.url, flush=True)))
     except KeyboardInterrupt:

@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pytest
 
-DATA = Path(os.environ.get("AUTOIF_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+DATA = Path(
+    os.environ.get("AUTOIF_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data"
+)
 
 
 def needs(*names: str):
     """Skip a test, by name, where one of the files is absent."""
     lacking = [name for name in names if not (DATA / name).exists()]
     return pytest.mark.skipif(
-        bool(lacking), reason=f"benchmark data absent: {', '.join(lacking)} under {DATA} ($AUTOIF_DATA)"
+        bool(lacking),
+        reason=f"benchmark data absent: {', '.join(lacking)} under {DATA} ($AUTOIF_DATA)",
     )
 
 
@@ -33,7 +36,11 @@ class Scripted:
         for request in requests:
             self.requests.append(request)
             text = self.say(request)
-            yield [] if text is None else [{"index": request.get("first", 0), "text": text, "finish_reason": "stop"}]
+            yield (
+                []
+                if text is None
+                else [{"index": request.get("first", 0), "text": text, "finish_reason": "stop"}]
+            )
 
 
 def sample(*texts: str) -> list[dict]:
@@ -42,10 +49,10 @@ def sample(*texts: str) -> list[dict]:
 
 def values(rows_scored: list[dict]) -> dict[str, float]:
     """{metric: value} of scored rows."""
-    from autoif import stats
+    from autoif.evaluation import intervals
 
     points: dict[str, list] = {}
     for row in rows_scored:
         for metric, found in row["points"].items():
             points.setdefault(metric, []).extend(found)
-    return {metric: stats.mean(found) for metric, found in points.items()}
+    return {metric: intervals.mean(found) for metric, found in points.items()}

@@ -4,28 +4,34 @@ import json
 import pytest
 from fake_server import FakeServer
 
-from autoif import jsonl
-from autoif.stage import UserError
+from autoif import files
+from autoif.files import UserError
 
 stage = importlib.import_module("01_seed_augment")
 
 
-@pytest.mark.parametrize("text", [
-    "- Use no commas\n- End with a question",
-    "Here are some:\n\n* Use no commas\n* End with a question\n\nHope this helps!",
-    "1. Use no commas\n2. End with a question",
-    "1) Use no commas\n2) End with a question",
-    "(1) Use no commas\n(2) End with a question",
-    "**1.** Use no commas\n**2.** End with a question",
-    "• **Use no commas**\n• \"End with a question\"",
-    '```json\n["Use no commas", "End with a question"]\n```',
-    'Sure:\n[\n  "Use no commas",\n  "End with a question"\n]\nDone.',
-    "**1. Use no commas**\n**2. End with a question**",
-    "- **Commas:** Use no commas\n- **Ending**: End with a question",
-    "Use no commas\nEnd with a question",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "- Use no commas\n- End with a question",
+        "Here are some:\n\n* Use no commas\n* End with a question\n\nHope this helps!",
+        "1. Use no commas\n2. End with a question",
+        "1) Use no commas\n2) End with a question",
+        "(1) Use no commas\n(2) End with a question",
+        "**1.** Use no commas\n**2.** End with a question",
+        '• **Use no commas**\n• "End with a question"',
+        '```json\n["Use no commas", "End with a question"]\n```',
+        'Sure:\n[\n  "Use no commas",\n  "End with a question"\n]\nDone.',
+        "**1. Use no commas**\n**2. End with a question**",
+        "- **Commas:** Use no commas\n- **Ending**: End with a question",
+        "Use no commas\nEnd with a question",
+    ],
+)
 def test_a_list_is_read_in_every_shape_that_models_write(text):
-    assert [stage.clean(item) for item in stage.parse_list(text)] == ["Use no commas", "End with a question"]
+    assert [stage.clean(item) for item in stage.parse_list(text)] == [
+        "Use no commas",
+        "End with a question",
+    ]
 
 
 def test_quotes_that_belong_to_the_constraint_stay():
@@ -34,32 +40,54 @@ def test_quotes_that_belong_to_the_constraint_stay():
 
 def test_a_json_list_inside_a_constraint_is_no_list_of_constraints():
     text = '- Return a JSON array such as ["red", "blue"]\n- End the answer with ["END"]'
-    assert stage.parse_list(text) == ['Return a JSON array such as ["red", "blue"]', 'End the answer with ["END"]']
+    assert stage.parse_list(text) == [
+        'Return a JSON array such as ["red", "blue"]',
+        'End the answer with ["END"]',
+    ]
 
 
-@pytest.mark.parametrize("text", ["Begin each line with *", "Wrap the answer in ```", "Name the method __init__", "Use `code` or _",
-                                  "Begin and end with **", "Separate sections with ***"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Begin each line with *",
+        "Wrap the answer in ```",
+        "Name the method __init__",
+        "Use `code` or _",
+        "Begin and end with **",
+        "Separate sections with ***",
+    ],
+)
 def test_a_symbol_that_a_constraint_is_about_stays(text):
     assert stage.clean(text) == text
 
 
-@pytest.mark.parametrize("one, other", [
-    ('End the answer with "!"', 'End the answer with "?"'),
-    ("Separate the items with ';' only", "Separate the items with '|' only"),
-    ("Put the last word in (parentheses)", "Put the last word in [parentheses]"),
-    ("Begin every line with >", "Begin every line with #"),
-])
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ('End the answer with "!"', 'End the answer with "?"'),
+        ("Separate the items with ';' only", "Separate the items with '|' only"),
+        ("Put the last word in (parentheses)", "Put the last word in [parentheses]"),
+        ("Begin every line with >", "Begin every line with #"),
+    ],
+)
 def test_constraints_that_differ_in_a_symbol_are_different(one, other):
     assert stage.form(one) != stage.form(other) and stage.near_duplicates([one, other], 0.5) == {}
 
 
 def test_punctuation_makes_no_difference():
     assert stage.form('Use no commas, ever: "no".') == stage.form("use no commas ever 'no'")
-    assert stage.near_duplicates(["Start with A and end with Z", "Start with Z and end with A"], 0.5) == {}
+    assert (
+        stage.near_duplicates(["Start with A and end with Z", "Start with Z and end with A"], 0.5)
+        == {}
+    )
 
 
 def test_constraints_that_no_function_can_check_are_named_as_such():
-    for instruction in ("Translate your answer into Pig Latin", "Use a metaphor in each sentence", "Write in a sad tone"):
+    for instruction in (
+        "Translate your answer into Pig Latin",
+        "Use a metaphor in each sentence",
+        "Write in a sad tone",
+    ):
         assert stage.drop_reason(instruction, 200) == "style, metaphor or translation"
     assert stage.drop_reason("Use at most 20 words", 200) is None
     assert stage.drop_reason("---", 200) == "empty"
@@ -67,7 +95,11 @@ def test_constraints_that_no_function_can_check_are_named_as_such():
 
 
 def test_near_duplicates_are_dropped_but_not_those_that_differ_in_a_number():
-    rows = ["Use at most 20 words in the answer", "Use at most 30 words in the answer", "In the answer, use at most 20 words"]
+    rows = [
+        "Use at most 20 words in the answer",
+        "Use at most 30 words in the answer",
+        "In the answer, use at most 20 words",
+    ]
     assert stage.near_duplicates(rows, 0.7) == {2: 0}
 
 
@@ -82,11 +114,20 @@ def run(tmp_path, server, *flags):
 
 
 def test_seeds_come_first_and_every_loss_is_accounted_for(tmp_path, capsys):
-    texts = ["- Use no commas\n- Use no commas\n- Use a metaphor", "- End with a question", "- Only emojis please", "nothing: "]
+    texts = [
+        "- Use no commas\n- Use no commas\n- Use a metaphor",
+        "- End with a question",
+        "- Only emojis please",
+        "nothing: ",
+    ]
     with FakeServer(lambda messages, request: texts[len(server.requests) % 4]) as server:
         out = run(tmp_path, server, "--concurrency", "1")
-    rows = list(jsonl.read(out))
-    assert [row["source"] for row in rows[:36]] == ["seed"] * 36 and {"id", "instruction", "source"} == set(rows[0])
+    rows = list(files.read(out))
+    assert [row["source"] for row in rows[:36]] == ["seed"] * 36 and {
+        "id",
+        "instruction",
+        "source",
+    } == set(rows[0])
     stats = json.loads((tmp_path / "stats.json").read_text())["01_seed_augment"]
     assert stats["in"] == stats["kept"] + sum(stats["dropped"].values())
     assert stats["dropped"] == {"exact duplicate": 1, "style, metaphor or translation": 1}
@@ -100,7 +141,9 @@ def test_each_request_shows_its_own_sample_of_the_seeds(tmp_path):
 
 
 def test_the_output_is_the_same_whatever_the_concurrency(tmp_path):
-    answer = lambda messages, request: f"- Use exactly {sum(map(ord, messages[0]['content'])) % 97} words"  # noqa: E731
+    answer = lambda messages, request: (
+        f"- Use exactly {sum(map(ord, messages[0]['content'])) % 97} words"
+    )  # noqa: E731
     outputs = []
     for concurrency in ("1", "8"):
         folder = tmp_path / concurrency

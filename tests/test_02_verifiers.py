@@ -5,7 +5,7 @@ import pytest
 from fake_server import FakeServer
 from shared_data import needs, rows
 
-from autoif import jsonl, sandbox
+from autoif import files, sandbox
 
 stage = importlib.import_module("02_verifiers")
 LOWER = "def evaluate(response):\n    return response == response.lower()"
@@ -15,23 +15,40 @@ def completion(func=LOWER, cases=(("abc", True), ("ABC", False))):
     return {"func": func, "cases": [{"input": text, "output": output} for text, output in cases]}
 
 
-@pytest.mark.parametrize("wrap", [
-    "{}", "```json\n{}\n```", "Sure! Here it is:\n```\n{}\n```\nIt lowers the text.", "The object is {} as asked."])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        "{}",
+        "```json\n{}\n```",
+        "Sure! Here it is:\n```\n{}\n```\nIt lowers the text.",
+        "The object is {} as asked.",
+    ],
+)
 def test_json_is_found_fenced_bare_or_in_prose(wrap):
     code, cases = stage.parse_verifier(wrap.replace("{}", json.dumps(completion())))
-    assert code == LOWER and cases == [{"input": "abc", "output": True}, {"input": "ABC", "output": False}]
+    assert code == LOWER and cases == [
+        {"input": "abc", "output": True},
+        {"input": "ABC", "output": False},
+    ]
 
 
 def test_real_newlines_and_trailing_commas_are_repaired():
     text = '{"func": "def evaluate(response):\n    return \\"a\\" in response", "cases": [{"input": "a", "output": true},],}'
-    assert stage.parse_verifier(text) == ('def evaluate(response):\n    return "a" in response', [{"input": "a", "output": True}])
+    assert stage.parse_verifier(text) == (
+        'def evaluate(response):\n    return "a" in response',
+        [{"input": "a", "output": True}],
+    )
 
 
 def test_backticks_and_braces_in_the_answer_end_no_json():
     fence = "def evaluate(response):\n    return response.startswith('```') and response.endswith('```')"
     cases = [("```\nx\n```", True), ("x", False)]
     answer = json.dumps(completion(fence, cases))
-    for text in (f"```json\n{answer}\n```", f"{answer}\nIt looks at both ends, as in a set {{a, b}}.", f"Here:\n```json\n{answer[:-1]},}}\n```"):
+    for text in (
+        f"```json\n{answer}\n```",
+        f"{answer}\nIt looks at both ends, as in a set {{a, b}}.",
+        f"Here:\n```json\n{answer[:-1]},}}\n```",
+    ):
         code, found = stage.parse_verifier(text)
         assert code == fence and len(found) == 2
     assert stage.parse_verifier('{"a":' * 5000) == "no function in the JSON"
@@ -39,8 +56,10 @@ def test_backticks_and_braces_in_the_answer_end_no_json():
 
 def test_expected_outputs_are_normalised_and_others_left_out():
     written = [True, "True", "false", 0, "yes", None, [True]]
-    assert [case["output"] for case in stage.parse_cases([{"input": "a", "output": output} for output in written])] == \
-        [True, True, False, False]
+    assert [
+        case["output"]
+        for case in stage.parse_cases([{"input": "a", "output": output} for output in written])
+    ] == [True, True, False, False]
     assert stage.parse_cases([{"input": 5, "output": True}, {"output": True}, "text"]) == []
 
 
@@ -57,9 +76,14 @@ def test_functions_that_differ_in_layout_only_count_once():
 def validate(functions, cases, **thresholds):
     """Criteria (a) to (d) on real verdicts."""
     cases = [{"input": text, "output": output} for text, output in cases]
-    jobs = [{"id": str(n), "code": code, "inputs": [case["input"] for case in cases]} for n, code in enumerate(functions)]
+    jobs = [
+        {"id": str(n), "code": code, "inputs": [case["input"] for case in cases]}
+        for n, code in enumerate(functions)
+    ]
     results = list(sandbox.run(jobs))
-    return stage.cross_validate(results, functions, cases, **{"case_agreement": 0.5, "min_accuracy": 0.5, **thresholds})
+    return stage.cross_validate(
+        results, functions, cases, **{"case_agreement": 0.5, "min_accuracy": 0.5, **thresholds}
+    )
 
 
 TRUE = "def evaluate(response): return True"
@@ -82,60 +106,125 @@ def test_a_function_needs_more_than_half_of_the_kept_cases():
 
 
 def test_an_error_agrees_with_nothing():
-    assert validate([CRASH, CRASH + "  # again"], [("a", False), ("b", True)])[2] == "no case agreed"
+    assert (
+        validate([CRASH, CRASH + "  # again"], [("a", False), ("b", True)])[2] == "no case agreed"
+    )
 
 
 def test_functions_that_do_not_compile_have_no_say():
-    verifiers, cases, reason = validate([LOWER, BROKEN, "x = 1", "import no_such_module\n" + TRUE], CASES)
-    assert reason is None and len(cases) == 3 and [verifier["code"] for verifier in verifiers] == [LOWER]
+    verifiers, cases, reason = validate(
+        [LOWER, BROKEN, "x = 1", "import no_such_module\n" + TRUE], CASES
+    )
+    assert (
+        reason is None
+        and len(cases) == 3
+        and [verifier["code"] for verifier in verifiers] == [LOWER]
+    )
     assert validate([BROKEN], CASES)[2] == "no verifier compiles"
 
 
 def test_a_case_carries_what_stage_06_pairs_by():
     _, cases, _ = validate([LOWER, LOWER + "  "], CASES)
-    assert [(case["accuracy"], case["agreement"], case["verdicts"]) for case in cases] == \
-        [(1.0, 1.0, ["pass"] * 2), (0.0, 1.0, ["fail"] * 2), (0.0, 1.0, ["fail"] * 2)]
+    assert [(case["accuracy"], case["agreement"], case["verdicts"]) for case in cases] == [
+        (1.0, 1.0, ["pass"] * 2),
+        (0.0, 1.0, ["fail"] * 2),
+        (0.0, 1.0, ["fail"] * 2),
+    ]
 
 
 def test_weak_functions_are_named_and_dropped_behind_a_flag(tmp_path):
     assert stage.weakness(["pass", "pass"], "pass") == "always pass"
     assert stage.weakness(["pass", "fail"], "pass") == "passes an empty answer"
     assert stage.weakness(["pass", "fail"], "fail") is None
-    assert run(tmp_path, [completion(TRUE)]) and not run(tmp_path, [completion(TRUE)], "--drop-weak")
+    assert run(tmp_path, [completion(TRUE)]) and not run(
+        tmp_path, [completion(TRUE)], "--drop-weak"
+    )
 
 
 def run(tmp_path, completions, *flags):
     """The rows that stage 02 writes for one constraint, `completions` being the answers to it."""
     source, out = tmp_path / "01.jsonl", tmp_path / "02.jsonl"
-    source.write_text(json.dumps({"id": "i0", "instruction": "Use lower case", "source": "seed"}) + "\n")
+    source.write_text(
+        json.dumps({"id": "i0", "instruction": "Use lower case", "source": "seed"}) + "\n"
+    )
     with FakeServer(lambda messages, request: [json.dumps(each) for each in completions]) as server:
-        stage.main(["--model", "m", "--base-url", server.url, "--in", str(source), "--out", str(out),
-                    "--k", str(len(completions)), *flags])
-    return list(jsonl.read(out))
+        stage.main(
+            [
+                "--model",
+                "m",
+                "--base-url",
+                server.url,
+                "--in",
+                str(source),
+                "--out",
+                str(out),
+                "--k",
+                str(len(completions)),
+                *flags,
+            ]
+        )
+    return list(files.read(out))
 
 
 def test_the_row_carries_verifiers_and_cases(tmp_path):
     [row] = run(tmp_path, [completion(), completion(LOWER.replace("==", "in"))])
     assert row["id"] == "i0" and row["instruction"] == "Use lower case"
     assert [set(verifier) for verifier in row["verifiers"]] == [{"code", "accuracy"}] * 2
-    assert {(case["input"], case["output"]) for case in row["cases"]} == {("abc", True), ("ABC", False)}
+    assert {(case["input"], case["output"]) for case in row["cases"]} == {
+        ("abc", True),
+        ("ABC", False),
+    }
 
 
 # Accuracies of the functions that the authors' script 3 keeps of their sample, and the number of cases it keeps, when each
 # function runs in one namespace (their two dictionaries hide helpers: one function less in the last row).
-RELEASED = [([0.8125, 0.9375], 16), ([1.0] * 3, 13), ([], 0), ([0.8462] + [1.0] * 4, 13), ([1.0] * 7, 10)]
+RELEASED = [
+    ([0.8125, 0.9375], 16),
+    ([1.0] * 3, 13),
+    ([], 0),
+    ([0.8462] + [1.0] * 4, 13),
+    ([1.0] * 7, 10),
+]
 
 
 @needs("autoif_sample/eval_func_rft.jsonl")
 def test_the_released_settings_keep_the_released_functions_with_the_released_accuracies(tmp_path):
     sample = rows("autoif_sample/eval_func_rft.jsonl")
     source, out = tmp_path / "01.jsonl", tmp_path / "02.jsonl"
-    source.write_text("".join(json.dumps({"id": str(n), "instruction": row["instruction"]}) + "\n" for n, row in enumerate(sample)))
+    source.write_text(
+        "".join(
+            json.dumps({"id": str(n), "instruction": row["instruction"]}) + "\n"
+            for n, row in enumerate(sample)
+        )
+    )
     answers = {row["instruction"]: row["gpt-answer"] for row in sample}
-    find = lambda messages: next(each for each in answers if f"\n{each}\n" in messages[0]["content"])  # noqa: E731
+    find = lambda messages: next(
+        each for each in answers if f"\n{each}\n" in messages[0]["content"]
+    )  # noqa: E731
     with FakeServer(lambda messages, request: answers[find(messages)]) as server:
-        stage.main(["--model", "m", "--base-url", server.url, "--in", str(source), "--out", str(out), "--case-agreement", "0",
-                    "--min-accuracy", "0.7999", "--min-functions", "3", "--min-cases", "10", "--released-parsing"])
-    kept = {row["id"]: row for row in jsonl.read(out)}
+        stage.main(
+            [
+                "--model",
+                "m",
+                "--base-url",
+                server.url,
+                "--in",
+                str(source),
+                "--out",
+                str(out),
+                "--case-agreement",
+                "0",
+                "--min-accuracy",
+                "0.7999",
+                "--min-functions",
+                "3",
+                "--min-cases",
+                "10",
+                "--released-parsing",
+            ]
+        )
+    kept = {row["id"]: row for row in files.read(out)}
     found = [kept.get(str(n), {"verifiers": [], "cases": []}) for n in range(len(sample))]
-    assert [(sorted(each["accuracy"] for each in row["verifiers"]), len(row["cases"])) for row in found] == RELEASED
+    assert [
+        (sorted(each["accuracy"] for each in row["verifiers"]), len(row["cases"])) for row in found
+    ] == RELEASED

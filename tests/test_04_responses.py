@@ -5,24 +5,53 @@ import os
 import pytest
 from fake_server import FakeServer
 
-from autoif import jsonl, queries
+from autoif import files, queries
+from autoif.files import UserError
 from autoif.prompt import accuracy, join
-from autoif.stage import UserError
 
 stage = importlib.import_module("04_responses")
 LOWER = "def evaluate(response): return response == response.lower()"
 SHORT = "def evaluate(response): return len(response) < 12"
 CRASH = "def evaluate(response): return response[99] == ''"
-QUERIES = ["What is the tallest mountain on earth?", "Why do cats sleep for most of the day?", "How does one bake a simple bread?"]
+QUERIES = [
+    "What is the tallest mountain on earth?",
+    "Why do cats sleep for most of the day?",
+    "How does one bake a simple bread?",
+]
 
 
-@pytest.mark.parametrize("text, score", [
-    ("Good answer.\nScore: 8", 8), ("Score: 8.5", 8.5), ("Score: 8/10", 8), ("**Score: 8**", 8), ("**Score:** 8 ", 8),
-    ("Score: 8 out of 10.", 8), ("Rating: 9", 9), ("It helps.\n10", 10), ("It helps.\n7/10", 7), ("Score: {9}", 9),
-    ("The score of the first part is 3.\nScore: 9", 9), ("Score: 0", 0), ("Score: 10.0", 10), ("## Score\n8", 8),
-    ("Score (out of 10): 3", 3), ("Score (0-10): 8", 8), ("Score from 0 to 10: 7", 7), ("On a scale of 1 to 10: score 6", 6),
-    ("Score: 8\n\nNote: I would give a score of 10 if it were longer.", 8), ("Score: -1", None), ("Score: 10: it answers fully", 10), ("Final score: 7 out of 10", 7),
-    ("It helps a lot.", None), ("Score: great", None), ("Score: 85", None), ("", None), ("In 1990 it rained.", None)])
+@pytest.mark.parametrize(
+    "text, score",
+    [
+        ("Good answer.\nScore: 8", 8),
+        ("Score: 8.5", 8.5),
+        ("Score: 8/10", 8),
+        ("**Score: 8**", 8),
+        ("**Score:** 8 ", 8),
+        ("Score: 8 out of 10.", 8),
+        ("Rating: 9", 9),
+        ("It helps.\n10", 10),
+        ("It helps.\n7/10", 7),
+        ("Score: {9}", 9),
+        ("The score of the first part is 3.\nScore: 9", 9),
+        ("Score: 0", 0),
+        ("Score: 10.0", 10),
+        ("## Score\n8", 8),
+        ("Score (out of 10): 3", 3),
+        ("Score (0-10): 8", 8),
+        ("Score from 0 to 10: 7", 7),
+        ("On a scale of 1 to 10: score 6", 6),
+        ("Score: 8\n\nNote: I would give a score of 10 if it were longer.", 8),
+        ("Score: -1", None),
+        ("Score: 10: it answers fully", 10),
+        ("Final score: 7 out of 10", 7),
+        ("It helps a lot.", None),
+        ("Score: great", None),
+        ("Score: 85", None),
+        ("", None),
+        ("In 1990 it rained.", None),
+    ],
+)
 def test_the_score_is_found_in_every_usual_form(text, score):
     assert stage.parse_score(text) == score
 
@@ -37,32 +66,76 @@ def test_an_error_is_no_pass():
 
 def run(tmp_path, answer, *flags, verifiers=(LOWER,), splits=("train",)):
     """(rows of 04_responses, rows of 04_sft, stats) for one constraint a split."""
-    source, out, asked = tmp_path / "03.jsonl", tmp_path / "04_responses.jsonl", tmp_path / "queries.txt"
-    rows = [{"id": f"i{n}", "instruction": "Use lower case", "split": split,
-             "verifiers": [{"code": code, "accuracy": 1.0} for code in verifiers]} for n, split in enumerate(splits)]
+    source, out, asked = (
+        tmp_path / "03.jsonl",
+        tmp_path / "04_responses.jsonl",
+        tmp_path / "queries.txt",
+    )
+    rows = [
+        {
+            "id": f"i{n}",
+            "instruction": "Use lower case",
+            "split": split,
+            "verifiers": [{"code": code, "accuracy": 1.0} for code in verifiers],
+        }
+        for n, split in enumerate(splits)
+    ]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     asked.write_text("\n".join(QUERIES))
     with FakeServer(answer) as server:
-        stage.main(["--model", "m", "--base-url", server.url, "--in", str(source), "--out", str(out), "--queries", str(asked),
-                    "--queries-per-instruction", "2", "--k", "4", *flags])
+        stage.main(
+            [
+                "--model",
+                "m",
+                "--base-url",
+                server.url,
+                "--in",
+                str(source),
+                "--out",
+                str(out),
+                "--queries",
+                str(asked),
+                "--queries-per-instruction",
+                "2",
+                "--k",
+                "4",
+                *flags,
+            ]
+        )
     stats = json.loads((tmp_path / "stats.json").read_text())["04_responses"]
-    return list(jsonl.read(out)), list(jsonl.read(tmp_path / "04_sft.jsonl")), stats
+    return list(files.read(out)), list(files.read(tmp_path / "04_sft.jsonl")), stats
 
 
 def answers(messages, request):
     if "Score: <number>" in messages[0]["content"]:
-        return "It answers the question.\nScore: " + ("9" if "[Answer]\nall fine" in messages[0]["content"] else "4")
+        return "It answers the question.\nScore: " + (
+            "9" if "[Answer]\nall fine" in messages[0]["content"] else "4"
+        )
     return ["all fine", "also fine", "NOT FINE", "all fine"]
 
 
 def test_responses_keep_their_verdicts_and_only_the_good_ones_become_sft_rows(tmp_path):
     responses, sft, stats = run(tmp_path, answers)
-    assert len(responses) == 2 and set(responses[0]) == {"id", "instruction_id", "instruction", "query", "prompt", "responses"}
-    assert [each["verdicts"] for each in responses[0]["responses"]] == [["pass"], ["pass"], ["fail"], ["pass"]]
+    assert len(responses) == 2 and set(responses[0]) == {
+        "id",
+        "instruction_id",
+        "instruction",
+        "query",
+        "prompt",
+        "responses",
+    }
+    assert [each["verdicts"] for each in responses[0]["responses"]] == [
+        ["pass"],
+        ["pass"],
+        ["fail"],
+        ["pass"],
+    ]
     assert [each["score"] for each in responses[0]["responses"]] == [9.0, 4.0, None, None]
     assert [row["messages"][1]["content"] for row in sft] == ["all fine"] * 2
     assert sft[0]["messages"][0] == {"role": "user", "content": responses[0]["prompt"]}
-    assert stats["dropped"] == {"accuracy": 2, "duplicate": 2, "score under 8": 2} and stats["in"] == 8
+    assert (
+        stats["dropped"] == {"accuracy": 2, "duplicate": 2, "score under 8": 2} and stats["in"] == 8
+    )
 
 
 def test_without_scores_every_accepted_response_is_kept_and_nobody_is_asked(tmp_path, capsys):
@@ -72,45 +145,75 @@ def test_without_scores_every_accepted_response_is_kept_and_nobody_is_asked(tmp_
 
 
 def test_accuracy_must_be_more_than_half_of_the_functions(tmp_path):
-    responses, sft, _ = run(tmp_path, lambda *_: ["a long lower case text", "short", "SHORT", "no"], "--no-score", verifiers=(LOWER, SHORT))
+    responses, sft, _ = run(
+        tmp_path,
+        lambda *_: ["a long lower case text", "short", "SHORT", "no"],
+        "--no-score",
+        verifiers=(LOWER, SHORT),
+    )
     assert [each["accuracy"] for each in responses[0]["responses"]] == [0.5, 1.0, 0.5, 1.0]
     assert [row["messages"][1]["content"] for row in sft[:2]] == ["short", "no"]
 
 
 def test_a_crashing_function_is_an_error_not_a_failure(tmp_path):
     responses, sft, stats = run(tmp_path, answers, "--no-score", verifiers=(CRASH,))
-    assert responses[0]["responses"][0]["verdicts"] == ["error"] and sft == [] and stats["dropped"] == {"verdict errors": 8}
+    assert (
+        responses[0]["responses"][0]["verdicts"] == ["error"]
+        and sft == []
+        and stats["dropped"] == {"verdict errors": 8}
+    )
 
 
 def test_truncated_answers_are_counted_apart_and_never_trained_on(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FakeServer.__init__, "__kwdefaults__", {**FakeServer.__init__.__kwdefaults__, "finish_reason": "length"})
+        patch.setattr(
+            FakeServer.__init__,
+            "__kwdefaults__",
+            {**FakeServer.__init__.__kwdefaults__, "finish_reason": "length"},
+        )
         _, sft, stats = run(tmp_path, answers, "--no-score")
     assert sft == [] and stats["dropped"]["truncated"] == 8
 
 
 def test_an_answer_that_never_came_is_accounted_for(tmp_path):
-    _, _, stats = run(tmp_path, lambda *_: ["all fine", "<think>for ever", "", "<think>x</think>NO"], "--no-score")
+    _, _, stats = run(
+        tmp_path, lambda *_: ["all fine", "<think>for ever", "", "<think>x</think>NO"], "--no-score"
+    )
     assert stats["dropped"] == {"no answer": 4, "accuracy": 2} and stats["in"] == 8
 
 
 def test_a_judgement_that_was_cut_off_has_no_score(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "drop_reason", lambda response, *_: None if response["text"] == "all fine" else "other")
-        patch.setattr(FakeServer.__init__, "__kwdefaults__", {**FakeServer.__init__.__kwdefaults__, "finish_reason": "length"})
+        patch.setattr(
+            stage,
+            "drop_reason",
+            lambda response, *_: None if response["text"] == "all fine" else "other",
+        )
+        patch.setattr(
+            FakeServer.__init__,
+            "__kwdefaults__",
+            {**FakeServer.__init__.__kwdefaults__, "finish_reason": "length"},
+        )
         _, sft, stats = run(tmp_path, answers)
     assert sft == [] and stats["dropped"]["no score found"] == 4
 
 
 def test_the_responses_are_there_before_the_file_that_says_the_stage_is_done(tmp_path, monkeypatch):
     order, replace = [], os.replace
-    monkeypatch.setattr("os.replace", lambda source, target: order.append(target.name) or replace(source, target))
+    monkeypatch.setattr(
+        "os.replace", lambda source, target: order.append(target.name) or replace(source, target)
+    )
     run(tmp_path, answers)
     assert order.index("04_responses.jsonl") < order.index("04_sft.jsonl")
 
 
 def test_a_judgement_without_a_score_is_a_counted_drop(tmp_path):
-    _, sft, stats = run(tmp_path, lambda messages, request: "fine indeed" if "Score:" not in messages[0]["content"] else "Hm.")
+    _, sft, stats = run(
+        tmp_path,
+        lambda messages, request: (
+            "fine indeed" if "Score:" not in messages[0]["content"] else "Hm."
+        ),
+    )
     assert sft == [] and stats["dropped"] == {"duplicate": 6, "no score found": 2}
 
 
@@ -121,7 +224,12 @@ def test_held_out_constraints_are_not_answered(tmp_path):
 
 def test_output_is_byte_identical_whatever_the_concurrency(tmp_path):
     for concurrency in ("1", "7"):
-        run(tmp_path / concurrency if not (tmp_path / concurrency).mkdir() else None, answers, "--concurrency", concurrency)
+        run(
+            tmp_path / concurrency if not (tmp_path / concurrency).mkdir() else None,
+            answers,
+            "--concurrency",
+            concurrency,
+        )
     for name in ("04_responses.jsonl", "04_sft.jsonl", "04_responses.dropped.jsonl"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "7" / name).read_bytes()
 
@@ -129,14 +237,27 @@ def test_output_is_byte_identical_whatever_the_concurrency(tmp_path):
 def load(tmp_path, text, **limits):
     path = tmp_path / "queries"
     path.write_text(text, encoding="utf-8")
-    return queries.load(str(path), **{"min_chars": 20, "max_chars": 300, "language": "en", **limits})
+    return queries.load(
+        str(path), **{"min_chars": 20, "max_chars": 300, "language": "en", **limits}
+    )
 
 
 def test_queries_come_from_sharegpt_jsonl_and_text(tmp_path):
-    sharegpt = [{"id": "a", "conversations": [{"from": "gpt", "value": "Hi!"}, {"from": "human", "value": QUERIES[0]},
-                                              {"from": "human", "value": QUERIES[1]}]}, {"id": "b", "conversations": []}]
+    sharegpt = [
+        {
+            "id": "a",
+            "conversations": [
+                {"from": "gpt", "value": "Hi!"},
+                {"from": "human", "value": QUERIES[0]},
+                {"from": "human", "value": QUERIES[1]},
+            ],
+        },
+        {"id": "b", "conversations": []},
+    ]
     assert load(tmp_path, json.dumps(sharegpt)) == ([QUERIES[0]], {"no human turn": 1})
-    assert load(tmp_path, "\n".join(json.dumps({"query": query}) for query in QUERIES))[0] == QUERIES
+    assert (
+        load(tmp_path, "\n".join(json.dumps({"query": query}) for query in QUERIES))[0] == QUERIES
+    )
     assert load(tmp_path, "\n".join(QUERIES + QUERIES[:1])) == (QUERIES, {"duplicate": 1})
 
 
@@ -150,14 +271,16 @@ def test_kept_queries_are_read_again_without_detecting_their_language(tmp_path, 
 
 def test_a_cut_off_sharegpt_file_yields_its_whole_records_and_a_warning(tmp_path, capsys):
     text = json.dumps([{"conversations": [{"from": "human", "value": query}]} for query in QUERIES])
-    assert load(tmp_path, text[:text.rindex("human")])[0] == QUERIES[:2]
+    assert load(tmp_path, text[: text.rindex("human")])[0] == QUERIES[:2]
     assert "breaks off after 2 whole records" in capsys.readouterr().err
 
 
 def test_a_broken_record_is_named_and_not_taken_for_the_end(tmp_path):
-    records = [json.dumps({"conversations": [{"from": "human", "value": query}]}) for query in QUERIES]
+    records = [
+        json.dumps({"conversations": [{"from": "human", "value": query}]}) for query in QUERIES
+    ]
     with pytest.raises(UserError, match="record 2 is no JSON"):
-        load(tmp_path, f"[{records[0]}, {{\"score\": NaN}}, {records[1]}]")
+        load(tmp_path, f'[{records[0]}, {{"score": NaN}}, {records[1]}]')
 
 
 def test_a_byte_order_mark_blank_lines_and_broken_bytes_do_no_harm(tmp_path):
@@ -170,11 +293,26 @@ def test_a_byte_order_mark_blank_lines_and_broken_bytes_do_no_harm(tmp_path):
 
 
 def test_a_language_includes_its_variants(tmp_path):
-    assert len(load(tmp_path, "如何用最简单的方法在家里烤面包？请一步一步地说明。", min_chars=2, language="zh")[0]) == 1
+    assert (
+        len(
+            load(
+                tmp_path,
+                "如何用最简单的方法在家里烤面包？请一步一步地说明。",
+                min_chars=2,
+                language="zh",
+            )[0]
+        )
+        == 1
+    )
 
 
 def test_the_released_filters_on_length_and_language(tmp_path):
-    kept, dropped = load(tmp_path, "\n".join(["Too short", "x " * 200, "Quelle est la plus haute montagne du monde ?", QUERIES[0]]))
+    kept, dropped = load(
+        tmp_path,
+        "\n".join(
+            ["Too short", "x " * 200, "Quelle est la plus haute montagne du monde ?", QUERIES[0]]
+        ),
+    )
     assert kept == QUERIES[:1] and dropped == {"length": 2, "language": 1}
 
 

@@ -1,33 +1,61 @@
 """05_sft.py: the loss against TRL's, and whole runs on a tiny model: alone, on two nodes, killed and resumed."""
+
 import subprocess
 import time
 
 import pytest
+import tiny_models
 import torch
 
-import tiny_models
-from autoif import packed
+from autoif.training import packed
 
 sft = tiny_models.stage("05_sft")
-FLAGS = ["--batch", "4", "--micro-batch", "2", "--epochs", "3", "--lr", "1e-2", "--warmup-steps", "2", "--precision", "fp32",
-         "--save-every", "2"]
+FLAGS = [
+    "--batch",
+    "4",
+    "--micro-batch",
+    "2",
+    "--epochs",
+    "3",
+    "--lr",
+    "1e-2",
+    "--warmup-steps",
+    "2",
+    "--precision",
+    "fp32",
+    "--save-every",
+    "2",
+]
 
 
 def messages(number):
-    return [{"role": "user", "content": f"Count to {number}."},
-            {"role": "assistant", "content": " ".join(map(str, range(number + 1)))}]
+    return [
+        {"role": "user", "content": f"Count to {number}."},
+        {"role": "assistant", "content": " ".join(map(str, range(number + 1)))},
+    ]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sft")
     tiny_models.checkpoint(folder / "base", "qwen2")
-    tiny_models.write(folder / "rows.jsonl", [{"id": f"row-{n}", "messages": messages(n)} for n in range(12)])
+    tiny_models.write(
+        folder / "rows.jsonl", [{"id": f"row-{n}", "messages": messages(n)} for n in range(12)]
+    )
     return folder
 
 
 def command(folder, out):
-    return ["05_sft.py", "--in", str(folder / "rows.jsonl"), "--model", str(folder / "base"), "--out", str(folder / out), *FLAGS]
+    return [
+        "05_sft.py",
+        "--in",
+        str(folder / "rows.jsonl"),
+        "--model",
+        str(folder / "base"),
+        "--out",
+        str(folder / out),
+        *FLAGS,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -39,18 +67,30 @@ def undisturbed(folder):
 def test_loss_and_gradients_equal_trl(tmp_path):
     trl = pytest.importorskip("trl", reason="TRL is the reference; pip install trl==1.16.0")
     from datasets import Dataset
+
     rows = tiny_models.random_rows(1, 4)
     tokens = sum(len(row["responses"][0]) for row in rows)
     ours = tiny_models.model(attention="packed")
     loss = sft.sft_loss(packed.ResponseLogprobs(ours)(**packed.pack(rows)), tokens)
     loss.backward()
 
-    data = [{"input_ids": row["prompt"] + row["responses"][0],
-             "labels": [-100] * len(row["prompt"]) + row["responses"][0]} for row in rows]
-    config = trl.SFTConfig(str(tmp_path), bf16=False, gradient_checkpointing=False, report_to="none", use_cpu=True)
+    data = [
+        {
+            "input_ids": row["prompt"] + row["responses"][0],
+            "labels": [-100] * len(row["prompt"]) + row["responses"][0],
+        }
+        for row in rows
+    ]
+    config = trl.SFTConfig(
+        str(tmp_path), bf16=False, gradient_checkpointing=False, report_to="none", use_cpu=True
+    )
     theirs = tiny_models.model()
-    trainer = trl.SFTTrainer(theirs, config, train_dataset=Dataset.from_list(data),
-                             processing_class=tiny_models.tokenizer("smollm2"))
+    trainer = trl.SFTTrainer(
+        theirs,
+        config,
+        train_dataset=Dataset.from_list(data),
+        processing_class=tiny_models.tokenizer("smollm2"),
+    )
     expected = trainer.compute_loss(trainer.model, trainer.data_collator(data))
     expected.backward()
     assert abs((loss - expected).item()) < 1e-5
@@ -65,19 +105,26 @@ def test_micro_batches_add_up_to_the_mean_over_the_tokens_of_the_global_batch():
 
 def test_output_loads_like_any_checkpoint_and_stops_at_the_trained_end_token(undisturbed):
     import transformers
+
     model = transformers.AutoModelForCausalLM.from_pretrained(undisturbed)
     tokenizer = transformers.AutoTokenizer.from_pretrained(undisturbed)
     assert tokenizer.chat_template == tiny_models.CHATML
     # Qwen2's base model ends with <|endoftext|>; it has now learned to end with <|im_end|>
-    assert model.generation_config.eos_token_id == [0, tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    assert model.generation_config.eos_token_id == [
+        0,
+        tokenizer.convert_tokens_to_ids("<|im_end|>"),
+    ]
     base = transformers.AutoModelForCausalLM.from_pretrained(undisturbed.parent / "base")
     assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), base.parameters()))
-    assert {"metrics.jsonl", "curves.png", "tensorboard"} <= {file.name for file in undisturbed.iterdir()}
+    assert {"metrics.jsonl", "curves.png", "tensorboard"} <= {
+        file.name for file in undisturbed.iterdir()
+    }
     assert not (undisturbed.parent / "alone.state").exists()
 
 
 def test_learning_rates_equal_transformers_at_every_step(undisturbed):
     from transformers import get_scheduler
+
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-2)
     schedule = get_scheduler("linear", optimizer, num_warmup_steps=2, num_training_steps=9)
     for row in tiny_models.metrics(undisturbed):
@@ -88,11 +135,18 @@ def test_learning_rates_equal_transformers_at_every_step(undisturbed):
 
 def test_two_nodes_have_the_losses_of_one(folder, undisturbed):
     port = tiny_models.free_port()
-    nodes = [tiny_models.start(*command(folder, "nodes"), node=node, nodes=2, port=port) for node in (0, 1)]
+    nodes = [
+        tiny_models.start(*command(folder, "nodes"), node=node, nodes=2, port=port)
+        for node in (0, 1)
+    ]
     for node in nodes:
         tiny_models.finish(node)
-    for one, two in zip(tiny_models.metrics(undisturbed), tiny_models.metrics(folder / "nodes"), strict=True):
-        assert one["loss"] == pytest.approx(two["loss"], abs=1e-5) and one["norm"] == pytest.approx(two["norm"], abs=1e-4)
+    for one, two in zip(
+        tiny_models.metrics(undisturbed), tiny_models.metrics(folder / "nodes"), strict=True
+    ):
+        assert one["loss"] == pytest.approx(two["loss"], abs=1e-5) and one["norm"] == pytest.approx(
+            two["norm"], abs=1e-4
+        )
 
 
 def test_a_killed_run_ends_with_the_same_losses_and_weights(folder, undisturbed):
@@ -104,14 +158,25 @@ def test_a_killed_run_ends_with_the_same_losses_and_weights(folder, undisturbed)
     process.kill()
     process.communicate()
     assert "resumed after step" in tiny_models.finish(tiny_models.start(*command(folder, "killed")))
-    assert (folder / "killed/model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
-    assert [row["loss"] for row in tiny_models.metrics(folder / "killed")] \
-        == [row["loss"] for row in tiny_models.metrics(undisturbed)]
+    assert (folder / "killed/model.safetensors").read_bytes() == (
+        undisturbed / "model.safetensors"
+    ).read_bytes()
+    assert [row["loss"] for row in tiny_models.metrics(folder / "killed")] == [
+        row["loss"] for row in tiny_models.metrics(undisturbed)
+    ]
 
 
-@pytest.mark.parametrize("row, message", [({"id": "a"}, "rows.jsonl:1 has no 'messages'"),
-                                          ({"id": "a", "messages": []}, "rows.jsonl:1: messages must be a list"),
-                                          ({"id": "a", "messages": messages(1)[:1]}, "rows.jsonl:1: the prompt must end with the user")])
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({"id": "a"}, "rows.jsonl:1 has no 'messages'"),
+        ({"id": "a", "messages": []}, "rows.jsonl:1: messages must be a list"),
+        (
+            {"id": "a", "messages": messages(1)[:1]},
+            "rows.jsonl:1: the prompt must end with the user",
+        ),
+    ],
+)
 def test_bad_rows_are_named(tmp_path, row, message):
     path = tiny_models.write(tmp_path / "rows.jsonl", [row])
     with pytest.raises(sft.UserError, match=message):
@@ -121,17 +186,31 @@ def test_bad_rows_are_named(tmp_path, row, message):
 def test_bad_input_ends_with_exit_code_2(folder):
     bad = command(folder, "bad")
     bad[bad.index("--batch") + 1] = "5"
-    assert "--batch 5 is no multiple of --micro-batch 2" in tiny_models.finish(tiny_models.start(*bad), code=2)
+    assert "--batch 5 is no multiple of --micro-batch 2" in tiny_models.finish(
+        tiny_models.start(*bad), code=2
+    )
 
 
 def test_the_paper_settings_are_the_defaults():
     args = sft.parse(["--in", "x", "--model", "m", "--out", "o"])
-    assert (args.lr, args.schedule, args.warmup_steps, args.batch, args.epochs, args.max_length, args.weight_decay,
-            args.betas) == (7e-6, "linear", 20, 128, 3, 8192, 0.1, [0.9, 0.95])
+    assert (
+        args.lr,
+        args.schedule,
+        args.warmup_steps,
+        args.batch,
+        args.epochs,
+        args.max_length,
+        args.weight_decay,
+        args.betas,
+    ) == (7e-6, "linear", 20, 128, 3, 8192, 0.1, [0.9, 0.95])
 
 
 def test_the_slurm_example_is_a_valid_script_that_starts_one_torchrun_a_node():
     path = tiny_models.ROOT / "examples" / "train.sbatch"
     subprocess.run(["bash", "-n", str(path)], check=True)
     text = path.read_text()
-    assert text.startswith("#!/bin/bash\n#SBATCH") and "--ntasks-per-node=1" in text and "--rdzv-endpoint" in text
+    assert (
+        text.startswith("#!/bin/bash\n#SBATCH")
+        and "--ntasks-per-node=1" in text
+        and "--rdzv-endpoint" in text
+    )

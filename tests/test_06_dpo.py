@@ -1,71 +1,135 @@
 """06_dpo.py: which rows become pairs, the loss against TRL's, and a whole run on a tiny model."""
+
 import json
 import math
 import random
 
 import pytest
+import tiny_models
 import torch
 
-import tiny_models
-from autoif import packed
+from autoif.training import packed
 
 dpo = tiny_models.stage("06_dpo")
 
 
 def candidate(text, *verdicts):
-    return {"text": text, "verdicts": list(verdicts), "accuracy": verdicts.count("pass") / len(verdicts)}
+    return {
+        "text": text,
+        "verdicts": list(verdicts),
+        "accuracy": verdicts.count("pass") / len(verdicts),
+    }
 
 
 def case(text, *verdicts):
-    return {"input": text, "output": True, **{key: value for key, value in candidate(text, *verdicts).items() if key != "text"}}
+    return {
+        "input": text,
+        "output": True,
+        **{key: value for key, value in candidate(text, *verdicts).items() if key != "text"},
+    }
 
 
 def run_pairs(tmp_path, *files, flags=()):
-    names = [tiny_models.write(tmp_path / f"in{number}.jsonl", rows) for number, rows in enumerate(files)]
+    names = [
+        tiny_models.write(tmp_path / f"in{number}.jsonl", rows) for number, rows in enumerate(files)
+    ]
     dpo.main(["pairs", "--in", *names, "--out", str(tmp_path / "pairs.jsonl"), *flags])
     return [json.loads(line) for line in open(tmp_path / "pairs.jsonl")]
 
 
 def test_errors_make_no_pair_and_only_an_accuracy_above_half_is_chosen():
-    chosen, rejected = dpo.sides([candidate("best", "pass", "pass"), candidate("half", "pass", "fail"),
-                                  candidate("bad", "fail", "fail"), candidate("crash", "error", "error"),
-                                  candidate("unsure", "fail", "error"), candidate("most", "pass", "pass", "error")], 0.5)
+    chosen, rejected = dpo.sides(
+        [
+            candidate("best", "pass", "pass"),
+            candidate("half", "pass", "fail"),
+            candidate("bad", "fail", "fail"),
+            candidate("crash", "error", "error"),
+            candidate("unsure", "fail", "error"),
+            candidate("most", "pass", "pass", "error"),
+        ],
+        0.5,
+    )
     assert (chosen, rejected) == (["best"], ["bad"])
 
 
 def test_a_text_is_never_on_both_sides():
-    assert dpo.sides([candidate("same", "pass"), candidate("same", "fail"), candidate("no", "fail")], 0.5) == ([], ["no"])
+    assert dpo.sides(
+        [candidate("same", "pass"), candidate("same", "fail"), candidate("no", "fail")], 0.5
+    ) == ([], ["no"])
 
 
 def test_pairs_use_every_text_before_any_comes_again():
     for good, bad in ((2, 3), (2, 2), (1, 4), (2, 4)):
-        made = dpo.match([f"c{n}" for n in range(good)], [f"r{n}" for n in range(bad)], 100, random.Random(0))
+        made = dpo.match(
+            [f"c{n}" for n in range(good)], [f"r{n}" for n in range(bad)], 100, random.Random(0)
+        )
         assert len(set(made)) == len(made) == good * bad
-        assert len({chosen for chosen, _ in made[:good]}) == good and len({rejected for _, rejected in made[:bad]}) == bad
+        assert (
+            len({chosen for chosen, _ in made[:good]}) == good
+            and len({rejected for _, rejected in made[:bad]}) == bad
+        )
     assert len(dpo.match(["a", "b"], ["x", "y"], 3, random.Random(0))) == 3
 
 
 def test_both_levels_merge_and_every_row_is_accounted_for(tmp_path, capsys):
-    cases = [{"id": "i1", "instruction": "In capitals.", "cases": [case("HI", "pass"), case("hi", "fail")], "split": "train"},
-             {"id": "i2", "instruction": "Held out.", "cases": [case("HI", "pass"), case("hi", "fail")], "split": "heldout"}]
-    responses = [{"id": "r1", "prompt": "Greet.\nIn capitals.", "responses": [candidate("HEY", "pass"), candidate("hey", "fail")]},
-                 {"id": "r2", "prompt": "Go.\nIn capitals.", "responses": [candidate("GO", "pass")]},
-                 {"id": "r3", "prompt": "Run.\nIn capitals.", "responses": [candidate("run", "fail")]}]
+    cases = [
+        {
+            "id": "i1",
+            "instruction": "In capitals.",
+            "cases": [case("HI", "pass"), case("hi", "fail")],
+            "split": "train",
+        },
+        {
+            "id": "i2",
+            "instruction": "Held out.",
+            "cases": [case("HI", "pass"), case("hi", "fail")],
+            "split": "heldout",
+        },
+    ]
+    responses = [
+        {
+            "id": "r1",
+            "prompt": "Greet.\nIn capitals.",
+            "responses": [candidate("HEY", "pass"), candidate("hey", "fail")],
+        },
+        {"id": "r2", "prompt": "Go.\nIn capitals.", "responses": [candidate("GO", "pass")]},
+        {"id": "r3", "prompt": "Run.\nIn capitals.", "responses": [candidate("run", "fail")]},
+    ]
     rows = run_pairs(tmp_path, cases, responses)
-    assert rows == [{"id": "i1/instruction/1", "level": "instruction", "prompt": [{"role": "user", "content": "In capitals."}],
-                     "chosen": [{"role": "assistant", "content": "HI"}], "rejected": [{"role": "assistant", "content": "hi"}]},
-                    {"id": "r1/query/1", "level": "query", "prompt": [{"role": "user", "content": "Greet.\nIn capitals."}],
-                     "chosen": [{"role": "assistant", "content": "HEY"}], "rejected": [{"role": "assistant", "content": "hey"}]}]
+    assert rows == [
+        {
+            "id": "i1/instruction/1",
+            "level": "instruction",
+            "prompt": [{"role": "user", "content": "In capitals."}],
+            "chosen": [{"role": "assistant", "content": "HI"}],
+            "rejected": [{"role": "assistant", "content": "hi"}],
+        },
+        {
+            "id": "r1/query/1",
+            "level": "query",
+            "prompt": [{"role": "user", "content": "Greet.\nIn capitals."}],
+            "chosen": [{"role": "assistant", "content": "HEY"}],
+            "rejected": [{"role": "assistant", "content": "hey"}],
+        },
+    ]
     printed = capsys.readouterr().out
     assert "5 in -> 2 kept" in printed and "instruction: held out 1" in printed
     assert "query: nothing to reject 1" in printed and "query: nothing to choose 1" in printed
 
 
 def test_online_pairs_are_labelled_and_their_number_is_a_flag(tmp_path):
-    responses = [{"id": "r1", "prompt": "Go.", "responses": [candidate(text, "pass") for text in "AB"] +
-                  [candidate(text, "fail") for text in "cd"]}]
+    responses = [
+        {
+            "id": "r1",
+            "prompt": "Go.",
+            "responses": [candidate(text, "pass") for text in "AB"]
+            + [candidate(text, "fail") for text in "cd"],
+        }
+    ]
     rows = run_pairs(tmp_path, responses, flags=["--level", "online", "--pairs-per-prompt", "4"])
-    assert [row["level"] for row in rows] == ["online"] * 4 and len({row["id"] for row in rows}) == 4
+    assert [row["level"] for row in rows] == ["online"] * 4 and len(
+        {row["id"] for row in rows}
+    ) == 4
 
 
 def test_rows_of_another_stage_are_an_error(tmp_path):
@@ -75,8 +139,17 @@ def test_rows_of_another_stage_are_an_error(tmp_path):
 
 def test_equal_sides_are_an_error(tmp_path):
     side = [{"role": "assistant", "content": "Hi"}]
-    path = tiny_models.write(tmp_path / "pairs.jsonl", [{"id": "a", "prompt": [{"role": "user", "content": "x"}],
-                                                         "chosen": side, "rejected": side}])
+    path = tiny_models.write(
+        tmp_path / "pairs.jsonl",
+        [
+            {
+                "id": "a",
+                "prompt": [{"role": "user", "content": "x"}],
+                "chosen": side,
+                "rejected": side,
+            }
+        ],
+    )
     with pytest.raises(dpo.UserError, match="pairs.jsonl:1: chosen and rejected are equal"):
         list(dpo.read_rows(path, tiny_models.tokenizer("smollm2")))
 
@@ -84,31 +157,62 @@ def test_equal_sides_are_an_error(tmp_path):
 def test_loss_is_log_2_without_margin_when_policy_equals_reference():
     logprobs = torch.tensor([[-3.0, -9.0], [-40.0, -2.0]])
     losses, rewards = dpo.dpo_loss(logprobs, logprobs, beta=0.3)
-    assert losses.tolist() == pytest.approx([math.log(2)] * 2) and rewards.tolist() == [[0, 0], [0, 0]]
+    assert losses.tolist() == pytest.approx([math.log(2)] * 2) and rewards.tolist() == [
+        [0, 0],
+        [0, 0],
+    ]
 
 
 def test_loss_rewards_and_gradients_equal_trl(tmp_path):
     trl = pytest.importorskip("trl", reason="TRL is the reference; pip install trl==1.16.0")
     from datasets import Dataset
+
     rows = tiny_models.random_rows(2, 4)
     ours = tiny_models.model(attention="packed")
     with torch.no_grad():
-        reference = packed.ResponseLogprobs(tiny_models.model(attention="packed", seed=1))(**packed.pack(rows)).view(-1, 2)
-    losses, rewards = dpo.dpo_loss(packed.ResponseLogprobs(ours)(**packed.pack(rows)).view(-1, 2), reference, beta=0.3)
+        reference = packed.ResponseLogprobs(tiny_models.model(attention="packed", seed=1))(
+            **packed.pack(rows)
+        ).view(-1, 2)
+    losses, rewards = dpo.dpo_loss(
+        packed.ResponseLogprobs(ours)(**packed.pack(rows)).view(-1, 2), reference, beta=0.3
+    )
     losses.mean().backward()
 
-    data = [{"prompt_ids": row["prompt"], "chosen_ids": row["responses"][0], "rejected_ids": row["responses"][1]} for row in rows]
-    text = {key: [{"role": role, "content": key}] for key, role in
-            (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant"))}
-    config = trl.DPOConfig(str(tmp_path), beta=0.3, bf16=False, gradient_checkpointing=False, report_to="none", use_cpu=True)
+    data = [
+        {
+            "prompt_ids": row["prompt"],
+            "chosen_ids": row["responses"][0],
+            "rejected_ids": row["responses"][1],
+        }
+        for row in rows
+    ]
+    text = {
+        key: [{"role": role, "content": key}]
+        for key, role in (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant"))
+    }
+    config = trl.DPOConfig(
+        str(tmp_path),
+        beta=0.3,
+        bf16=False,
+        gradient_checkpointing=False,
+        report_to="none",
+        use_cpu=True,
+    )
     theirs = tiny_models.model()
-    trainer = trl.DPOTrainer(theirs, tiny_models.model(seed=1), config, train_dataset=Dataset.from_list([text] * 2),
-                             processing_class=tiny_models.tokenizer("smollm2"))
+    trainer = trl.DPOTrainer(
+        theirs,
+        tiny_models.model(seed=1),
+        config,
+        train_dataset=Dataset.from_list([text] * 2),
+        processing_class=tiny_models.tokenizer("smollm2"),
+    )
     expected = trainer.compute_loss(trainer.model, trainer.data_collator(data))
     expected.backward()
     logged = {name: values[-1] for name, values in trainer._metrics["train"].items()}
     assert float(losses.detach().mean()) == pytest.approx(float(expected.detach()), abs=1e-5)
-    assert rewards.mean(0).tolist() == pytest.approx([logged["rewards/chosen"], logged["rewards/rejected"]], abs=1e-5)
+    assert rewards.mean(0).tolist() == pytest.approx(
+        [logged["rewards/chosen"], logged["rewards/rejected"]], abs=1e-5
+    )
     for (name, parameter), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad, other.grad, rtol=0, atol=1e-5, msg=name)
 
@@ -116,18 +220,61 @@ def test_loss_rewards_and_gradients_equal_trl(tmp_path):
 def test_a_run_learns_the_pairs_and_computes_the_reference_once(tmp_path):
     model = tiny_models.checkpoint(tmp_path / "sft")
     say = lambda role, text: [{"role": role, "content": text}]
-    path = tiny_models.write(tmp_path / "pairs.jsonl", [
-        {"id": str(n), "level": "query", "prompt": say("user", f"Count to {n}."), "chosen": say("assistant", "ONE TWO"[:n + 2]),
-         "rejected": say("assistant", "one two three"[:n + 2])} for n in range(6)])
-    flags = ["--in", path, "--model", model, "--precision", "fp32", "--batch", "4", "--micro-batch", "2", "--lr", "1e-2"]
-    output = tiny_models.finish(tiny_models.start("06_dpo.py", "train", *flags, "--out", str(tmp_path / "first")))
+    path = tiny_models.write(
+        tmp_path / "pairs.jsonl",
+        [
+            {
+                "id": str(n),
+                "level": "query",
+                "prompt": say("user", f"Count to {n}."),
+                "chosen": say("assistant", "ONE TWO"[: n + 2]),
+                "rejected": say("assistant", "one two three"[: n + 2]),
+            }
+            for n in range(6)
+        ],
+    )
+    flags = [
+        "--in",
+        path,
+        "--model",
+        model,
+        "--precision",
+        "fp32",
+        "--batch",
+        "4",
+        "--micro-batch",
+        "2",
+        "--lr",
+        "1e-2",
+    ]
+    output = tiny_models.finish(
+        tiny_models.start("06_dpo.py", "train", *flags, "--out", str(tmp_path / "first"))
+    )
     assert "6/6 pairs" in output
     rows = tiny_models.metrics(tmp_path / "first")
-    assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-6) and rows[0]["margin"] == pytest.approx(0, abs=1e-5)
-    assert len(rows) == 3 and rows[-1]["margin"] > 0.1 and rows[-1]["chosen"] - rows[-1]["rejected"] == pytest.approx(rows[-1]["margin"], abs=1e-5)
+    assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-6) and rows[0][
+        "margin"
+    ] == pytest.approx(0, abs=1e-5)
+    assert (
+        len(rows) == 3
+        and rows[-1]["margin"] > 0.1
+        and rows[-1]["chosen"] - rows[-1]["rejected"] == pytest.approx(rows[-1]["margin"], abs=1e-5)
+    )
     # an online iteration: the policy goes on, the reference stays, and its log-probabilities are found on the disk
-    output = tiny_models.finish(tiny_models.start("06_dpo.py", "train", *flags[:2], "--model", str(tmp_path / "first"), *flags[4:],
-                                                  "--reference", model, "--out", str(tmp_path / "second")))
+    output = tiny_models.finish(
+        tiny_models.start(
+            "06_dpo.py",
+            "train",
+            *flags[:2],
+            "--model",
+            str(tmp_path / "first"),
+            *flags[4:],
+            "--reference",
+            model,
+            "--out",
+            str(tmp_path / "second"),
+        )
+    )
     assert "reference policy" not in output
     assert tiny_models.metrics(tmp_path / "second")[0]["margin"] > 0.1
 
@@ -145,8 +292,15 @@ def test_the_reference_pass_gives_the_same_numbers_to_any_number_of_ranks(monkey
 
 def test_the_paper_settings_are_the_defaults():
     args = dpo.parse(["train", "--in", "x", "--model", "m", "--out", "o"])
-    assert (args.lr, args.schedule, args.warmup_ratio, args.batch, args.epochs, args.max_length, args.beta) \
-        == (5e-7, "cosine", 0.1, 64, 2, 4096, 0.3)
+    assert (
+        args.lr,
+        args.schedule,
+        args.warmup_ratio,
+        args.batch,
+        args.epochs,
+        args.max_length,
+        args.beta,
+    ) == (5e-7, "cosine", 0.1, 64, 2, 4096, 0.3)
     assert dpo.parse(["pairs", "--in", "x", "--out", "o"]).min_accuracy == 0.5
 
 
@@ -157,5 +311,8 @@ def test_a_truncated_response_is_never_chosen_but_may_be_rejected():
 
 
 def test_a_case_without_its_verdicts_is_paired_by_its_accuracy():
-    cases = [{"input": "good", "output": True, "accuracy": 1.0}, {"input": "bad", "output": False, "accuracy": 0.0}]
+    cases = [
+        {"input": "good", "output": True, "accuracy": 1.0},
+        {"input": "bad", "output": False, "accuracy": 0.0},
+    ]
     assert dpo.sides(dpo.candidates({"cases": cases}), 0.5) == (["good"], ["bad"])

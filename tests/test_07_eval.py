@@ -13,11 +13,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from autoif.benchmarks import spread  # noqa: E402
-from autoif.benchmarks.source import Source  # noqa: E402
-from autoif.stage import UserError  # noqa: E402
 from fake_server import FakeServer, always, but_not  # noqa: E402
 from shared_data import DATA, Scripted, needs  # noqa: E402
+
+from autoif.evaluation.benchmarks import spread  # noqa: E402
+from autoif.evaluation.benchmarks.source import Source  # noqa: E402
+from autoif.files import UserError  # noqa: E402
 
 stage = importlib.import_module("07_eval")
 
@@ -26,14 +27,19 @@ CONSTRAINTS = [
         "id": "lower",
         "instruction": "Answer in lower case.",
         "split": "heldout",
-        "verifiers": [{"code": "def evaluate(response):\n    return response.islower()", "accuracy": 1.0}],
+        "verifiers": [
+            {"code": "def evaluate(response):\n    return response.islower()", "accuracy": 1.0}
+        ],
     },
     {
         "id": "tea",
         "instruction": "Mention tea.",
         "split": "heldout",
         "verifiers": [
-            {"code": "def evaluate(response):\n    return 'tea' in response.lower()", "accuracy": 1.0},
+            {
+                "code": "def evaluate(response):\n    return 'tea' in response.lower()",
+                "accuracy": 1.0,
+            },
             {"code": "def evaluate(response):\n    return 1 / 0", "accuracy": 0.6},
             {"code": "def evaluate(response):\n    return bool(response)", "accuracy": 1.0},
         ],
@@ -71,7 +77,12 @@ def folder(tmp_path):
     lines(
         data / "ifeval/input_data.jsonl",
         [
-            {"key": n, "prompt": f"Prompt {n}.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+            {
+                "key": n,
+                "prompt": f"Prompt {n}.",
+                "instruction_id_list": ["punctuation:no_comma"],
+                "kwargs": [{}],
+            }
             for n in range(3)
         ],
     )
@@ -81,7 +92,10 @@ def folder(tmp_path):
     )
     lines(
         data / "mt_bench/question.jsonl",
-        [{"question_id": 81 + n, "category": "writing", "turns": [f"First {n}?", f"Second {n}?"]} for n in range(3)],
+        [
+            {"question_id": 81 + n, "category": "writing", "turns": [f"First {n}?", f"Second {n}?"]}
+            for n in range(3)
+        ],
     )
     lines(data / "mt_bench/reference_answer/gpt-4.jsonl", [])
     lines(
@@ -96,13 +110,19 @@ def folder(tmp_path):
             for n in range(3)
         ],
     )
-    lines(data / "arena_hard/v0.1/question.jsonl", [{"uid": f"u{n}", "prompt": f"Arena {n}?"} for n in range(3)])
+    lines(
+        data / "arena_hard/v0.1/question.jsonl",
+        [{"uid": f"u{n}", "prompt": f"Arena {n}?"} for n in range(3)],
+    )
     lines(
         data / "arena_hard/v0.1/model_answer/gpt-4-0314.jsonl",
         [
             {
                 "uid": f"u{n}",
-                "messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": {"answer": "BASE"}}],
+                "messages": [
+                    {"role": "user", "content": ""},
+                    {"role": "assistant", "content": {"answer": "BASE"}},
+                ],
             }
             for n in range(3)
         ],
@@ -174,19 +194,28 @@ def heldout(tmp_path) -> list:
 # Held-out constraints
 
 
-def test_heldout_scores_only_held_out_constraints_by_more_than_half_of_their_functions(tmp_path, heldout):
+def test_heldout_scores_only_held_out_constraints_by_more_than_half_of_their_functions(
+    tmp_path, heldout
+):
     def answer(messages, request):
-        return "green tea, of course" if "Mention tea." in messages[0]["content"] else "In Upper Case"
+        return (
+            "green tea, of course" if "Mention tea." in messages[0]["content"] else "In Upper Case"
+        )
 
     with FakeServer(answer) as server:
         (row,) = run(tmp_path, "--model", "m", "--base-url", server.url, "--k", "2", *heldout)
     assert not any("Never asked" in json.dumps(request) for request in server.requests)
     assert len(server.requests) == 2 * 3 * 2 and row["exit"] == 0
     assert row["metrics"]["Held-out"]["value"] == 0.5  # tea: 2 of 3 functions pass, one errs
-    assert row["metrics"]["Held-out"]["clusters"] == 6 and row["metrics"]["by constraint"]["clusters"] == 2
+    assert (
+        row["metrics"]["Held-out"]["clusters"] == 6
+        and row["metrics"]["by constraint"]["clusters"] == 2
+    )
     items = [json.loads(line) for line in open(tmp_path / "out" / row["items"])]
     assert {"id", "prompt", "answers", "verdict", "reason"} <= items[0].keys() and len(items) == 12
-    assert {tuple(item["verdicts"]) for item in items if item["verdict"]} == {("pass", "error", "pass")}
+    assert {tuple(item["verdicts"]) for item in items if item["verdict"]} == {
+        ("pass", "error", "pass")
+    }
 
 
 def test_every_model_is_asked_the_same_queries(tmp_path, heldout):
@@ -208,18 +237,27 @@ def test_every_model_is_asked_the_same_queries(tmp_path, heldout):
 
 
 def test_models_share_a_table_and_a_rerun_replaces_its_own_row(tmp_path, heldout):
-    with FakeServer(lambda messages, request: "tea") as good, FakeServer(lambda messages, request: "No.") as bad:
+    with (
+        FakeServer(lambda messages, request: "tea") as good,
+        FakeServer(lambda messages, request: "No.") as bad,
+    ):
         run(tmp_path, "--model", "m1", "--name", "base", "--base-url", bad.url, *heldout)
         run(tmp_path, "--model", "m2", "--name", "online", "--base-url", good.url, *heldout)
         rows = run(tmp_path, "--model", "m1", "--name", "base", "--base-url", bad.url, *heldout)
-    assert [(row["model"], row["metrics"]["Held-out"]["value"]) for row in rows] == [("base", 0.0), ("online", 1.0)]
+    assert [(row["model"], row["metrics"]["Held-out"]["value"]) for row in rows] == [
+        ("base", 0.0),
+        ("online", 1.0),
+    ]
     table = (tmp_path / "out/07_results.md").read_text()
     assert "| base | 0.0 [" in table and "| online | 100.0 [" in table
     assert (tmp_path / "out/07_results.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_compare_says_which_difference_is_beyond_noise(tmp_path, heldout, capsys):
-    with FakeServer(lambda messages, request: "tea") as good, FakeServer(lambda messages, request: "No.") as bad:
+    with (
+        FakeServer(lambda messages, request: "tea") as good,
+        FakeServer(lambda messages, request: "No.") as bad,
+    ):
         run(tmp_path, "--model", "base", "--base-url", bad.url, *heldout)
         run(tmp_path, "--model", "same", "--base-url", bad.url, *heldout)
         run(tmp_path, "--model", "online", "--base-url", good.url, *heldout)
@@ -282,20 +320,32 @@ def test_all_benchmarks_fill_the_table_and_missing_data_is_a_named_gap(tmp_path,
         )
     found = {row["benchmark"]: row for row in rows}
     for benchmark, metrics in ALL.items():
-        assert {name: found[benchmark]["metrics"][name]["value"] for name in metrics} == pytest.approx(
-            metrics
-        ), benchmark
+        assert {
+            name: found[benchmark]["metrics"][name]["value"] for name in metrics
+        } == pytest.approx(metrics), benchmark
         for metric in found[benchmark]["metrics"].values():
             assert metric["low"] <= metric["value"] <= metric["high"] and metric["n"] > 0
-        assert len(found[benchmark]["data"]["sha256"]) == 64 and found[benchmark]["versions"]["python"]
-    assert {row["benchmark"] for row in rows if "gap" in row} == {"ceval", "ifbench", "heldout"} and rows[0][
-        "exit"
-    ] == 1
+        assert (
+            len(found[benchmark]["data"]["sha256"]) == 64 and found[benchmark]["versions"]["python"]
+        )
+    assert {row["benchmark"] for row in rows if "gap" in row} == {
+        "ceval",
+        "ifbench",
+        "heldout",
+    } and rows[0]["exit"] == 1
     table = (tmp_path / "out/07_results.md").read_text()
-    assert "| **m** |" in table and "| Qwen2-7B + online DPO | 44.0 | 46.6 |" in table and "judge j" in table
+    assert (
+        "| **m** |" in table
+        and "| Qwen2-7B + online DPO | 44.0 | 46.6 |" in table
+        and "judge j" in table
+    )
     assert "m, ceval: not run" in table and "ceval/ceval-exam" in table
     said = capsys.readouterr().err
-    assert "gsm8k: 3 items x 1, 3 requests to send" in said and "in all" in said and "the first took" in said
+    assert (
+        "gsm8k: 3 items x 1, 3 requests to send" in said
+        and "in all" in said
+        and "the first took" in said
+    )
 
 
 def test_a_second_run_asks_nothing_and_needs_no_endpoint(tmp_path, folder):
@@ -304,19 +354,41 @@ def test_a_second_run_asks_nothing_and_needs_no_endpoint(tmp_path, folder):
         first = run(tmp_path, *flags, "--base-url", server.url, "--judge-base-url", server.url)
         asked = Counter(server.answered)
     assert set(asked.values()) == {1}
-    second = run(tmp_path, *flags, "--base-url", "http://127.0.0.1:9/v1", "--judge-base-url", "http://127.0.0.1:9/v1")
-    assert [row.get("metrics") for row in first] == [row.get("metrics") for row in second] and first[0]["exit"] == 0
+    second = run(
+        tmp_path,
+        *flags,
+        "--base-url",
+        "http://127.0.0.1:9/v1",
+        "--judge-base-url",
+        "http://127.0.0.1:9/v1",
+    )
+    assert [row.get("metrics") for row in first] == [
+        row.get("metrics") for row in second
+    ] and first[0]["exit"] == 0
 
 
-def test_without_a_judge_the_judged_benchmarks_are_gaps_and_their_answers_are_kept(tmp_path, folder):
+def test_without_a_judge_the_judged_benchmarks_are_gaps_and_their_answers_are_kept(
+    tmp_path, folder
+):
     flags = ["--model", "m", "--data-dir", folder, "--benchmarks", "infobench,gsm8k"]
     with FakeServer(everything) as server:
         rows = run(tmp_path, *flags, "--base-url", server.url)
         assert "--judge-model" in rows[0]["gap"] and "metrics" in rows[1] and rows[0]["exit"] == 1
         before = len(server.requests)
-        rows = run(tmp_path, *flags, "--base-url", server.url, "--judge-model", "j", "--judge-base-url", server.url)
+        rows = run(
+            tmp_path,
+            *flags,
+            "--base-url",
+            server.url,
+            "--judge-model",
+            "j",
+            "--judge-base-url",
+            server.url,
+        )
     assert rows[0]["metrics"]["InfoBench"]["value"] == 1 and rows[0]["exit"] == 0
-    assert len(server.requests) == before + 2  # three equal answers are judged once, with two questions
+    assert (
+        len(server.requests) == before + 2
+    )  # three equal answers are judged once, with two questions
 
 
 def test_an_unreadable_judge_is_reported_and_never_scored(tmp_path, folder):
@@ -338,24 +410,47 @@ def test_an_unreadable_judge_is_reported_and_never_scored(tmp_path, folder):
         )
     for row in rows[:3]:
         assert row["metrics"] == {} and row["unparsable"] == 1 and row["n"] == 3
-    assert rows[3]["unparsable"] == 25 / 30 and all(metric["value"] >= 0 for metric in rows[3]["metrics"].values())
+    assert rows[3]["unparsable"] == 25 / 30 and all(
+        metric["value"] >= 0 for metric in rows[3]["metrics"].values()
+    )
 
 
 def test_empty_and_truncated_answers_are_counted_and_fail(tmp_path, folder):
     with FakeServer(lambda messages, request: "", finish_reason="length") as server:
-        (row,) = run(tmp_path, "--model", "m", "--base-url", server.url, "--data-dir", folder, "--benchmarks", "ifeval")
-    assert row["metrics"]["Pr(S)"]["value"] == 0 and row["n"] == 3 and (row["empty"], row["truncated"]) == (1, 1)
+        (row,) = run(
+            tmp_path,
+            "--model",
+            "m",
+            "--base-url",
+            server.url,
+            "--data-dir",
+            folder,
+            "--benchmarks",
+            "ifeval",
+        )
+    assert (
+        row["metrics"]["Pr(S)"]["value"] == 0
+        and row["n"] == 3
+        and (row["empty"], row["truncated"]) == (1, 1)
+    )
 
 
 def test_requests_that_keep_failing_are_unanswered_not_wrong(tmp_path, folder):
     out = tmp_path / "07_results.json"
     args = stage.parse(["--model", "m", "--data-dir", str(folder), "--out", str(out)])
     loaded, _ = stage.load(["gsm8k"], args)
-    client = Scripted(lambda request: None if "What is 2" in request["messages"][0]["content"] else "The answer is 1.")
+    client = Scripted(
+        lambda request: (
+            None if "What is 2" in request["messages"][0]["content"] else "The answer is 1."
+        )
+    )
     assert not stage.evaluate("gsm8k", *loaded["gsm8k"], client, None, args)
     (row,) = json.loads(out.read_text())
     assert row["unanswered"] == 1 and row["n"] == 2 and row["metrics"]["GSM8K"]["value"] == 0.5
-    done, incomplete = tmp_path / "07_items/m/gsm8k.jsonl", tmp_path / "07_items/m/gsm8k.incomplete.jsonl"
+    done, incomplete = (
+        tmp_path / "07_items/m/gsm8k.jsonl",
+        tmp_path / "07_items/m/gsm8k.incomplete.jsonl",
+    )
     assert incomplete.exists() and not done.exists()  # nobody takes it for finished
     client = Scripted(lambda request: "The answer is 1.")
     assert stage.evaluate("gsm8k", *loaded["gsm8k"], client, None, args)
@@ -363,22 +458,51 @@ def test_requests_that_keep_failing_are_unanswered_not_wrong(tmp_path, folder):
 
 
 def test_a_refused_prompt_is_counted_and_neither_blocks_nor_is_asked_for_ever(tmp_path, folder):
-    lines(folder / "gsm8k/test.jsonl", [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(40)])
+    lines(
+        folder / "gsm8k/test.jsonl",
+        [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(40)],
+    )
     with FakeServer(everything, refuse=but_not("What is 2 + 1", "too long")) as server:
-        flags = ["--model", "m", "--base-url", server.url, "--data-dir", folder, "--benchmarks", "gsm8k,ifeval"]
+        flags = [
+            "--model",
+            "m",
+            "--base-url",
+            server.url,
+            "--data-dir",
+            folder,
+            "--benchmarks",
+            "gsm8k,ifeval",
+        ]
         rows = run(tmp_path, *flags)
-    assert rows[0]["unanswered"] == rows[0]["refused"] == 1 and rows[0]["n"] == 39 and rows[0]["exit"] == 0
+    assert (
+        rows[0]["unanswered"] == rows[0]["refused"] == 1
+        and rows[0]["n"] == 39
+        and rows[0]["exit"] == 0
+    )
     assert rows[1]["metrics"]["Pr(S)"]["value"] == 1  # the others go on
     table = (tmp_path / "out/07_results.md").read_text()
     assert "| gsm8k | 39 | 1 (1 refused) |" in table and "- made with python 3." in table
 
 
 def test_allowed_gaps_are_those_that_a_rerun_would_not_fill(tmp_path, folder, monkeypatch):
-    monkeypatch.setattr("autoif.llm.RETRIES", 0)
+    monkeypatch.setattr("autoif.llm.client.RETRIES", 0)
     flags = ["--model", "m", "--data-dir", folder, "--allow-gaps", "--judge-model", "j"]
     with FakeServer(everything) as server, FakeServer(faults=always("500")) as judge:
-        rows = run(tmp_path, *flags, "--base-url", server.url, "--judge-base-url", judge.url, "--benchmarks", "ceval,mtbench")
-        assert "no data" in rows[0]["gap"] and "kept failing" in rows[1]["gap"] and rows[0]["exit"] == 1
+        rows = run(
+            tmp_path,
+            *flags,
+            "--base-url",
+            server.url,
+            "--judge-base-url",
+            judge.url,
+            "--benchmarks",
+            "ceval,mtbench",
+        )
+        assert (
+            "no data" in rows[0]["gap"]
+            and "kept failing" in rows[1]["gap"]
+            and rows[0]["exit"] == 1
+        )
         (row,) = run(tmp_path / "other", *flags, "--base-url", server.url, "--benchmarks", "ceval")
         assert row["exit"] == 0
 
@@ -389,27 +513,78 @@ def test_what_is_stored_is_scored_although_another_benchmark_needs_an_endpoint(t
         run(tmp_path, *flags, "--base-url", server.url, "--benchmarks", "gsm8k")
     (tmp_path / "out/07_results.json").unlink()
     rows = run(tmp_path, *flags, "--benchmarks", "humaneval,gsm8k")
-    assert "no server to ask" in rows[0]["gap"] and rows[1]["metrics"]["GSM8K"]["n"] == 3 and rows[0]["exit"] == 1
+    assert (
+        "no server to ask" in rows[0]["gap"]
+        and rows[1]["metrics"]["GSM8K"]["n"] == 3
+        and rows[0]["exit"] == 1
+    )
 
 
 def test_an_empty_judgement_is_asked_again_at_the_concurrency_given(tmp_path, folder):
     said = iter(["", ""])
-    with FakeServer(everything) as server, FakeServer(lambda *_: next(said, "YES"), delay=0.02) as judge:
-        (row,) = run(tmp_path, "--model", "m", "--base-url", server.url, "--data-dir", folder, "--benchmarks", "infobench",
-                     "--judge-model", "j", "--judge-base-url", judge.url, "--concurrency", "1")
-    assert row["metrics"]["InfoBench"]["value"] == 1 and row["exit"] == 0 and judge.most_in_flight == 1
+    with (
+        FakeServer(everything) as server,
+        FakeServer(lambda *_: next(said, "YES"), delay=0.02) as judge,
+    ):
+        (row,) = run(
+            tmp_path,
+            "--model",
+            "m",
+            "--base-url",
+            server.url,
+            "--data-dir",
+            folder,
+            "--benchmarks",
+            "infobench",
+            "--judge-model",
+            "j",
+            "--judge-base-url",
+            judge.url,
+            "--concurrency",
+            "1",
+        )
+    assert (
+        row["metrics"]["InfoBench"]["value"] == 1 and row["exit"] == 0 and judge.most_in_flight == 1
+    )
 
 
-def test_a_file_scores_only_the_benchmarks_it_answers_and_no_judge_reads_what_is_not_there(tmp_path, folder):
+def test_a_file_scores_only_the_benchmarks_it_answers_and_no_judge_reads_what_is_not_there(
+    tmp_path, folder
+):
     answers = lines(tmp_path / "answers.jsonl", [{"prompt": "Do 0.", "response": "Done."}])
     with FakeServer(everything) as judge:
-        rows = run(tmp_path, "--responses", answers, "--data-dir", folder, "--benchmarks", "gsm8k,infobench", "--judge-model",
-                   "j", "--judge-base-url", judge.url)
+        rows = run(
+            tmp_path,
+            "--responses",
+            answers,
+            "--data-dir",
+            folder,
+            "--benchmarks",
+            "gsm8k,infobench",
+            "--judge-model",
+            "j",
+            "--judge-base-url",
+            judge.url,
+        )
     assert "answers none of the 3 prompts, such as 'What is 0 + 1?" in rows[0]["gap"]
-    assert rows[1]["metrics"]["InfoBench"]["clusters"] == 1 and rows[1]["missing"] == 2 and len(judge.requests) == 2
+    assert (
+        rows[1]["metrics"]["InfoBench"]["clusters"] == 1
+        and rows[1]["missing"] == 2
+        and len(judge.requests) == 2
+    )
     lines(answers, [{"prompt": "Do 0.", "response": None}])
-    assert "answers.jsonl:1: prompt and response must be text" in run(
-        tmp_path / "null", "--responses", answers, "--data-dir", folder, "--benchmarks", "ifeval")[0]["gap"]
+    assert (
+        "answers.jsonl:1: prompt and response must be text"
+        in run(
+            tmp_path / "null",
+            "--responses",
+            answers,
+            "--data-dir",
+            folder,
+            "--benchmarks",
+            "ifeval",
+        )[0]["gap"]
+    )
 
 
 def test_results_can_be_compared_after_they_have_moved(tmp_path, heldout, capsys):
@@ -438,7 +613,13 @@ def test_seeds_average_over_runs_and_cluster_by_item(tmp_path, folder):
             "--temperature",
             "0.7",
         )
-    assert len(server.requests) == 15 and {request["seed"] for request in server.requests} == {0, 1, 2, 3, 4}
+    assert len(server.requests) == 15 and {request["seed"] for request in server.requests} == {
+        0,
+        1,
+        2,
+        3,
+        4,
+    }
     metric = row["metrics"]["GSM8K"]
     assert (metric["n"], metric["clusters"], metric["interval"]) == (15, 3, "cluster bootstrap")
     assert row["settings"]["samples"] == 5 and row["settings"]["temperature"] == 0.7
@@ -473,10 +654,17 @@ def test_a_limit_spreads_over_the_benchmark_in_whole_clusters():
 def test_answers_from_a_file_are_scored_and_one_that_lacks_has_failed(tmp_path, folder):
     answers = lines(
         tmp_path / "answers.jsonl",
-        [{"prompt": "Prompt 0.", "response": "tea"}, {"prompt": " Prompt 1.\n", "response": "a, b"}],
+        [
+            {"prompt": "Prompt 0.", "response": "tea"},
+            {"prompt": " Prompt 1.\n", "response": "a, b"},
+        ],
     )
     (row,) = run(tmp_path, "--responses", answers, "--data-dir", folder, "--benchmarks", "ifeval")
-    assert row["metrics"]["Pr(S)"]["value"] == pytest.approx(1 / 3) and row["n"] == 3 and row["missing"] == 1
+    assert (
+        row["metrics"]["Pr(S)"]["value"] == pytest.approx(1 / 3)
+        and row["n"] == 3
+        and row["missing"] == 1
+    )
 
 
 def test_bad_input_ends_with_exit_code_2_and_says_what_to_do(tmp_path):
@@ -484,12 +672,27 @@ def test_bad_input_ends_with_exit_code_2_and_says_what_to_do(tmp_path):
         (["--benchmarks", "ifevil"], "choose from ifeval"),
         (["--data-dir", str(tmp_path / "none")], "is no folder"),
         (
-            ["--responses", str(tmp_path / "none.jsonl"), "--benchmarks", "ifeval", "--data-dir", str(tmp_path)],
+            [
+                "--responses",
+                str(tmp_path / "none.jsonl"),
+                "--benchmarks",
+                "ifeval",
+                "--data-dir",
+                str(tmp_path),
+            ],
             "not run",
         ),
     ):
         done = subprocess.run(
-            [sys.executable, str(ROOT / "07_eval.py"), "--model", "m", "--out", str(tmp_path / "o.json"), *flags],
+            [
+                sys.executable,
+                str(ROOT / "07_eval.py"),
+                "--model",
+                "m",
+                "--out",
+                str(tmp_path / "o.json"),
+                *flags,
+            ],
             capture_output=True,
             text=True,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
@@ -500,7 +703,8 @@ def test_bad_input_ends_with_exit_code_2_and_says_what_to_do(tmp_path):
 
 def test_kill_9_and_resume_asks_nothing_twice(tmp_path, folder):
     lines(
-        folder / "gsm8k/test.jsonl", [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(60)]
+        folder / "gsm8k/test.jsonl",
+        [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(60)],
     )
     command = [
         sys.executable,
@@ -519,10 +723,15 @@ def test_kill_9_and_resume_asks_nothing_twice(tmp_path, folder):
     store = tmp_path / "out/completions/07_eval.jsonl"
     with FakeServer(everything, delay=0.05) as server:
         process = subprocess.Popen(
-            [*command, "--base-url", server.url], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            [*command, "--base-url", server.url],
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
         )
         deadline = time.monotonic() + 30
-        while not (store.exists() and store.read_text().count("\n") >= 15) and time.monotonic() < deadline:
+        while (
+            not (store.exists() and store.read_text().count("\n") >= 15)
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.02)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
@@ -537,7 +746,8 @@ def test_kill_9_and_resume_asks_nothing_twice(tmp_path, folder):
 
 def test_contamination_is_checked_without_a_model(tmp_path, folder, capsys):
     training = lines(
-        tmp_path / "04_sft.jsonl", [{"messages": [{"role": "user", "content": "What is 1 + 1? Tell me."}]}]
+        tmp_path / "04_sft.jsonl",
+        [{"messages": [{"role": "user", "content": "What is 1 + 1? Tell me."}]}],
     )
     stage.main(
         [
@@ -605,7 +815,16 @@ def test_a_gap_does_not_wipe_out_what_was_measured(tmp_path, folder):
 
 def test_a_file_of_single_answers_is_no_conversation(tmp_path, folder):
     answers = lines(tmp_path / "answers.jsonl", [{"prompt": "First 0?", "response": "one"}])
-    flags = ["--data-dir", folder, "--benchmarks", "mtbench", "--judge-model", "j", "--responses", answers]
+    flags = [
+        "--data-dir",
+        folder,
+        "--benchmarks",
+        "mtbench",
+        "--judge-model",
+        "j",
+        "--responses",
+        answers,
+    ]
     (row,) = run(tmp_path, *flags)
     assert "a list of 2 answers is wanted" in row["gap"]
     lines(answers, [{"prompt": f"First {n}?", "response": ["one", "two"]} for n in range(3)])

@@ -5,9 +5,9 @@ import pytest
 from shared_data import DATA, needs, sample, values
 
 from autoif import sandbox
-from autoif.benchmarks import ceval, choice, gsm8k, humaneval, mmlu
-from autoif.benchmarks.source import Source
-from autoif.stage import UserError
+from autoif.evaluation.benchmarks import ceval, choice, gsm8k, humaneval, mmlu
+from autoif.evaluation.benchmarks.source import Source
+from autoif.files import UserError
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,9 @@ def test_gsm8k_reads_the_answer_as_a_number(text, number):
 
 def test_gsm8k_compares_numbers_not_strings():
     item = {"id": "0", "cluster": "0", "target": "1,800"}
-    rows = gsm8k.score([{"item": item, "answers": sample(text)} for text in ("$1800.00", "1801", "no idea")], None)
+    rows = gsm8k.score(
+        [{"item": item, "answers": sample(text)} for text in ("$1800.00", "1801", "no idea")], None
+    )
     assert [row["verdict"] for row in rows] == [True, False, False]
     assert [row["unparsable"] for row in rows] == [False, False, True]
 
@@ -75,11 +77,17 @@ def test_gsm8ks_own_solutions_are_all_right():
     import json
 
     items = gsm8k.load(Source(str(DATA)), None)
-    solutions = [json.loads(line)["answer"] for line in open(DATA / "gsm8k/test.jsonl", encoding="utf-8")]
-    works = [{"item": item, "answers": sample(solution)} for item, solution in zip(items, solutions, strict=True)]
+    solutions = [
+        json.loads(line)["answer"] for line in open(DATA / "gsm8k/test.jsonl", encoding="utf-8")
+    ]
+    works = [
+        {"item": item, "answers": sample(solution)}
+        for item, solution in zip(items, solutions, strict=True)
+    ]
     assert len(items) == 1319 and values(gsm8k.score(works, None))["GSM8K"] == 1
     target_only = [
-        {"item": work["item"], "answers": sample(f"The answer is ${work['item']['target']}.00.")} for work in works
+        {"item": work["item"], "answers": sample(f"The answer is ${work['item']['target']}.00.")}
+        for work in works
     ]
     assert values(gsm8k.score(target_only, None))["GSM8K"] == 1
 
@@ -142,8 +150,14 @@ def test_choices_are_read_in_the_forms_models_write(text, letter):
 
 def test_an_answer_without_a_choice_is_wrong_and_counted():
     item = {"cluster": "0", "choices": CHOICES, "target": "A", "subject": "x"}
-    row = choice.score([{"item": item, "answers": sample("I do not know")}], "MMLU", by_subject=False)[0]
-    assert row["verdict"] is False and row["unparsable"] and row["points"]["MMLU"] == [("", "0", False, 1)]
+    row = choice.score(
+        [{"item": item, "answers": sample("I do not know")}], "MMLU", by_subject=False
+    )[0]
+    assert (
+        row["verdict"] is False
+        and row["unparsable"]
+        and row["points"]["MMLU"] == [("", "0", False, 1)]
+    )
 
 
 def test_the_likeliest_letter_is_the_answer():
@@ -153,7 +167,9 @@ def test_the_likeliest_letter_is_the_answer():
 
 
 def test_likelihoods_need_a_checkpoint_folder(tmp_path):
-    with pytest.raises(UserError, match="--mc-mode loglik needs a checkpoint folder as --model, 'gpt-4' is none"):
+    with pytest.raises(
+        UserError, match="--mc-mode loglik needs a checkpoint folder as --model, 'gpt-4' is none"
+    ):
         choice.by_likelihood([], "gpt-4", tmp_path / "cache")
 
 
@@ -161,12 +177,18 @@ def test_ceval_is_the_mean_over_subjects(tmp_path):
     (tmp_path / "ceval/val").mkdir(parents=True)
     for subject, count in (("logic", 3), ("law", 1)):
         (tmp_path / f"ceval/val/{subject}_val.csv").write_text(
-            "id,question,A,B,C,D,answer\n" + "".join(f'{i},"问题, {i}",甲,乙,丙,丁,B\n' for i in range(count)),
+            "id,question,A,B,C,D,answer\n"
+            + "".join(f'{i},"问题, {i}",甲,乙,丙,丁,B\n' for i in range(count)),
             encoding="utf-8",
         )
     items = ceval.load(Source(str(tmp_path)), None)
-    assert {item["subject"] for item in items} == {"logic", "law"} and "问题, 0" in items[0]["prompt"]
-    works = [{"item": item, "answers": sample("答案：B" if item["subject"] == "law" else "答案：A")} for item in items]
+    assert {item["subject"] for item in items} == {"logic", "law"} and "问题, 0" in items[0][
+        "prompt"
+    ]
+    works = [
+        {"item": item, "answers": sample("答案：B" if item["subject"] == "law" else "答案：A")}
+        for item in items
+    ]
     assert values(ceval.score(works, None))["C-Eval"] == 0.5
 
 
@@ -202,13 +224,14 @@ STYLES = {
     "body and a closing fence": "{body}```\nThis works.",
     "a sketch after it": "```python\n{whole}```\nIn short:\n```python\ndef add(a, b):\n    ...\n```",
     "a sketch before it": "```python\ndef add(a, b):\n    ...\n```\nFilled in:\n```python\n{whole}```",
-    "a fence in the docstring": "```python\ndef add(a, b):\n    \"\"\"Add.\n    ```\n    add(1, 2)\n    ```\n    \"\"\"\n    return a + b\n```",
+    "a fence in the docstring": '```python\ndef add(a, b):\n    """Add.\n    ```\n    add(1, 2)\n    ```\n    """\n    return a + b\n```',
 }
 
 
 def answer_in(style: str, whole: str) -> str:
     return STYLES[style].format(
-        whole=whole, body=whole[whole.rindex("def add") :].split("\n", 1)[1] if "def add" in whole else whole
+        whole=whole,
+        body=whole[whole.rindex("def add") :].split("\n", 1)[1] if "def add" in whole else whole,
     )
 
 
@@ -253,4 +276,7 @@ def test_humanevals_canonical_solutions_pass_in_five_styles(args):
         ):
             works.append({"item": item, "answers": sample(text)})
     rows = humaneval.score(works, args)
-    assert len(items) == 164 and [work["item"]["id"] for work, row in zip(works, rows) if not row["verdict"]] == []
+    assert (
+        len(items) == 164
+        and [work["item"]["id"] for work, row in zip(works, rows) if not row["verdict"]] == []
+    )

@@ -1,8 +1,8 @@
 import pytest
 from shared_data import DATA, Scripted, needs, sample, values
 
-from autoif.benchmarks import JUDGE_ATTEMPTS, converse, followbench
-from autoif.benchmarks.source import Source
+from autoif.evaluation.benchmarks import JUDGE_ATTEMPTS, converse, followbench
+from autoif.evaluation.benchmarks.source import Source
 
 
 def item(level: int, category="style", source="quora", target="", example_id=1) -> dict:
@@ -55,13 +55,19 @@ def test_a_judge_that_says_no_gives_zero():
 
 def test_soft_counts_each_constraint_and_hard_only_all_of_them():
     rows, _ = run([item(4)], lambda request: "['YES', 'YES', 'YES', 'NO']")
-    assert values(rows) == {"FB L4": 0.75, "FB SSR": 0.75, "FB HSR": 0, "FB HSR L4": 0, "FB CSL": 0} or values(
-        rows
-    ) == {"FB L4": 0.75, "FB SSR": 0.75, "FB HSR": 0, "FB HSR L4": 0}
+    assert values(rows) == {
+        "FB L4": 0.75,
+        "FB SSR": 0.75,
+        "FB HSR": 0,
+        "FB HSR L4": 0,
+        "FB CSL": 0,
+    } or values(rows) == {"FB L4": 0.75, "FB SSR": 0.75, "FB HSR": 0, "FB HSR L4": 0}
 
 
 def test_csl_ends_at_the_first_level_that_fails():
-    rows, _ = run(GROUP, lambda request: str(["NO" if level_of(request) == 3 else "YES"] * level_of(request)))
+    rows, _ = run(
+        GROUP, lambda request: str(["NO" if level_of(request) == 3 else "YES"] * level_of(request))
+    )
     assert values(rows)["FB CSL"] == 2
 
 
@@ -72,7 +78,9 @@ def test_an_unreadable_judge_is_asked_again_then_left_out_and_counted_never_nega
 
 
 def test_one_readable_retry_is_enough():
-    rows, client = run([item(2)], lambda request: "['YES', 'NO']" if request["first"] == 1 else "hm")
+    rows, client = run(
+        [item(2)], lambda request: "['YES', 'NO']" if request["first"] == 1 else "hm"
+    )
     assert rows[0]["soft"] == 0.5 and [request["first"] for request in client.requests] == [0, 1]
 
 
@@ -111,7 +119,12 @@ def test_a_fenced_list_and_the_owners_other_words_are_read():
         ("BBH_time", "01/02/2003", "It is 01/02/2003.", "02/01/2003"),
         ("gsm_8k", "$18", "$5 + $13 = $18", "$1800"),
         ("self_made_space", "left", "turn left here", "right"),
-        ("gigaword", "", "one two three four five six seven eight", "one two three four five six seven"),
+        (
+            "gigaword",
+            "",
+            "one two three four five six seven eight",
+            "one two three four five six seven",
+        ),
     ],
 )
 def test_rule_items_are_decided_without_a_judge(source, target, good, bad):

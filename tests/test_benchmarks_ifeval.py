@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from shared_data import DATA, needs, rows, sample, values
 
-from autoif.benchmarks import ifbench, ifeval, punkt
-from autoif.benchmarks.source import Source
+from autoif.evaluation.benchmarks import ifbench, ifeval, punkt
+from autoif.evaluation.benchmarks.source import Source
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -51,7 +51,12 @@ def test_an_empty_answer_fails_everything():
 
 
 def test_a_letter_left_to_chance_is_the_same_on_every_run():
-    drawn = item(("keywords:letter_frequency", {"letter": "#", "let_frequency": 3, "let_relation": "at least"}))
+    drawn = item(
+        (
+            "keywords:letter_frequency",
+            {"letter": "#", "let_frequency": 3, "let_relation": "at least"},
+        )
+    )
     text = "a bb ccc dddd eeeee fff ggg hhh"
     verdicts = set()
     for seed in range(20):
@@ -65,14 +70,20 @@ def test_a_letter_left_to_chance_is_the_same_on_every_run():
 def test_sentences_are_counted_without_network_or_nltk_data(tmp_path):
     code = (
         "import json, sys; sys.path.insert(0, sys.argv[1]);"
-        "from autoif.benchmarks import ifeval;"
+        "from autoif.evaluation.benchmarks import ifeval;"
         "registry = ifeval.checkers('lm_eval', 'lm_eval.tasks', 'lm_eval.tasks.ifeval');"
         "checker = registry['length_constraints:number_sentences']('x');"
         "checker.build_description(num_sentences=2, relation='less than');"
         "print(checker.check_following('Dr. Smith paid 3.50 dollars.'), checker.check_following('One. Two. Three.'))"
     )
-    environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin", "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    done = subprocess.run([sys.executable, "-c", code, str(ROOT)], env=environment, capture_output=True, text=True)
+    environment = {
+        "HOME": str(tmp_path),
+        "PATH": "/usr/bin:/bin",
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(ROOT)], env=environment, capture_output=True, text=True
+    )
     assert done.stdout.split() == ["True", "False"], done.stderr
     assert "Downloaded" not in done.stdout and "Error" not in done.stderr
 
@@ -82,14 +93,19 @@ def test_the_sentence_model_from_the_package_is_nltks(tmp_path):
     punkt.write(tmp_path / "english")
     for file in (DATA / "nltk_data/tokenizers/punkt_tab/english").iterdir():
         ours = (tmp_path / "english" / file.name).read_text(encoding="utf-8")
-        assert set(ours.split("\n")) - {""} == set(file.read_text(encoding="utf-8").split("\n")) - {""}, file.name
+        assert set(ours.split("\n")) - {""} == set(file.read_text(encoding="utf-8").split("\n")) - {
+            ""
+        }, file.name
 
 
 @pytest.fixture(scope="module")
 def gpt4() -> list[dict]:
     answers = {row["prompt"].strip(): row["response"] for row in rows("ifeval/gpt4_answers.jsonl")}
     items = ifeval.load(Source(str(DATA)), None)
-    return [{"item": one, "sample": 0, "answers": sample(answers.get(one["prompt"].strip(), ""))} for one in items]
+    return [
+        {"item": one, "sample": 0, "answers": sample(answers.get(one["prompt"].strip(), ""))}
+        for one in items
+    ]
 
 
 @needs("ifeval/input_data.jsonl", "ifeval/gpt4_answers.jsonl")
@@ -115,7 +131,10 @@ def test_every_verdict_equals_lm_evals(gpt4):
     DetectorFactory.seed = 0
     for work, row in zip(gpt4, scored, strict=True):
         theirs = utils.InputExample(
-            work["item"]["id"], work["item"]["instruction_ids"], work["item"]["prompt"], work["item"]["kwargs"]
+            work["item"]["id"],
+            work["item"]["instruction_ids"],
+            work["item"]["prompt"],
+            work["item"]["kwargs"],
         )
         for name, test in (
             ("strict", utils.test_instruction_following_strict),
@@ -132,19 +151,37 @@ def test_an_answer_that_a_checker_trips_over_has_failed(monkeypatch):
     import nltk
 
     monkeypatch.setattr(nltk, "download", lambda *args, **kwargs: False)  # no network in tests
-    (item,) = ifeval.items([{"key": "5", "prompt": "Say.", "instruction_id_list": ["format:quote_unquote"], "kwargs": [{}]}])
-    works = [{"item": item, "sample": 0, "answers": sample(text)} for text in ("...", "''", "---\n---")]
+    (item,) = ifeval.items(
+        [
+            {
+                "key": "5",
+                "prompt": "Say.",
+                "instruction_id_list": ["format:quote_unquote"],
+                "kwargs": [{}],
+            }
+        ]
+    )
+    works = [
+        {"item": item, "sample": 0, "answers": sample(text)} for text in ("...", "''", "---\n---")
+    ]
     assert [row["verdict"] for row in ifbench.score(works, None)] == [False, False, False]
 
 
-def test_ifbench_checks_its_own_constraints_and_counts_prompts_whose_nltk_data_is_missing(monkeypatch):
+def test_ifbench_checks_its_own_constraints_and_counts_prompts_whose_nltk_data_is_missing(
+    monkeypatch,
+):
     import nltk
 
     monkeypatch.setattr(nltk, "download", lambda *args, **kwargs: False)  # no network in tests
     monkeypatch.setattr(nltk.data, "path", [path for path in nltk.data.path if "autoif" in path])
     space, stop = ifeval.items(
         [
-            {"key": "3", "prompt": "Say.", "instruction_id_list": ["format:no_whitespace"], "kwargs": [{"N": None}]},
+            {
+                "key": "3",
+                "prompt": "Say.",
+                "instruction_id_list": ["format:no_whitespace"],
+                "kwargs": [{"N": None}],
+            },
             {
                 "key": "4",
                 "prompt": "Say.",
@@ -153,7 +190,10 @@ def test_ifbench_checks_its_own_constraints_and_counts_prompts_whose_nltk_data_i
             },
         ]
     )
-    works = [{"item": space, "sample": 0, "answers": sample(text)} for text in ("nospacehere", "two words")]
+    works = [
+        {"item": space, "sample": 0, "answers": sample(text)}
+        for text in ("nospacehere", "two words")
+    ]
     scored = ifbench.score([*works, {"item": stop, "sample": 0, "answers": sample("a b c")}], None)
     assert [row["verdict"] for row in scored] == [True, False, None]
     assert values(scored)["IFB Pr(S)"] == 0.5

@@ -3,15 +3,17 @@ import random
 import pytest
 from shared_data import DATA, Scripted, needs, sample, values
 
-from autoif.benchmarks import JUDGE_ATTEMPTS, arenahard, converse, infobench, mtbench
-from autoif.benchmarks.source import Source
-from autoif.stage import UserError
+from autoif.evaluation.benchmarks import JUDGE_ATTEMPTS, arenahard, converse, infobench, mtbench
+from autoif.evaluation.benchmarks.source import Source
+from autoif.files import UserError
 
 
 def judged(benchmark, item: dict, answers: list[dict], say) -> tuple[dict, Scripted]:
     client = Scripted(say)
     outcome = converse(client, [benchmark.judge(item, answers)], [{}])[0]
-    return benchmark.score([{"item": item, "sample": 0, "answers": answers, "judged": outcome}], None)[0], client
+    return benchmark.score(
+        [{"item": item, "sample": 0, "answers": answers, "judged": outcome}], None
+    )[0], client
 
 
 # InfoBench
@@ -38,7 +40,9 @@ def test_infobench_leaves_an_unreadable_question_out_and_still_asks_the_others()
         infobench,
         INFO,
         sample("Hello."),
-        lambda request: "Perhaps" if request["messages"][-1]["content"].startswith("Is it polite") else "NO.",
+        lambda request: (
+            "Perhaps" if request["messages"][-1]["content"].startswith("Is it polite") else "NO."
+        ),
     )
     assert (
         row["verdicts"] == [False, None, False]
@@ -102,11 +106,18 @@ def test_mtbench_asks_the_second_turn_after_the_first_answer_at_the_categorys_te
 
 def test_mtbench_shows_turn_2_the_whole_conversation_and_math_its_reference():
     row, client = judged(
-        mtbench, question("math", ["R1", "R2"]), sample("A1", "A2"), lambda request: "Fine. Rating: [[7]]"
+        mtbench,
+        question("math", ["R1", "R2"]),
+        sample("A1", "A2"),
+        lambda request: "Fine. Rating: [[7]]",
     )
-    first, second = (" ".join(turn["content"] for turn in request["messages"]) for request in client.requests)
+    first, second = (
+        " ".join(turn["content"] for turn in request["messages"]) for request in client.requests
+    )
     assert (
-        "R1" in first and "A2" not in first and all(part in second for part in ("Q1?", "A1", "Q2?", "A2", "R1", "R2"))
+        "R1" in first
+        and "A2" not in first
+        and all(part in second for part in ("Q1?", "A1", "Q2?", "A2", "R1", "R2"))
     )
     assert values([row]) == {"MT turn 1": 7, "MT turn 2": 7, "MT-Bench": 7}
 
@@ -119,7 +130,11 @@ def test_mtbench_leaves_an_unreadable_rating_out_of_the_mean_and_counts_it():
         sample("A1", "A2"),
         lambda request: "no rating" if second in request["messages"][0]["content"] else "[[9]]",
     )
-    assert row["unparsable"] and row["verdict"] == [9, None] and values([row]) == {"MT turn 1": 9, "MT-Bench": 9}
+    assert (
+        row["unparsable"]
+        and row["verdict"] == [9, None]
+        and values([row]) == {"MT turn 1": 9, "MT-Bench": 9}
+    )
 
 
 @pytest.mark.parametrize(
@@ -143,7 +158,10 @@ def test_mtbench_reads_ratings(text, rating):
 def test_mtbench_uses_the_benchmarks_own_judge_prompts_where_they_are():
     items = mtbench.load(Source(str(DATA)), None)
     assert len(items) == 80 and sum(item["reference"] is not None for item in items) == 30
-    assert items[0]["judge_prompts"] != [mtbench.OUR_PROMPTS["single-v1"], mtbench.OUR_PROMPTS["single-v1-multi-turn"]]
+    assert items[0]["judge_prompts"] != [
+        mtbench.OUR_PROMPTS["single-v1"],
+        mtbench.OUR_PROMPTS["single-v1-multi-turn"],
+    ]
     for item in items:
         row, client = judged(mtbench, item, sample("A1", "A2"), lambda request: "[[4]]")
         assert row["verdict"] == [4, 4] and len(client.requests) == 2
@@ -169,14 +187,25 @@ def test_arenahard_drops_a_question_with_an_unreadable_verdict_and_counts_it():
         arenahard,
         PAIR,
         sample("MINE"),
-        lambda request: "[[A>B]]" if "MINE" in request["messages"][1]["content"].split("assistant B")[0] else "?",
+        lambda request: (
+            "[[A>B]]"
+            if "MINE" in request["messages"][1]["content"].split("assistant B")[0]
+            else "?"
+        ),
     )
     assert row["unparsable"] and row["points"] == {} and len(client.requests) == 1 + JUDGE_ATTEMPTS
 
 
 @pytest.mark.parametrize(
-    "text, verdict", [("[[A>B]] no, [[b>>a]]", "B>>A"), ("[[A>>>B]]", None), ("[[C]]", None), ("A>B", None), ("[B>A]", "B>A"),
-                      ("[[A<<B]]", "A<<B")]
+    "text, verdict",
+    [
+        ("[[A>B]] no, [[b>>a]]", "B>>A"),
+        ("[[A>>>B]]", None),
+        ("[[C]]", None),
+        ("A>B", None),
+        ("[B>A]", "B>A"),
+        ("[[A<<B]]", "A<<B"),
+    ],
 )
 def test_arenahard_reads_the_last_verdict(text, verdict):
     assert arenahard.read_verdict(text) == verdict
@@ -209,7 +238,13 @@ def test_every_arenahard_question_has_its_baseline_answer():
 
 
 def test_arenahard_takes_mirrored_verdicts_for_what_they_say():
-    for verdict, mirrored in (("A>>B", "B<<A"), ("A>B", "B<A"), ("A=B", "B=A"), ("B>A", "A<B"), ("B>>A", "A<<B")):
+    for verdict, mirrored in (
+        ("A>>B", "B<<A"),
+        ("A>B", "B<A"),
+        ("A=B", "B=A"),
+        ("B>A", "A<B"),
+        ("B>>A", "A<<B"),
+    ):
         assert arenahard.OUTCOMES[verdict] == arenahard.OUTCOMES[mirrored]
 
 
@@ -219,18 +254,33 @@ def test_arenahard_takes_mirrored_verdicts_for_what_they_say():
 def test_mtbench_of_the_hub_brings_its_references(monkeypatch, tmp_path):
     import datasets
 
-    rows = [{"question_id": 111, "category": "math", "turns": ["One?", "Two?"], "reference": ["1", "2"]},
-            {"question_id": 81, "category": "writing", "turns": ["Write.", "More."], "reference": []}]
+    rows = [
+        {
+            "question_id": 111,
+            "category": "math",
+            "turns": ["One?", "Two?"],
+            "reference": ["1", "2"],
+        },
+        {"question_id": 81, "category": "writing", "turns": ["Write.", "More."], "reference": []},
+    ]
     (tmp_path / "hub").mkdir()
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "hub/train-00000-of-00001.parquet")
     load = datasets.load_dataset  # a folder is loaded as a dataset of the hub is
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: load(str(tmp_path / "hub"), split=split))
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda name, split: load(str(tmp_path / "hub"), split=split)
+    )
     math, writing = mtbench.load(Source(None), None)
-    assert math["reference"] == ["1", "2"] and writing["reference"] is None and math["turns"] == ["One?", "Two?"]
+    assert (
+        math["reference"] == ["1", "2"]
+        and writing["reference"] is None
+        and math["turns"] == ["One?", "Two?"]
+    )
     assert math["judge_prompts"][0] == mtbench.OUR_PROMPTS["single-math-v1"]
 
 
 def test_missing_data_says_what_was_looked_for(monkeypatch, tmp_path):
     monkeypatch.setattr(Source, "unreachable", "no network in tests")
-    with pytest.raises(UserError, match="infobench/InfoBench.json does not exist.*kqsong/InFoBench"):
+    with pytest.raises(
+        UserError, match="infobench/InfoBench.json does not exist.*kqsong/InFoBench"
+    ):
         infobench.load(Source(str(tmp_path)), None)

@@ -3,10 +3,10 @@ import json
 import pytest
 from shared_data import DATA, Scripted, needs, rows
 
-from autoif import contamination
-from autoif.benchmarks import gsm8k, humaneval
-from autoif.benchmarks.source import Source
-from autoif.stage import UserError
+from autoif.evaluation import contamination
+from autoif.evaluation.benchmarks import gsm8k, humaneval
+from autoif.evaluation.benchmarks.source import Source
+from autoif.files import UserError
 
 TEST = "A robe takes two bolts of blue fiber and half that much white fiber; how many bolts in total does it take?"
 COPY = f"Answer briefly. {TEST.upper()} Three."
@@ -34,16 +34,30 @@ def test_a_file_without_training_text_is_named(tmp_path):
     path = tmp_path / "rows.jsonl"
     for content in ('{"code": "x"}\n', ""):
         path.write_text(content)
-        with pytest.raises(UserError, match="rows.jsonl holds no training text; its rows need one of prompt, messages"):
+        with pytest.raises(
+            UserError,
+            match="rows.jsonl holds no training text; its rows need one of prompt, messages",
+        ):
             contamination.read_training(str(path))
 
 
 def test_training_rows_of_every_stage_are_read():
-    assert contamination.training_text({"prompt": "p", "responses": [{"text": "a"}, {"text": "b"}]}) == "p\na\nb"
-    assert contamination.training_text({"conversations": [{"from": "human", "value": "v"}], "output": "o"}) == "v\no"
+    assert (
+        contamination.training_text({"prompt": "p", "responses": [{"text": "a"}, {"text": "b"}]})
+        == "p\na\nb"
+    )
+    assert (
+        contamination.training_text(
+            {"conversations": [{"from": "human", "value": "v"}], "output": "o"}
+        )
+        == "v\no"
+    )
     turns = [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "tell"}]
     assert contamination.training_text({"id": 1, "messages": turns}) == "ask\ntell"
-    assert contamination.training_text({"prompt": turns[:1], "chosen": turns[1:], "rejected": []}) == "ask\ntell"
+    assert (
+        contamination.training_text({"prompt": turns[:1], "chosen": turns[1:], "rejected": []})
+        == "ask\ntell"
+    )
 
 
 def says(verdict):
@@ -66,7 +80,9 @@ def test_the_judge_decides_on_the_nearest_text(training):
 
 
 def test_an_unreadable_judge_decides_nothing(training):
-    found = contamination.check("gsm8k", [{"id": "7", "prompt": TEST}], training, says("True or False, who knows"))
+    found = contamination.check(
+        "gsm8k", [{"id": "7", "prompt": TEST}], training, says("True or False, who knows")
+    )
     assert (found["rephrased"], found["undecided"]) == (0, 1)
 
 
@@ -93,8 +109,12 @@ def test_lm_syss_rephrased_sets_are_found_by_retrieval_and_a_judge_and_not_by_13
     sources = {row["text"]: number for number, row in enumerate(rows(f"llm_decontaminator/{file}"))}
     texts = {item["text"]: number for number, item in enumerate(items)}
 
-    def knows(request):  # a judge that recognises exactly the pairs that are known to be rephrasings
-        _, first, second = request["messages"][0]["content"].replace("[Second]\n", "[First]\n").split("[First]\n")
+    def knows(
+        request,
+    ):  # a judge that recognises exactly the pairs that are known to be rephrasings
+        _, first, second = (
+            request["messages"][0]["content"].replace("[Second]\n", "[First]\n").split("[First]\n")
+        )
         return str(texts[first.removesuffix("\n\n")] == sources[second])
 
     found = contamination.check(benchmark.__name__.split(".")[-1], items, path, Scripted(knows))

@@ -1,4 +1,5 @@
 """The demo's recorded supervisor completions, through stages 01 to 03 as they are, without endpoint, key or network."""
+
 import importlib.util
 import json
 import re
@@ -8,21 +9,32 @@ from pathlib import Path
 
 import pytest
 
-from autoif import jsonl, queries
+from autoif import files, queries
 
 DEMO = Path(__file__).resolve().parents[1] / "demo"
 spec = importlib.util.spec_from_file_location("rekey", DEMO / "rekey.py")
 rekey = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(rekey)
-FILES = {"01_seed_augment": "01_instructions", "02_verifiers": "02_verifiers", "03_backtranslate": "03_instructions"}
+FILES = {
+    "01_seed_augment": "01_instructions",
+    "02_verifiers": "02_verifiers",
+    "03_backtranslate": "03_instructions",
+}
 
 
 def completions(name):
-    return list(jsonl.read(DEMO / "completions" / f"{name}.jsonl"))
+    return list(files.read(DEMO / "completions" / f"{name}.jsonl"))
 
 
 def run_stage(name, out, *flags):
-    flags = ["--model", rekey.MODEL, "--out", str(out / f"{FILES[name]}.jsonl"), *rekey.FLAGS[name], *flags]
+    flags = [
+        "--model",
+        rekey.MODEL,
+        "--out",
+        str(out / f"{FILES[name]}.jsonl"),
+        *rekey.FLAGS[name],
+        *flags,
+    ]
     if name == "02_verifiers":
         flags += ["--in", str(out / "01_instructions.jsonl")]
     if name == "03_backtranslate":
@@ -50,12 +62,15 @@ def stats(out):
 
 @pytest.fixture(scope="module")
 def rows(out):
-    return list(jsonl.read(out / "03_instructions.jsonl"))
+    return list(files.read(out / "03_instructions.jsonl"))
 
 
 def test_every_recording_matches_the_prompt_of_its_stage():
     stale = rekey.stale()
-    assert not stale, "these no longer match (python demo/rekey.py, where they still answer):\n" + "\n".join(stale)
+    assert not stale, (
+        "these no longer match (python demo/rekey.py, where they still answer):\n"
+        + "\n".join(stale)
+    )
 
 
 def test_a_reworded_prompt_is_told_by_the_constraints_it_concerns(monkeypatch):
@@ -68,7 +83,9 @@ def test_a_reworded_prompt_is_told_by_the_constraints_it_concerns(monkeypatch):
 
 def test_the_store_keeps_what_was_recorded(out):
     for name in FILES:  # nothing was asked for: the files are as they were
-        assert (out / "completions" / f"{name}.jsonl").read_bytes() == (DEMO / "completions" / f"{name}.jsonl").read_bytes()
+        assert (out / "completions" / f"{name}.jsonl").read_bytes() == (
+            DEMO / "completions" / f"{name}.jsonl"
+        ).read_bytes()
 
 
 def test_the_demo_has_the_sizes_it_promises(stats, rows):
@@ -85,20 +102,35 @@ def test_every_constraint_has_four_recorded_completions():
 
 def test_seed_augment_drops_each_kind_of_bad_line(stats):
     dropped = stats["01_seed_augment"]["dropped"]
-    assert set(dropped) == {"exact duplicate", "near duplicate", "over-long", "style, metaphor or translation"}
+    assert set(dropped) == {
+        "exact duplicate",
+        "near duplicate",
+        "over-long",
+        "style, metaphor or translation",
+    }
 
 
 def test_lists_are_recorded_with_dashes_numbers_and_stars_and_prose_around_them(out):
     dashes, numbers, stars = [record["text"] for record in completions("01_seed_augment")]
     assert "\n- " in dashes and "\n2. " in numbers and "\n* **" in stars
-    instructions = {row["instruction"] for row in jsonl.read(out / "01_instructions.jsonl")}
-    assert {"Include the word \"important\"", "Include the word \"first\"", "Use the word \"often\""} <= instructions
-    assert not {dashes.splitlines()[0], dashes.splitlines()[-1], stars.splitlines()[0]} & instructions
+    instructions = {row["instruction"] for row in files.read(out / "01_instructions.jsonl")}
+    assert {
+        'Include the word "important"',
+        'Include the word "first"',
+        'Use the word "often"',
+    } <= instructions
+    assert (
+        not {dashes.splitlines()[0], dashes.splitlines()[-1], stars.splitlines()[0]} & instructions
+    )
 
 
 def test_constraints_die_in_every_way_that_the_default_thresholds_allow(stats):
     # "no verifier accurate" is none: a kept case has more than half of the functions behind it, so one must be accurate
-    assert set(stats["02_verifiers"]["dropped"]) == {"too few functions", "no verifier compiles", "no case agreed"}
+    assert set(stats["02_verifiers"]["dropped"]) == {
+        "too few functions",
+        "no verifier compiles",
+        "no case agreed",
+    }
     assert sum(stats["02_verifiers"]["dropped"].values()) <= 5
     contradictions = stats["03_backtranslate"]["dropped"]["contradiction"]
     assert 0.10 <= contradictions / stats["03_backtranslate"]["in"] <= 0.15
@@ -106,17 +138,35 @@ def test_constraints_die_in_every_way_that_the_default_thresholds_allow(stats):
 
 def test_the_released_thresholds_leave_some_constraint_without_an_accurate_verifier(out, tmp_path):
     shutil.copytree(out, tmp_path / "released")
-    run_stage("02_verifiers", tmp_path / "released", "--case-agreement", "0", "--min-accuracy", "0.7999",
-              "--min-functions", "3", "--min-cases", "10")
+    run_stage(
+        "02_verifiers",
+        tmp_path / "released",
+        "--case-agreement",
+        "0",
+        "--min-accuracy",
+        "0.7999",
+        "--min-functions",
+        "3",
+        "--min-cases",
+        "10",
+    )
     stats = json.loads((tmp_path / "released" / "stats.json").read_text())["02_verifiers"]
     assert stats["dropped"]["no verifier accurate"] >= 1
 
 
 def test_the_recordings_hold_the_failures_of_a_live_model(stats):
     stats = stats["02_verifiers"]
-    assert stats["no JSON"] and stats["no function in the JSON"] and stats["no function in the JSON, truncated"]
+    assert (
+        stats["no JSON"]
+        and stats["no function in the JSON"]
+        and stats["no function in the JSON, truncated"]
+    )
     assert stats["duplicate functions"] >= 3
-    errors = {reason.removeprefix("function error: ").split(":")[0] for reason in stats if reason.startswith("function error")}
+    errors = {
+        reason.removeprefix("function error: ").split(":")[0]
+        for reason in stats
+        if reason.startswith("function error")
+    }
     assert {"syntax", "no evaluate", "missing module", "exception", "timeout"} <= errors
     assert stats["function always pass"] and stats["function passes an empty answer"]
     assert stats["functions kept"] < stats["functions"] - stats["duplicate functions"]
@@ -129,15 +179,23 @@ def test_json_is_recorded_bare_fenced_inside_prose_and_broken():
     assert any(text.startswith("```json") for text in texts)
     assert any(not text.startswith(("{", "```")) and '"cases"' in text for text in texts)
     assert any("},\n  ]" in text for text in texts)  # a trailing comma
-    assert any('"func": "def evaluate(response):\n' in text for text in texts)  # a real newline in a string
+    assert any(
+        '"func": "def evaluate(response):\n' in text for text in texts
+    )  # a real newline in a string
     assert any('"output": "False"' in text for text in texts)
 
 
 def test_a_contradictory_case_is_dropped_and_a_crash_agrees_with_nothing(out):
-    kept = {row["instruction"]: row for row in jsonl.read(out / "02_verifiers.jsonl")}
-    outputs = [case["output"] for case in kept["Include the number 7"]["cases"] if case["input"] == "It costs 17 pounds."]
+    kept = {row["instruction"]: row for row in files.read(out / "02_verifiers.jsonl")}
+    outputs = [
+        case["output"]
+        for case in kept["Include the number 7"]["cases"]
+        if case["input"] == "It costs 17 pounds."
+    ]
     assert outputs == [False]  # recorded as true by one completion and as false by another
-    crashed = [case for case in kept["Use a colon exactly once"]["cases"] if "error" in case["verdicts"]]
+    crashed = [
+        case for case in kept["Use a colon exactly once"]["cases"] if "error" in case["verdicts"]
+    ]
     assert crashed and all(0 < case["agreement"] < 1 for case in crashed)
 
 
@@ -147,10 +205,22 @@ def test_back_translations_are_judged_entailment_neutral_and_contradiction(stats
 
 
 def test_nine_to_twelve_constraints_are_held_out_and_none_of_them_is_trained_on(rows):
-    split = {name: {row["instruction"] for row in rows if row["split"] == name} for name in ("train", "heldout")}
+    split = {
+        name: {row["instruction"] for row in rows if row["split"] == name}
+        for name in ("train", "heldout")
+    }
     assert 9 <= len(split["heldout"]) <= 12
     assert not split["train"] & split["heldout"]
-    for family in [" words", "characters", "sentence", "Do not use", "Include the word", "number", "End|last", "Begin|Open"]:
+    for family in [
+        " words",
+        "characters",
+        "sentence",
+        "Do not use",
+        "Include the word",
+        "number",
+        "End|last",
+        "Begin|Open",
+    ]:
         members = {name: [one for one in split[name] if re.search(family, one)] for name in split}
         assert members["train"] and members["heldout"], f"{family}: {members}"
 
@@ -162,5 +232,8 @@ def test_all_queries_pass_the_filters_of_stage_04(name, number):
 
 
 def test_the_held_out_queries_are_others():
-    kept = [set(queries.load(str(DEMO / name), 20, 300, "en")[0]) for name in ("queries.txt", "heldout_queries.txt")]
+    kept = [
+        set(queries.load(str(DEMO / name), 20, 300, "en")[0])
+        for name in ("queries.txt", "heldout_queries.txt")
+    ]
     assert not kept[0] & kept[1]

@@ -1,4 +1,5 @@
 """All stages in their order, on a tiny random model, against a supervisor and policies that are scripted."""
+
 import hashlib
 import json
 import os
@@ -9,7 +10,7 @@ import pytest
 import tiny_models
 from fake_server import FakeServer
 
-from autoif import jsonl
+from autoif import files
 
 LIMITS = range(3, 15)
 
@@ -22,21 +23,41 @@ def answer(messages, request):
     limit = next((n for n in LIMITS if f"most {n} words" in text), 0)
     if "evaluate(response)" in text and '"func"' in text:
         code = f"def evaluate(response):\n    return len(response.split()) <= {limit}"
-        cases = [{"input": "word " * limit, "output": True}, {"input": "word " * (limit + 1), "output": False}]
-        return [json.dumps({"func": code + "\n" * n, "cases": cases}) for n in range(request.get("n", 1))]
+        cases = [
+            {"input": "word " * limit, "output": True},
+            {"input": "word " * (limit + 1), "output": False},
+        ]
+        return [
+            json.dumps({"func": code + "\n" * n, "cases": cases})
+            for n in range(request.get("n", 1))
+        ]
     if "Hypothesis:" in text:
         return "entailment"
     if "evaluate" in text:
         return "Use few words"
     if "Score: <number>" in text:
         return "Score: 9"
-    draw = [hashlib.sha256(f"{text} {n}".encode()).digest()[0] % 20 for n in range(request.get("n", 1))]
+    draw = [
+        hashlib.sha256(f"{text} {n}".encode()).digest()[0] % 20 for n in range(request.get("n", 1))
+    ]
     return ["word " * n + "end" for n in draw]
 
 
 def stage(out, url, *command):
-    environment = {**os.environ, "OPENAI_BASE_URL": url, "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *map(str, command)], cwd=tiny_models.ROOT, env=environment, capture_output=True, text=True)
+    environment = {
+        **os.environ,
+        "OPENAI_BASE_URL": url,
+        "HF_HUB_OFFLINE": "1",
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=tiny_models.ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
     return done.stdout
 
@@ -45,35 +66,152 @@ def stage(out, url, *command):
 def out(tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
     base = tiny_models.checkpoint(out / "base")
-    (out / "queries.txt").write_text("\n".join(f"What should I know about the number {n} today?" for n in range(20)))
+    (out / "queries.txt").write_text(
+        "\n".join(f"What should I know about the number {n} today?" for n in range(20))
+    )
     asking = ["--queries", out / "queries.txt", "--queries-per-instruction", 2, "--k", 4]
     training = ["--batch", 4, "--epochs", 1, "--max-length", 512, "--micro-batch", 2]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 1]
     with FakeServer(answer) as server:
+
         def run(*command):
             return stage(out, server.url, *command)
-        run("01_seed_augment.py", "--model", "big", "--out", out / "01_instructions.jsonl", "--k", 2, "--limit", 12)
-        run("02_verifiers.py", "--model", "big", "--in", out / "01_instructions.jsonl", "--out", out / "02_verifiers.jsonl", "--k", 2)
-        run("03_backtranslate.py", "--model", "big", "--in", out / "02_verifiers.jsonl", "--out", out / "03_instructions.jsonl",
-            "--nli", "llm", "--heldout", 0.4)
-        run("04_responses.py", "--model", "big", "--in", out / "03_instructions.jsonl", "--out", out / "04_responses.jsonl", *asking)
-        run(*torchrun, "05_sft.py", "--in", out / "04_sft.jsonl", "--model", base, "--out", out / "05_sft", *training)
-        run("06_dpo.py", "pairs", "--in", out / "03_instructions.jsonl", out / "04_responses.jsonl", "--out", out / "06_pairs.jsonl")
-        run(*torchrun, "06_dpo.py", "train", "--in", out / "06_pairs.jsonl", "--model", out / "05_sft", "--out", out / "06_offline", *training)
+
+        run(
+            "01_seed_augment.py",
+            "--model",
+            "big",
+            "--out",
+            out / "01_instructions.jsonl",
+            "--k",
+            2,
+            "--limit",
+            12,
+        )
+        run(
+            "02_verifiers.py",
+            "--model",
+            "big",
+            "--in",
+            out / "01_instructions.jsonl",
+            "--out",
+            out / "02_verifiers.jsonl",
+            "--k",
+            2,
+        )
+        run(
+            "03_backtranslate.py",
+            "--model",
+            "big",
+            "--in",
+            out / "02_verifiers.jsonl",
+            "--out",
+            out / "03_instructions.jsonl",
+            "--nli",
+            "llm",
+            "--heldout",
+            0.4,
+        )
+        run(
+            "04_responses.py",
+            "--model",
+            "big",
+            "--in",
+            out / "03_instructions.jsonl",
+            "--out",
+            out / "04_responses.jsonl",
+            *asking,
+        )
+        run(
+            *torchrun,
+            "05_sft.py",
+            "--in",
+            out / "04_sft.jsonl",
+            "--model",
+            base,
+            "--out",
+            out / "05_sft",
+            *training,
+        )
+        run(
+            "06_dpo.py",
+            "pairs",
+            "--in",
+            out / "03_instructions.jsonl",
+            out / "04_responses.jsonl",
+            "--out",
+            out / "06_pairs.jsonl",
+        )
+        run(
+            *torchrun,
+            "06_dpo.py",
+            "train",
+            "--in",
+            out / "06_pairs.jsonl",
+            "--model",
+            out / "05_sft",
+            "--out",
+            out / "06_offline",
+            *training,
+        )
         online = out / "online_1"
-        run("04_responses.py", "--model", out / "06_offline", "--in", out / "03_instructions.jsonl", "--out", online / "04_responses.jsonl",
-            "--no-score", "--seed", 1, *asking)
-        run("06_dpo.py", "pairs", "--level", "online", "--in", online / "04_responses.jsonl", "--out", online / "06_pairs.jsonl")
-        run(*torchrun, "06_dpo.py", "train", "--in", online / "06_pairs.jsonl", "--model", out / "06_offline", "--reference",
-            out / "05_sft", "--out", online / "06_dpo", *training)
+        run(
+            "04_responses.py",
+            "--model",
+            out / "06_offline",
+            "--in",
+            out / "03_instructions.jsonl",
+            "--out",
+            online / "04_responses.jsonl",
+            "--no-score",
+            "--seed",
+            1,
+            *asking,
+        )
+        run(
+            "06_dpo.py",
+            "pairs",
+            "--level",
+            "online",
+            "--in",
+            online / "04_responses.jsonl",
+            "--out",
+            online / "06_pairs.jsonl",
+        )
+        run(
+            *torchrun,
+            "06_dpo.py",
+            "train",
+            "--in",
+            online / "06_pairs.jsonl",
+            "--model",
+            out / "06_offline",
+            "--reference",
+            out / "05_sft",
+            "--out",
+            online / "06_dpo",
+            *training,
+        )
         for name, model in [("base", base), ("online", online / "06_dpo")]:
-            run("07_eval.py", "--model", model, "--name", name, "--benchmarks", "heldout", "--heldout", out / "03_instructions.jsonl",
-                *asking, "--out", out / "07_results.json")
+            run(
+                "07_eval.py",
+                "--model",
+                model,
+                "--name",
+                name,
+                "--benchmarks",
+                "heldout",
+                "--heldout",
+                out / "03_instructions.jsonl",
+                *asking,
+                "--out",
+                out / "07_results.json",
+            )
     return out
 
 
 def rows(out, name):
-    return list(jsonl.read(out / name))
+    return list(files.read(out / name))
 
 
 def test_ids_lead_from_each_row_back_to_its_constraint(out):
@@ -86,8 +224,14 @@ def test_no_held_out_constraint_reaches_training(out):
     assert set(split.values()) == {"train", "heldout"}
     heldout = [text for text, side in split.items() if side == "heldout"]
     trained = [row["messages"][0]["content"] for row in rows(out, "04_sft.jsonl")]
-    trained += [row["prompt"][0]["content"] for name in ("06_pairs.jsonl", "online_1/06_pairs.jsonl") for row in rows(out, name)]
-    assert trained and not [text for text in trained if any(text.endswith(each) for each in heldout)]
+    trained += [
+        row["prompt"][0]["content"]
+        for name in ("06_pairs.jsonl", "online_1/06_pairs.jsonl")
+        for row in rows(out, name)
+    ]
+    assert trained and not [
+        text for text in trained if any(text.endswith(each) for each in heldout)
+    ]
 
 
 def test_pairs_of_every_level_were_made_and_chosen_differs_from_rejected(out):
@@ -99,6 +243,7 @@ def test_pairs_of_every_level_were_made_and_chosen_differs_from_rejected(out):
 def test_every_training_stage_moved_the_weights_and_left_a_loadable_model(out):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
     weights = []
     for name in ("base", "05_sft", "06_offline", "online_1/06_dpo"):
         model = AutoModelForCausalLM.from_pretrained(out / name, dtype=torch.float32)
@@ -109,7 +254,10 @@ def test_every_training_stage_moved_the_weights_and_left_a_loadable_model(out):
 
 def test_the_results_hold_both_models_with_intervals(out):
     results = json.loads((out / "07_results.json").read_text())
-    assert {(row["model"], row["benchmark"]) for row in results} == {("base", "heldout"), ("online", "heldout")}
+    assert {(row["model"], row["benchmark"]) for row in results} == {
+        ("base", "heldout"),
+        ("online", "heldout"),
+    }
     assert "Held-out" in (out / "07_results.md").read_text()
 
 

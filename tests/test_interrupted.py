@@ -1,4 +1,5 @@
 """A stage that is killed at any moment, against a server with every fault: a rerun ends with the same bytes."""
+
 import json
 import os
 import random
@@ -12,29 +13,79 @@ LOWER = "def evaluate(response): return response == response.lower()"
 
 
 def command(out, url, source, queries):
-    return [sys.executable, "04_responses.py", "--model", "m", "--base-url", url, "--in", source, "--queries", queries, "--out",
-            str(out / "04_responses.jsonl"), "--k", "4", "--queries-per-instruction", "5", "--concurrency", "8", "--timeout", "1",
-            "--max-failed", "1"]
+    return [
+        sys.executable,
+        "04_responses.py",
+        "--model",
+        "m",
+        "--base-url",
+        url,
+        "--in",
+        source,
+        "--queries",
+        queries,
+        "--out",
+        str(out / "04_responses.jsonl"),
+        "--k",
+        "4",
+        "--queries-per-instruction",
+        "5",
+        "--concurrency",
+        "8",
+        "--timeout",
+        "1",
+        "--max-failed",
+        "1",
+    ]
 
 
 def answer(messages, request):
     text = messages[0]["content"]
-    return "Score: 9" if "Score: <number>" in text else [f"{'ok' if n % 2 else 'NO'} {len(text)} {n}" for n in range(request["n"])]
+    return (
+        "Score: 9"
+        if "Score: <number>" in text
+        else [f"{'ok' if n % 2 else 'NO'} {len(text)} {n}" for n in range(request["n"])]
+    )
 
 
 def test_kill_9_at_random_moments_and_every_fault_change_no_byte_and_buy_nothing_twice(tmp_path):
     source, queries = tmp_path / "03.jsonl", tmp_path / "queries.txt"
-    source.write_text("".join(json.dumps({"id": f"i{n}", "instruction": f"Use {n} words", "split": "train",
-                                          "verifiers": [{"code": LOWER, "accuracy": 1.0}]}) + "\n" for n in range(12)))
-    queries.write_text("\n".join(f"What should I know about the number {n} today?" for n in range(9)))
+    source.write_text(
+        "".join(
+            json.dumps(
+                {
+                    "id": f"i{n}",
+                    "instruction": f"Use {n} words",
+                    "split": "train",
+                    "verifiers": [{"code": LOWER, "accuracy": 1.0}],
+                }
+            )
+            + "\n"
+            for n in range(12)
+        )
+    )
+    queries.write_text(
+        "\n".join(f"What should I know about the number {n} today?" for n in range(9))
+    )
     calm, rough = tmp_path / "calm", tmp_path / "rough"
     with FakeServer(answer) as server:
-        subprocess.run(command(calm, server.url, source, queries), cwd=ROOT, check=True, capture_output=True)
+        subprocess.run(
+            command(calm, server.url, source, queries), cwd=ROOT, check=True, capture_output=True
+        )
     rng, kills = random.Random(1), 0
-    with FakeServer(answer, delay=0.15, faults=at_random(0.2, ["429", "500", "drop", "half", "html", "broken json", "no choices"])) as server:
+    with FakeServer(
+        answer,
+        delay=0.15,
+        faults=at_random(0.2, ["429", "500", "drop", "half", "html", "broken json", "no choices"]),
+    ) as server:
         for _ in range(40):
-            process = subprocess.Popen(command(rough, server.url, source, queries), cwd=ROOT, stdout=subprocess.DEVNULL,
-                                       stderr=subprocess.DEVNULL, env={**os.environ, "OPENAI_API_KEY": "none"})
+            process = subprocess.Popen(
+                command(rough, server.url, source, queries),
+                cwd=ROOT,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "OPENAI_API_KEY": "none"},
+            )
             try:
                 process.wait(rng.uniform(0.8, 3.0) if kills < 4 else 120)
                 break

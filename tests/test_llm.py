@@ -10,11 +10,12 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-
-from autoif import llm, store
-from autoif.llm import LLM
-from autoif.stage import UserError
 from fake_server import FAULTS, FakeServer, always, at_random, but_not, script, without
+
+from autoif import models
+from autoif.files import UserError
+from autoif.llm import LLM, store
+from autoif.llm import client as llm
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def quick_and_keyless(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.02)
-    monkeypatch.setattr("autoif.llm.PAUSE", 0.02)
+    monkeypatch.setattr("autoif.llm.client.PAUSE", 0.02)
 
 
 @pytest.fixture
@@ -36,8 +37,12 @@ def user(text: str) -> list[dict]:
 
 
 def client(server, path, **settings) -> LLM:
-    return LLM("m", server if isinstance(server, str | None) else server.url, path,
-               **{"temperature": 0.5, "max_tokens": 16, "timeout": 5, **settings})
+    return LLM(
+        "m",
+        server if isinstance(server, str | None) else server.url,
+        path,
+        **{"temperature": 0.5, "max_tokens": 16, "timeout": 5, **settings},
+    )
 
 
 def ask(server, path, prompts, **settings) -> list[list[dict]]:
@@ -59,7 +64,9 @@ def test_answers_come_in_input_order_whatever_the_order_of_arrival(path):
 
 
 def test_k_samples_are_one_request(path):
-    with FakeServer(lambda messages, request: [f"answer {i}" for i in range(request["n"])]) as server:
+    with FakeServer(
+        lambda messages, request: [f"answer {i}" for i in range(request["n"])]
+    ) as server:
         assert texts(ask(server, path, ["a"], k=3)) == [["answer 0", "answer 1", "answer 2"]]
         assert [request["n"] for request in server.requests] == [3]
 
@@ -68,7 +75,9 @@ def test_k_samples_are_one_request(path):
 def test_a_server_without_n_is_asked_one_by_one_and_it_is_said_once(path, capsys, n):
     with FakeServer(n=n) as server:
         answers = ask(server, path, ["a", "b", "c"], k=4, concurrency=1)
-        assert [[sample["index"] for sample in samples] for samples in answers] == [[0, 1, 2, 3]] * 3
+        assert [[sample["index"] for sample in samples] for samples in answers] == [
+            [0, 1, 2, 3]
+        ] * 3
         assert sum("n" in request for request in server.requests) == 1
         assert sum(server.answered.values()) == 12
     assert capsys.readouterr().err.count("one request a sample") == 1
@@ -77,12 +86,28 @@ def test_a_server_without_n_is_asked_one_by_one_and_it_is_said_once(path, capsys
 def test_a_seed_differs_from_sample_to_sample(path):
     with FakeServer(n="refuses") as server, client(server, path) as model:
         list(model.complete([{"messages": user("a"), "k": 3, "seed": 7}]))
-        assert sorted(request["seed"] for request in server.requests if "n" not in request) == [7, 8, 9]
+        assert sorted(request["seed"] for request in server.requests if "n" not in request) == [
+            7,
+            8,
+            9,
+        ]
 
 
 def test_a_request_may_have_its_own_parameters(path):
     with FakeServer() as server, client(server, path) as model:
-        list(model.complete([{"messages": user("a"), "temperature": 0, "max_tokens": 3, "stop": ["\n"], "first": 5}]))
+        list(
+            model.complete(
+                [
+                    {
+                        "messages": user("a"),
+                        "temperature": 0,
+                        "max_tokens": 3,
+                        "stop": ["\n"],
+                        "first": 5,
+                    }
+                ]
+            )
+        )
         assert (server.requests[0]["temperature"], server.requests[0]["max_tokens"]) == (0, 3)
         assert server.requests[0]["stop"] == ["\n"]
     assert json.loads(path.read_text())["index"] == 5
@@ -104,7 +129,11 @@ def test_a_model_with_one_temperature_is_asked_without_and_it_is_said_once(path,
 
 
 def test_a_message_in_parts_is_its_text_parts(path):
-    parts = [{"type": "thinking", "thinking": []}, {"type": "text", "text": "fine"}, {"type": "text", "text": "."}]
+    parts = [
+        {"type": "thinking", "thinking": []},
+        {"type": "text", "text": "fine"},
+        {"type": "text", "text": "."},
+    ]
     with FakeServer(lambda *_: {"role": "assistant", "content": parts}) as server:
         assert texts(ask(server, path, "a")) == [["fine."]]
 
@@ -161,12 +190,12 @@ def test_retraining_at_the_same_path_changes_the_key(tmp_path):
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(bytes(10_000_000))
     (tmp_path / "config.json").write_text("{}")
-    before = llm.model_id(str(tmp_path))
+    before = models.fingerprint(str(tmp_path))
     (tmp_path / "results.json").write_text("{}")
-    assert llm.model_id(str(tmp_path)) == before
+    assert models.fingerprint(str(tmp_path)) == before
     weights.write_bytes(bytes(5_000_000) + b"\1" * 1_000_000 + bytes(4_000_000))
-    assert llm.model_id(str(tmp_path)) != before
-    assert llm.model_id("some/model") == "some/model"
+    assert models.fingerprint(str(tmp_path)) != before
+    assert models.fingerprint("some/model") == "some/model"
 
 
 def test_a_torn_last_line_is_cut_off_and_asked_again(path):
@@ -221,13 +250,23 @@ def test_what_another_run_stored_meanwhile_is_found(path):
 
 
 def test_a_full_disk_stops_the_run_and_keeps_the_store_whole(path):
-    limited = ("import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000));"
-               "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);" + RUN)
+    limited = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000));"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);" + RUN
+    )
     with FakeServer() as server:
-        done = subprocess.run([sys.executable, "-c", limited, server.url, str(path)], capture_output=True, text=True)
-        assert done.returncode == 2 and "make room" in done.stderr or "cannot be written" in done.stderr, done.stderr
+        done = subprocess.run(
+            [sys.executable, "-c", limited, server.url, str(path)], capture_output=True, text=True
+        )
+        assert (
+            done.returncode == 2
+            and "make room" in done.stderr
+            or "cannot be written" in done.stderr
+        ), done.stderr
         assert 0 < len([json.loads(line) for line in path.read_text().splitlines()]) < 40
-        done = subprocess.run([sys.executable, "-c", RUN, server.url, str(path)], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", RUN, server.url, str(path)], capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
         assert all(path.read_text().count(json.dumps(f"echo: {i}")) == 2 for i in range(40))
 
@@ -237,8 +276,19 @@ def test_a_tenth_of_a_million_completions_opens_in_a_second_without_holding_the_
     text = "x" * 1000
     with open(path, "w") as file:
         for i in range(100_000):
-            file.write(json.dumps({"key": llm.key("m", user(str(i)), 0.5, 16), "index": 0, "text": text,
-                                   "finish_reason": "stop", "prompt_tokens": 1, "completion_tokens": 1}) + "\n")
+            file.write(
+                json.dumps(
+                    {
+                        "key": llm.key("m", user(str(i)), 0.5, 16),
+                        "index": 0,
+                        "text": text,
+                        "finish_reason": "stop",
+                        "prompt_tokens": 1,
+                        "completion_tokens": 1,
+                    }
+                )
+                + "\n"
+            )
     began = time.process_time()
     store.Store(path)
     assert time.process_time() - began < 1
@@ -255,7 +305,13 @@ def test_the_index_finds_the_first_record_of_a_sample_before_and_after_sorting()
     for sample in range(0, 300_000, 2):
         index.add(sample, sample + 7)
     index.add(0, 1)
-    assert [index.find(sample) for sample in (0, 1, 2, 299_998, 300_000)] == [7, None, 9, 300_005, None]
+    assert [index.find(sample) for sample in (0, 1, 2, 299_998, 300_000)] == [
+        7,
+        None,
+        9,
+        300_005,
+        None,
+    ]
 
 
 # What goes wrong
@@ -276,9 +332,13 @@ def test_retry_after_is_honoured(path):
 
 
 @pytest.mark.parametrize("fault", ["500", "html", "no choices"])
-def test_a_prompt_that_keeps_failing_is_a_counted_drop_that_a_rerun_asks_again(path, fault, monkeypatch):
-    monkeypatch.setattr("autoif.llm.RETRIES", 2)
-    with FakeServer(faults=lambda request: fault if request["messages"] == user("b") else None) as server:
+def test_a_prompt_that_keeps_failing_is_a_counted_drop_that_a_rerun_asks_again(
+    path, fault, monkeypatch
+):
+    monkeypatch.setattr("autoif.llm.client.RETRIES", 2)
+    with FakeServer(
+        faults=lambda request: fault if request["messages"] == user("b") else None
+    ) as server:
         with client(server, path, max_failed=0.4) as model:
             assert texts(model.complete(map(user, "abc"))) == [["echo: a"], [], ["echo: c"]]
         assert model.failed == 1 and server.faulted[fault] == 3
@@ -288,17 +348,22 @@ def test_a_prompt_that_keeps_failing_is_a_counted_drop_that_a_rerun_asks_again(p
 
 
 def test_more_failures_than_allowed_raise_before_the_last_answer_is_handed_out(path, monkeypatch):
-    monkeypatch.setattr("autoif.llm.RETRIES", 0)
-    with FakeServer(faults=script(*[None] * 8, "500", "500")) as server, client(server, path, concurrency=1) as model:
+    monkeypatch.setattr("autoif.llm.client.RETRIES", 0)
+    with (
+        FakeServer(faults=script(*[None] * 8, "500", "500")) as server,
+        client(server, path, concurrency=1) as model,
+    ):
         seen = []
-        with pytest.raises(UserError, match=r"2 of 10 prompts kept failing, more than --max-failed 0.05.*try later"):
+        with pytest.raises(
+            UserError, match=r"2 of 10 prompts kept failing, more than --max-failed 0.05.*try later"
+        ):
             for prompt, samples in zip(range(10), model.complete(map(user, "abcdefghij"))):
                 seen.append(samples)
         assert len(seen) == 9
 
 
 def test_a_dead_server_does_not_use_up_the_prompts(path, monkeypatch):
-    monkeypatch.setattr("autoif.llm.RETRIES", 0)
+    monkeypatch.setattr("autoif.llm.client.RETRIES", 0)
     with FakeServer(faults=always("drop")) as server:
         with pytest.raises(UserError, match="20 requests in a row failed"):
             ask(server, path, map(str, range(1000)), concurrency=4)
@@ -306,10 +371,14 @@ def test_a_dead_server_does_not_use_up_the_prompts(path, monkeypatch):
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404])
-def test_a_refusal_stops_at_once_with_the_servers_words_and_never_the_key(path, status, monkeypatch, capfd):
+def test_a_refusal_stops_at_once_with_the_servers_words_and_never_the_key(
+    path, status, monkeypatch, capfd
+):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
     with FakeServer(refuse=(status, "no such thing for sk-very-secret")) as server:
-        with pytest.raises(UserError, match=rf"{status}.*no such thing for \*\*\*.*request req-\d") as caught:
+        with pytest.raises(
+            UserError, match=rf"{status}.*no such thing for \*\*\*.*request req-\d"
+        ) as caught:
             ask(server, path, map(str, range(1000)), concurrency=4)
         assert len(server.requests) <= 8
     assert server.keys == {"sk-very-secret"}
@@ -318,7 +387,9 @@ def test_a_refusal_stops_at_once_with_the_servers_words_and_never_the_key(path, 
 
 
 @pytest.mark.parametrize("k", [1, 3])
-def test_a_prompt_that_the_server_refuses_is_a_counted_drop_and_no_reason_to_doubt_n(path, k, capsys):
+def test_a_prompt_that_the_server_refuses_is_a_counted_drop_and_no_reason_to_doubt_n(
+    path, k, capsys
+):
     refuse, prompts = but_not("b", "content policy"), ["b", *map(str, range(30))]
     for _ in range(2):  # a rerun asks for it again and goes on as well
         with FakeServer(refuse=refuse) as server:
@@ -326,13 +397,16 @@ def test_a_prompt_that_the_server_refuses_is_a_counted_drop_and_no_reason_to_dou
             assert answers[0] == [] and all(len(samples) == k for samples in answers[1:])
             assert sum(server.answered.values()) in (30 * k, 0)
     assert "one request a sample" not in capsys.readouterr().err
-    with FakeServer(refuse=refuse) as server, client(server, path.with_name("other"), k=k, max_failed=0) as model:
-        with pytest.raises(UserError, match="1 of 31 prompts kept failing.*content policy.*prompt: 'b'"):
-            list(model.complete(map(user, prompts)))
+    with (
+        FakeServer(refuse=refuse) as server,
+        client(server, path.with_name("other"), k=k, max_failed=0) as model,
+        pytest.raises(UserError, match="1 of 31 prompts kept failing.*content policy.*prompt: 'b'"),
+    ):
+        list(model.complete(map(user, prompts)))
 
 
 def test_an_error_that_ended_one_call_does_not_end_the_next(path, monkeypatch):
-    monkeypatch.setattr("autoif.llm.RETRIES", 0)
+    monkeypatch.setattr("autoif.llm.client.RETRIES", 0)
     with FakeServer(faults=always("500")) as server, client(server, path, concurrency=4) as model:
         with pytest.raises(UserError, match="20 requests in a row failed"):
             list(model.complete(map(user, map(str, range(50)))))
@@ -347,7 +421,7 @@ def test_the_words_of_a_server_with_its_own_form_of_error_are_shown(path):
 
 
 def test_a_server_that_cannot_be_reached_says_so(path, monkeypatch):
-    monkeypatch.setattr("autoif.llm.RETRIES", 0)
+    monkeypatch.setattr("autoif.llm.client.RETRIES", 0)
     with pytest.raises(UserError, match="http://127.0.0.1:9/v1: Cannot connect to host"):
         ask("http://127.0.0.1:9/v1", path, "a")
     for url in ["localhost:8000/v1", "http://user:password@localhost/v1"]:
@@ -359,9 +433,17 @@ def test_a_server_that_cannot_be_reached_says_so(path, monkeypatch):
 # What the texts are
 
 
-@pytest.mark.parametrize("raw, stripped", [
-    ("<think>hm</think>\n\nanswer", "answer"), ("hm</think>\nanswer", "answer"), ("plain", "plain"),
-    ("  kept", "  kept"), ("<think>a</think>b<think>c</think> d", "bd"), ("<think>never closed", "")])
+@pytest.mark.parametrize(
+    "raw, stripped",
+    [
+        ("<think>hm</think>\n\nanswer", "answer"),
+        ("hm</think>\nanswer", "answer"),
+        ("plain", "plain"),
+        ("  kept", "  kept"),
+        ("<think>a</think>b<think>c</think> d", "bd"),
+        ("<think>never closed", ""),
+    ],
+)
 def test_think_blocks_are_stripped_when_read_and_stored_raw(path, raw, stripped):
     with FakeServer(lambda messages, request: raw) as server:
         assert texts(ask(server, path, "a")) == ([[stripped]] if stripped else [[]])
@@ -381,13 +463,17 @@ def test_a_reply_that_is_all_reasoning_is_empty_and_truncated_and_not_asked_agai
 
 def test_truncated_answers_are_kept_and_counted(path):
     with FakeServer(finish_reason="length") as server, client(server, path) as model:
-        assert list(model.complete([user("a")])) == [[{"index": 0, "text": "echo: a", "finish_reason": "length"}]]
+        assert list(model.complete([user("a")])) == [
+            [{"index": 0, "text": "echo: a", "finish_reason": "length"}]
+        ]
         assert model.counts["truncated"] == 1
 
 
 def test_text_that_is_no_valid_unicode_survives(path):
     with FakeServer(lambda messages, request: "half a pair \ud83d") as server:
-        assert texts(ask(server, path, "a")) == texts(ask(None, path, "a")) == [["half a pair \ud83d"]]
+        assert (
+            texts(ask(server, path, "a")) == texts(ask(None, path, "a")) == [["half a pair \ud83d"]]
+        )
 
 
 def test_the_last_line_has_tokens_and_cost(path, capsys):
@@ -395,7 +481,11 @@ def test_the_last_line_has_tokens_and_cost(path, capsys):
         ask(server, path, "abcd", k=2, price_in=1000, price_out=10_000)
     assert "40 tokens in, 40 out, $0.44" in capsys.readouterr().err
     records = [json.loads(line) for line in path.read_text().splitlines()]
-    assert sum(record["prompt_tokens"] for record in records) == sum(r["completion_tokens"] for r in records) == 40
+    assert (
+        sum(record["prompt_tokens"] for record in records)
+        == sum(r["completion_tokens"] for r in records)
+        == 40
+    )
 
 
 # How it ends
@@ -415,7 +505,9 @@ def test_a_million_prompts_are_read_in_a_bounded_window(path):
 
 
 def test_closing_early_cancels_what_is_in_flight_and_the_client_stays_usable(path):
-    with FakeServer(faults=lambda request: None if request["messages"] == user("0") else "stall") as server:
+    with FakeServer(
+        faults=lambda request: None if request["messages"] == user("0") else "stall"
+    ) as server:
         with client(server, path, timeout=100) as model:
             answers = model.complete(user(str(i)) for i in range(20))
             next(answers)
@@ -443,15 +535,27 @@ stage.run(main)
 
 def test_ctrl_c_ends_with_130_at_once_and_loses_nothing(path):
     with FakeServer(delay=0.1, faults=script(*[None] * 16, *["stall"] * 1000)) as server:
-        run = subprocess.Popen([sys.executable, "-c", RUN.replace("timeout=0.5", "timeout=100"), server.url, str(path)],
-                               stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a background job ignores it
+        run = subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                RUN.replace("timeout=0.5", "timeout=100"),
+                server.url,
+                str(path),
+            ],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # a background job ignores it
         while len(server.requests) < 20:
             time.sleep(0.02)
         began = time.monotonic()
         run.send_signal(signal.SIGINT)
         error = run.communicate(timeout=10)[1]
-        assert run.returncode == 130 and time.monotonic() - began < 2 and "Traceback" not in error, error
+        assert (
+            run.returncode == 130 and time.monotonic() - began < 2 and "Traceback" not in error
+        ), error
     assert len(path.read_text().splitlines()) == 32
 
 
@@ -460,15 +564,21 @@ def test_kill_9_at_any_moment_loses_nothing_stored_and_asks_for_nothing_twice(pa
         return [f"{messages[0]['content']} {i}" for i in range(request.get("n", 1))]
 
     with FakeServer(answer) as server:
-        undisturbed = subprocess.run([sys.executable, "-c", RUN, server.url, str(tmp_path / "calm.jsonl")],
-                                     capture_output=True, check=True).stdout
+        undisturbed = subprocess.run(
+            [sys.executable, "-c", RUN, server.url, str(tmp_path / "calm.jsonl")],
+            capture_output=True,
+            check=True,
+        ).stdout
     rng = random.Random(1)
     with FakeServer(answer, faults=at_random(0.3, seed=2), delay=0.03) as server:
         for _ in range(4):
             known = {json.dumps(user(str(i))) for i in range(40)} & stored_prompts(path)
             before = dict(server.answered)
-            run = subprocess.Popen([sys.executable, "-c", RUN, server.url, str(path)], stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.DEVNULL)
+            run = subprocess.Popen(
+                [sys.executable, "-c", RUN, server.url, str(path)],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
             asked = len(server.requests)
             while len(server.requests) == asked and run.poll() is None:
                 time.sleep(0.01)
@@ -477,7 +587,9 @@ def test_kill_9_at_any_moment_loses_nothing_stored_and_asks_for_nothing_twice(pa
             run.wait()
             assert all(server.answered.get(prompt) == before.get(prompt) for prompt in known)
         known, before = stored_prompts(path), dict(server.answered)
-        final = subprocess.run([sys.executable, "-c", RUN, server.url, str(path)], capture_output=True, check=True)
+        final = subprocess.run(
+            [sys.executable, "-c", RUN, server.url, str(path)], capture_output=True, check=True
+        )
         assert all(server.answered.get(prompt) == before.get(prompt) for prompt in known)
         assert server.faulted and final.stdout == undisturbed
 

@@ -9,24 +9,41 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # A stand-in for the server: answers /health and notes its process id.
-SERVER = f"{sys.executable} -c \"import http.server, os; open('pid', 'w').write(str(os.getpid())); " \
-         "handler = type('H', (http.server.BaseHTTPRequestHandler,), {'do_GET': lambda self: (self.send_response(200), " \
-         "self.end_headers())}); http.server.HTTPServer(('127.0.0.1', {port}), handler).serve_forever()\""
+SERVER = (
+    f"{sys.executable} -c \"import http.server, os; open('pid', 'w').write(str(os.getpid())); "
+    "handler = type('H', (http.server.BaseHTTPRequestHandler,), {'do_GET': lambda self: (self.send_response(200), "
+    "self.end_headers())}); http.server.HTTPServer(('127.0.0.1', {port}), handler).serve_forever()\""
+)
 
 
 @pytest.fixture
 def start(tmp_path):
     def start(*command, server=SERVER):
-        environment = {**os.environ, "SERVE": server, "SERVE_LOG": str(tmp_path), "PYTHONPATH": str(ROOT)}
-        return subprocess.Popen([sys.executable, "-m", "autoif.serve", "some/model", "--", *command], cwd=tmp_path,
-                                env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a job in the background ignores it
+        environment = {
+            **os.environ,
+            "SERVE": server,
+            "SERVE_LOG": str(tmp_path),
+            "PYTHONPATH": str(ROOT),
+        }
+        return subprocess.Popen(
+            [sys.executable, "-m", "autoif.serving", "some/model", "--", *command],
+            cwd=tmp_path,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # a job in the background ignores it
+
     return start
 
 
 def gone(pid):
     for _ in range(100):
-        if not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2]:
+        if (
+            not Path(f"/proc/{pid}").exists()
+            or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2]
+        ):
             return True
         time.sleep(0.05)
     return False

@@ -3,65 +3,79 @@ import random
 
 import pytest
 
-from autoif import stats
+from autoif.evaluation import intervals
 
 
-def plain(outcomes: list[int]) -> list[stats.Point]:
+def plain(outcomes: list[int]) -> list[intervals.Point]:
     return [("", str(i), outcome, 1) for i, outcome in enumerate(outcomes)]
 
 
 def test_a_share_of_independent_items_gets_its_wilson_interval():
-    found = stats.interval(plain([1] * 416 + [0] * 125))
+    found = intervals.interval(plain([1] * 416 + [0] * 125))
     assert found["interval"] == "Wilson" and found["n"] == 541
     assert found["value"] == pytest.approx(0.7689, abs=1e-4)
-    assert (found["low"], found["high"]) == (pytest.approx(0.7316, abs=1e-4), pytest.approx(0.8025, abs=1e-4))
+    assert (found["low"], found["high"]) == (
+        pytest.approx(0.7316, abs=1e-4),
+        pytest.approx(0.8025, abs=1e-4),
+    )
 
 
 def test_wilson_stays_inside_0_and_1():
-    assert stats.wilson(0, 10)[0] == 0 and 0 < stats.wilson(0, 10)[1] < 0.35
-    assert stats.wilson(10, 10)[1] == pytest.approx(1) and 0.65 < stats.wilson(10, 10)[0] < 1
+    assert intervals.wilson(0, 10)[0] == 0 and 0 < intervals.wilson(0, 10)[1] < 0.35
+    assert (
+        intervals.wilson(10, 10)[1] == pytest.approx(1) and 0.65 < intervals.wilson(10, 10)[0] < 1
+    )
 
 
 def test_items_that_agree_within_their_cluster_widen_the_interval():
     rng = random.Random(0)
     outcomes = [rng.random() < 0.5 for _ in range(100)]
     clustered = [("", str(i), outcome, 1) for i, outcome in enumerate(outcomes) for _ in range(8)]
-    found, alone = stats.interval(clustered), stats.interval(plain(outcomes * 8))
+    found, alone = intervals.interval(clustered), intervals.interval(plain(outcomes * 8))
     width = found["high"] - found["low"]
-    assert found["interval"] == "cluster bootstrap" and found["clusters"] == 100 and found["n"] == 800
+    assert (
+        found["interval"] == "cluster bootstrap" and found["clusters"] == 100 and found["n"] == 800
+    )
     assert width > 2 * (alone["high"] - alone["low"])
     assert width == pytest.approx(2 * 1.96 * math.sqrt(0.25 / 100), rel=0.2)
 
 
 def test_strata_weigh_the_same_whatever_their_size():
-    points = [("large", str(i), 1, 1) for i in range(90)] + [("small", f"s{i}", 0, 1) for i in range(10)]
-    assert stats.mean(points) == 0.5
+    points = [("large", str(i), 1, 1) for i in range(90)] + [
+        ("small", f"s{i}", 0, 1) for i in range(10)
+    ]
+    assert intervals.mean(points) == 0.5
 
 
 def test_ratios_pool_numerators_and_denominators():
-    assert stats.mean([("", "a", 1, 4), ("", "b", 1, 1)]) == 2 / 5
+    assert intervals.mean([("", "a", 1, 4), ("", "b", 1, 1)]) == 2 / 5
 
 
 def test_equal_models_differ_by_exactly_nothing():
     points = plain([0, 1] * 50)
-    assert stats.paired(points, list(points)) == {"difference": 0, "low": 0, "high": 0, "clusters": 100}
+    assert intervals.paired(points, list(points)) == {
+        "difference": 0,
+        "low": 0,
+        "high": 0,
+        "clusters": 100,
+    }
 
 
 def test_pairing_finds_a_gain_that_two_intervals_hide():
     rng = random.Random(0)
     first = [int(rng.random() < 0.5) for _ in range(200)]
     second = [1 if rng.random() < 0.1 else outcome for outcome in first]
-    a, b = stats.interval(plain(first)), stats.interval(plain(second))
-    found = stats.paired(plain(first), plain(second))
+    a, b = intervals.interval(plain(first)), intervals.interval(plain(second))
+    found = intervals.paired(plain(first), plain(second))
     assert a["high"] > b["low"]
     assert 0 < found["low"] < found["difference"] < found["high"]
 
 
 def test_only_shared_clusters_are_compared():
-    found = stats.paired(plain([0, 0, 1]), plain([1, 1]))
+    found = intervals.paired(plain([0, 0, 1]), plain([1, 1]))
     assert found["clusters"] == 2 and found["difference"] == 1
 
 
 def test_intervals_are_the_same_on_every_run():
     points = [("", str(i // 3), i % 2, 1) for i in range(60)]
-    assert stats.interval(points) == stats.interval(points)
+    assert intervals.interval(points) == intervals.interval(points)

@@ -1,4 +1,5 @@
 """Tiny random models, byte-level tokenizers with the chat templates of three families, and runs of the stages."""
+
 import importlib.util
 import json
 import os
@@ -13,26 +14,41 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 ROOT = Path(__file__).resolve().parent.parent
-CHATML = ("{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-          "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
-LLAMA3 = ("{{ '<|begin_of_text|>' }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + "
-          "'<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}"
-          "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}")
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+LLAMA3 = (
+    "{{ '<|begin_of_text|>' }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + "
+    "'<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
 # kind: (special tokens, the tokenizer's own end token, template)
-KINDS = {"smollm2": (["<|im_start|>", "<|im_end|>"], "<|im_end|>", CHATML),
-         "qwen2": (["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "<|endoftext|>", CHATML),
-         "llama3": (["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"], "<|eot_id|>", LLAMA3),
-         "base": (["</s>"], "</s>", None)}
+KINDS = {
+    "smollm2": (["<|im_start|>", "<|im_end|>"], "<|im_end|>", CHATML),
+    "qwen2": (["<|endoftext|>", "<|im_start|>", "<|im_end|>"], "<|endoftext|>", CHATML),
+    "llama3": (
+        ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+        "<|eot_id|>",
+        LLAMA3,
+    ),
+    "base": (["</s>"], "</s>", None),
+}
 
 
 def tokenizer(kind: str):
     special, end, template = KINDS[kind]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE(vocab={token: number for number, token in enumerate(special + alphabet)}, merges=[]))
+    core = Tokenizer(
+        models.BPE(
+            vocab={token: number for number, token in enumerate(special + alphabet)}, merges=[]
+        )
+    )
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
-    made = transformers.PreTrainedTokenizerFast(tokenizer_object=core, eos_token=end, pad_token=end,
-                                                additional_special_tokens=special)
+    made = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token=end, pad_token=end, additional_special_tokens=special
+    )
     made.chat_template = template
     return made
 
@@ -40,11 +56,25 @@ def tokenizer(kind: str):
 def model(model_type: str = "llama", attention: str = "sdpa", seed: int = 0):
     """A random model of two layers in float32; the same weights for the same seed."""
     config = transformers.AutoConfig.for_model(
-        model_type, vocab_size=264, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, max_position_embeddings=512, tie_word_embeddings=model_type == "llama",
-        initializer_range=0.2, bos_token_id=None, eos_token_id=0, pad_token_id=None)
+        model_type,
+        vocab_size=264,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=512,
+        tie_word_embeddings=model_type == "llama",
+        initializer_range=0.2,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=None,
+    )
     torch.manual_seed(seed)
-    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
+    return transformers.AutoModelForCausalLM.from_config(
+        config, attn_implementation=attention, dtype=torch.float32
+    )
 
 
 def checkpoint(folder: Path, kind: str = "smollm2", seed: int = 0) -> str:
@@ -60,8 +90,14 @@ def random_rows(responses: int, count: int, seed: int = 0) -> list[dict]:
     def ids(low, high):
         return [rng.randrange(264) for _ in range(rng.randint(low, high))]
 
-    rows = [{"id": str(number), "prompt": ids(2, 9), "responses": [ids(2, 12) for _ in range(responses)]}
-            for number in range(count)]
+    rows = [
+        {
+            "id": str(number),
+            "prompt": ids(2, 9),
+            "responses": [ids(2, 12) for _ in range(responses)],
+        }
+        for number in range(count)
+    ]
     rows[0]["responses"][-1] = ids(1, 1)
     return rows
 
@@ -79,15 +115,40 @@ def write(path: Path, rows: list[dict]) -> str:
     return str(path)
 
 
-def start(stage: str, *arguments: str, node: int = 0, nodes: int = 1, port: int = 0) -> subprocess.Popen:
+def start(
+    stage: str, *arguments: str, node: int = 0, nodes: int = 1, port: int = 0
+) -> subprocess.Popen:
     """Run a stage alone, or as one of several one-process torchrun nodes on loopback."""
-    launcher = [sys.executable] if nodes == 1 else [
-        sys.executable, "-m", "torch.distributed.run", "--nnodes", str(nodes), "--node-rank", str(node), "--nproc-per-node",
-        "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "test"]
+    launcher = (
+        [sys.executable]
+        if nodes == 1
+        else [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nnodes",
+            str(nodes),
+            "--node-rank",
+            str(node),
+            "--nproc-per-node",
+            "1",
+            "--rdzv-backend",
+            "c10d",
+            "--rdzv-endpoint",
+            f"127.0.0.1:{port}",
+            "--rdzv-id",
+            "test",
+        ]
+    )
     if nodes > 1:
         launcher += ["--local-addr", "127.0.0.1"]
-    return subprocess.Popen([*launcher, str(ROOT / stage), *arguments], text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(
+        [*launcher, str(ROOT / stage), *arguments],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+    )
 
 
 def finish(process: subprocess.Popen, code: int = 0) -> str:

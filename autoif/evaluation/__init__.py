@@ -1,0 +1,1 @@
+"""What stage 07 stands on: benchmarks, intervals, results, contamination."""

@@ -1,0 +1,113 @@
+"""Arena-Hard v0.1 (arXiv 2406.11939): win rate against gpt-4-0314's answers, each pair judged in both orders.
+
+The verdict is the last [[A>>B]], [[A>B]], [[A=B]], [[B>A]] or [[B>>A]]; a strong win counts three times, a tie half.
+For one model and one baseline this weighted mean is what the official Bradley-Terry fit gives, so nothing is fitted.
+Departures:
+ 1. The judge's prompt asks the same in our words, with the official verdicts.
+ 2. A question with an unreadable verdict is asked again, then left out (as there) and counted.
+ 3. The interval resamples questions; theirs resamples games after tripling the strong ones, which is too narrow.
+"""
+
+import re
+
+from autoif.evaluation.benchmarks import Conversation, ask_judge, user
+from autoif.evaluation.benchmarks import single_turn as answer  # noqa: F401  part of the benchmark's interface
+
+SYSTEM_PROMPT = """You are an impartial judge of two AI assistants, A and B, who answered the same user prompt. Decide \
+which answer is better.
+
+First write your own answer to the prompt, and only then look at theirs. Compare both with yours, and name and correct \
+what is wrong or inaccurate in them. Judge whether each answer is helpful (it does what was asked; where the prompt is \
+ambiguous, it asks or covers the readings), relevant (nothing that was not asked for) and concise (no needless \
+length). Then consider originality and what is missing that the user would have needed.
+
+After your explanation give exactly one of these verdicts:
+1. Assistant A is significantly better: [[A>>B]]
+2. Assistant A is slightly better: [[A>B]]
+3. Tie, relatively the same: [[A=B]]
+4. Assistant B is slightly better: [[B>A]]
+5. Assistant B is significantly better: [[B>>A]]
+
+For example: "My final verdict is tie: [[A=B]]"."""
+
+PAIR_PROMPT = """<|User prompt|>
+{prompt}
+
+<|Start of assistant A's answer|>
+{first}
+<|End of assistant A's answer|>
+
+<|Start of assistant B's answer|>
+{second}
+<|End of assistant B's answer|>"""
+
+# verdict: (share of the win that goes to A, times the game counts)
+OUTCOMES = {"A>>B": (1, 3), "A>B": (1, 1), "A=B": (0.5, 1), "B>A": (0, 1), "B>>A": (0, 3)}
+OUTCOMES |= {"B<<A": (1, 3), "B<A": (1, 1), "B=A": (0.5, 1), "A<B": (0, 1), "A<<B": (0, 3)}
+
+
+def load(source, args) -> list[dict]:
+    hub = "lmarena-ai/arena-hard-auto"
+    questions = source.rows(
+        "arena_hard/v0.1/question.jsonl", hub, "data/arena-hard-v0.1/question.jsonl"
+    )
+    baseline = {
+        row["uid"]: row["messages"][-1]["content"]["answer"]
+        for row in source.rows(
+            "arena_hard/v0.1/model_answer/gpt-4-0314.jsonl",
+            hub,
+            "data/arena-hard-v0.1/model_answer/gpt-4-0314.jsonl",
+        )
+    }
+    return [
+        {
+            "id": row["uid"],
+            "cluster": row["uid"],
+            "prompt": row["prompt"],
+            "baseline": baseline[row["uid"]],
+        }
+        for row in questions
+    ]
+
+
+def read_verdict(text: str) -> str | None:
+    found = re.findall(r"\[\[([AB<>=]+)\]\]", text.upper()) or re.findall(
+        r"\[([AB<>=]+)\]", text.upper()
+    )
+    return found[-1] if found and found[-1] in OUTCOMES else None
+
+
+def judge(item: dict, answers: list[dict]) -> Conversation:
+    """Returns [(verdict or None, the judge's words)]: the baseline is A in the first game, B in the second."""
+    pair, games = (item["baseline"], answers[0]["text"]), []
+    for first, second in (pair, pair[::-1]):
+        messages = [
+            {"role": "system", "content": SYSTEM_PROMPT},
+            user(PAIR_PROMPT.format(prompt=item["prompt"], first=first, second=second)),
+        ]
+        games.append((yield from ask_judge(messages, read_verdict)))
+    return games
+
+
+def score(works: list[dict], args) -> list[dict]:
+    return [scored(work["item"], work["judged"]) for work in works]
+
+
+def scored(item: dict, games: list[tuple[str | None, str]] | None) -> dict:
+    if games is None or any(verdict is None for verdict, _ in games):
+        reason = (
+            "the judge did not answer"
+            if games is None
+            else "\n---\n".join(words for _, words in games)
+        )
+        return {"verdict": None, "reason": reason, "unparsable": True, "points": {}}
+    won, weight = 0.0, 0
+    for game, (verdict, _) in enumerate(games):
+        for_a, times = OUTCOMES[verdict]
+        won += times * (for_a if game == 1 else 1 - for_a)  # the model is B, then A
+        weight += times
+    return {
+        "verdict": [verdict for verdict, _ in games],
+        "reason": "\n---\n".join(words for _, words in games),
+        "points": {"Arena-Hard": [("", item["cluster"], won, weight)]},
+    }

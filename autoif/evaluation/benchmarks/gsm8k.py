@@ -1,0 +1,79 @@
+"""GSM8K (arXiv 2110.14168), zero-shot: 1,319 problems, the answer's number compared as a number.
+
+The number is the one after the last "####", "\\boxed{" or "answer is"; else the one that follows "answer:" at once; else the
+last number of the answer. 18, $18.00 and 18.0 are the same number; the official script, which compares strings after
+"####", is for models trained on it.
+"""
+
+import re
+from decimal import Decimal
+
+from autoif.evaluation.benchmarks import single_turn as answer  # noqa: F401  part of the benchmark's interface
+
+PROMPT = """{question}
+
+Think step by step, then end with a line "The answer is N.", where N is a number without a unit."""
+
+NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?|(?<![\w.])-?\.\d+")
+STRONG = re.compile(r"####(?=[\s*]*[-$€£\\]*\s*\d)|\\boxed\s*\{|answer[\s*_]*is", re.IGNORECASE)
+WEAK = re.compile(r"answer[\s*_]*[:=](?=[\s*_$€£\\(-]*\d)", re.IGNORECASE)
+NEXT_QUESTION = re.compile(
+    r"\n\s*(?:Question|Q|Problem)\s*\d*\s*[:.]"
+)  # where a base model runs on
+
+
+def load(source, args) -> list[dict]:
+    rows = source.rows("gsm8k/test.jsonl", "openai/gsm8k", "main/test-00000-of-00001.parquet")
+    return [
+        {
+            "id": str(number),
+            "cluster": str(number),
+            "prompt": PROMPT.format(question=row["question"]),
+            "text": row["question"],
+            "target": row["answer"].split("####")[-1].strip(),
+        }
+        for number, row in enumerate(rows)
+    ]
+
+
+def numbers(text: str) -> list[Decimal]:
+    """The numbers of a text: thousands separators, currency signs and LaTeX around them are no part of them."""
+    text = re.sub(r"\\[,!](?=\d)", "", text.replace("{,}", ","))
+    plain = re.sub(
+        r"[$€£*]|\\[,!;$]|\\text\w*|\\mathbf|_+(?=\d)|(?<=\d)_+(?!\d)", " ", text
+    ).replace("−", "-")
+    if plain.lstrip().startswith("-"):  # "-$5" has become "- 5"
+        plain = re.sub(r"-\s+(?=\d)", "-", plain)
+    return [Decimal(found.replace(",", "")) for found in NUMBER.findall(plain)]
+
+
+def read_answer(text: str) -> Decimal | None:
+    """The number that the text gives as its answer, None when it holds no number."""
+    text = NEXT_QUESTION.split(text)[0]
+    for marker in reversed([*WEAK.finditer(text), *STRONG.finditer(text)]):
+        line = text[marker.end() :].lstrip(" *:\n").split("\n")[0]
+        if marker.group().startswith("\\boxed"):
+            line = line.replace("{,}", ",").split("}")[0]
+        sentence = re.split(r"[.!?](?:\s|$)", line)[0]
+        if re.match(r"[^A-Za-z]*=", sentence):  # 5 + 13 = 18, not 18 (at x = 2)
+            sentence = sentence.rsplit("=", 1)[-1]
+        if found := numbers(sentence) or numbers(line):
+            return found[0]
+    found = numbers(text)
+    return found[-1] if found else None
+
+
+def score(works: list[dict], args) -> list[dict]:
+    rows = []
+    for work in works:
+        item, given = work["item"], read_answer(work["answers"][0]["text"])
+        right = given is not None and given == Decimal(item["target"].replace(",", ""))
+        rows.append(
+            {
+                "verdict": right,
+                "reason": f"{given}, expected {item['target']}",
+                "unparsable": given is None,
+                "points": {"GSM8K": [("", item["cluster"], right, 1)]},
+            }
+        )
+    return rows

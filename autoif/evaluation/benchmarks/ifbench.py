@@ -1,0 +1,36 @@
+"""IFBench (arXiv 2507.02833): 58 constraints that no training set has, scored like IFEval.
+
+Allen AI's own package is not in every registry; `if-verifiable` carries its checkers. The benchmark's number is IFB
+Pr(L). Two kinds of instruction need NLTK data that no package carries (stop words, a part-of-speech tagger): where
+NLTK can neither find nor download it, the prompts that hold one are left out and counted, not failed.
+"""
+
+from autoif.evaluation.benchmarks import ifeval
+from autoif.evaluation.benchmarks import single_turn as answer  # noqa: F401  part of the benchmark's interface
+
+
+def load(source, args) -> list[dict]:
+    rows = source.rows(
+        "ifbench/IFBench_test.jsonl", "allenai/IFBench_test", "data/train-00000-of-00001.parquet"
+    )
+    return ifeval.items(rows)
+
+
+def score(works: list[dict], args) -> list[dict]:
+    registry = ifeval.checkers("if_verifiable", "if_verifiable.ifbench")
+    rows = []
+    for work in works:
+        try:
+            strict, loose = ifeval.check(work["item"], work["answers"][0]["text"], registry)
+            rows.append(ifeval.scored(work["item"], strict, loose, "IFB "))
+        except LookupError as error:
+            missing = str(error).strip("*\n ").split("\n")[0]
+            rows.append(
+                {
+                    "verdict": None,
+                    "reason": f"NLTK data is missing: {missing}",
+                    "unparsable": True,
+                    "points": {},
+                }
+            )
+    return rows

@@ -1,0 +1,134 @@
+"""IFEval (arXiv 2311.07911) with the checkers that lm-eval ships: Pr(S), Pr(L), Ins(S), Ins(L) and a mean.
+
+Strict asks every checker about the answer as it is; loose about eight variants of it (first line, last line or both
+taken off, each also without asterisks) and any of them will do. The mean of the two strict numbers is what the Open
+LLM Leaderboard prints. Departures from lm-eval's own run, none of which changes a verdict on a given seed:
+ 1. Two of the 541 prompts leave a letter to chance and langdetect draws at random: both are seeded here, by item.
+ 2. A checker is built once for an item, not once for strict and once for loose, so loose is never below strict.
+ 3. lm-eval's task index (nine seconds) and package imports are avoided: its checker modules are loaded by themselves.
+"""
+
+import importlib
+import importlib.util
+import random
+import sys
+import types
+from pathlib import Path
+
+from autoif.evaluation.benchmarks import punkt
+from autoif.evaluation.benchmarks import single_turn as answer  # noqa: F401  part of the benchmark's interface
+from autoif.files import UserError
+
+
+def load(source, args) -> list[dict]:
+    return items(source.rows("ifeval/input_data.jsonl", "google/IFEval", "ifeval_input_data.jsonl"))
+
+
+def items(rows: list[dict]) -> list[dict]:
+    return [
+        {
+            "id": str(row["key"]),
+            "cluster": str(row["key"]),
+            "prompt": row["prompt"],
+            "instruction_ids": row["instruction_id_list"],
+            "kwargs": [
+                {name: value for name, value in kwargs.items() if value is not None}
+                for kwargs in row["kwargs"]
+            ],
+        }
+        for row in rows
+    ]
+
+
+def checkers(*packages: str) -> dict[str, type]:
+    """The checker classes by instruction id, out of the last of `packages`, imported without what they do not use.
+
+    The packages around the checkers import every dataset library, and NLTK imports SciPy and scikit-learn where it
+    finds them: seconds. While the checkers load, empty modules stand in for the former, and the latter are not to be
+    found.
+    """
+    punkt.install()
+    found = importlib.util.find_spec(packages[0])
+    if found is None:
+        raise UserError(f"{packages[0]} is not installed; pip install -r requirements.txt")
+    folder = Path(found.submodule_search_locations[0])
+    standing_in: dict[str, types.ModuleType | None] = {"scipy": None, "sklearn": None}
+    for name in packages:
+        standing_in[name] = types.ModuleType(name)
+        standing_in[name].__path__ = [str(folder.joinpath(*name.split(".")[1:]))]
+    standing_in = {name: module for name, module in standing_in.items() if name not in sys.modules}
+    sys.modules.update(standing_in)
+    try:
+        return importlib.import_module(f"{packages[-1]}.instructions_registry").INSTRUCTION_DICT
+    finally:
+        for name in standing_in:
+            del sys.modules[name]
+
+
+def loose_variants(response: str) -> list[str]:
+    """The answer, and without its first line, its last line, both; each also without asterisks; none twice."""
+    lines = response.split("\n")
+    cut = [response] + ["\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1])]
+    return list(dict.fromkeys(cut + [text.replace("*", "") for text in cut]))
+
+
+def follows(checker, text: str) -> bool:
+    """The checker's verdict; a text that it trips over (IFBench's do, over "...") lacks what it looks for."""
+    try:
+        return bool(text.strip() and checker.check_following(text))
+    except (IndexError, KeyError, ValueError, ZeroDivisionError, AttributeError):
+        return False
+
+
+def check(item: dict, response: str, registry: dict[str, type]) -> tuple[list[bool], list[bool]]:
+    """(strict, loose) verdicts of the item's instructions, the same on every run."""
+    state = random.getstate()
+    random.seed(item["id"])  # the checkers draw from the global generator
+    try:
+        strict, loose = [], []
+        for instruction_id, kwargs in zip(item["instruction_ids"], item["kwargs"], strict=True):
+            checker = registry[instruction_id](instruction_id)
+            checker.build_description(**kwargs)
+            if "prompt" in (checker.get_instruction_args() or {}):
+                checker.build_description(prompt=item["prompt"])
+            strict.append(follows(checker, response))
+            loose.append(
+                strict[-1]
+                or any(follows(checker, variant) for variant in loose_variants(response)[1:])
+            )
+        return strict, loose
+    finally:
+        random.setstate(state)
+
+
+def score(works: list[dict], args) -> list[dict]:
+    from langdetect import DetectorFactory
+
+    registry = checkers("lm_eval", "lm_eval.tasks", "lm_eval.tasks.ifeval")
+    DetectorFactory.seed = 0
+    return [
+        scored(work["item"], *check(work["item"], work["answers"][0]["text"], registry))
+        for work in works
+    ]
+
+
+def scored(item: dict, strict: list[bool], loose: list[bool], prefix: str = "") -> dict:
+    missed = [name for name, verdict in zip(item["instruction_ids"], strict) if not verdict]
+    key = item["cluster"]
+    points = {
+        "Pr(S)": [("", key, all(strict), 1)],
+        "Pr(L)": [("", key, all(loose), 1)],
+        "Ins(S)": [("", key, sum(strict), len(strict))],
+        "Ins(L)": [("", key, sum(loose), len(loose))],
+        "mean(S)": [
+            ("prompt", key, all(strict), 1),
+            ("instruction", key, sum(strict), len(strict)),
+        ],
+    }
+    return {
+        "verdict": all(strict),
+        "reason": "misses " + ", ".join(missed) if missed else "",
+        "strict": strict,
+        "loose": loose,
+        "points": {prefix + name: found for name, found in points.items()},
+    }

