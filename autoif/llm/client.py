@@ -201,11 +201,6 @@ class LLM:
     def __exit__(self, kind, error, trace) -> None:
         self.close()
 
-    @property
-    def failed(self) -> int:
-        """Prompts with samples that kept failing; a rerun asks for these again."""
-        return self.counts["failed"]
-
     def complete(self, requests: Iterable[list[dict] | dict]) -> Iterator[list[dict]]:
         """Yield the samples of each request, in order, reading `WINDOW * concurrency` ahead.
 
@@ -377,7 +372,8 @@ class LLM:
             )
         if refused > 1 and not (self.counts["answered"] or self.counts["stored"]):
             raise UserError(
-                f"all {refused:,} prompts are refused, the last with: {self._last_failure}"
+                f"no prompt is answered and {refused:,} are refused, so it is the settings: "
+                f"{self._last_failure}"
             )
 
     def _last_line(self) -> str:
@@ -388,12 +384,13 @@ class LLM:
             f"{counts['empty']:,} empty), {counts['failed']:,} prompts failed, "
             f"{counts['refused']:,} refused; "
         )
-        least = "at least " if counts["uncounted"] else ""
-        line += f"{counts['prompt_tokens']:,} tokens in, {least}{counts['completion_tokens']:,} out"
+        if counts["uncounted"]:
+            line += "at least "
+        line += f"{counts['prompt_tokens']:,} tokens in, {counts['completion_tokens']:,} out"
         if self.price_in is not None or self.price_out is not None:
             dollars_in = counts["prompt_tokens"] * (self.price_in or 0)
             dollars_out = counts["completion_tokens"] * (self.price_out or 0)
-            line += f", {least}${(dollars_in + dollars_out) / 1e6:,.2f}"
-        if least:
+            line += f", ${(dollars_in + dollars_out) / 1e6:,.2f}"
+        if counts["uncounted"]:
             line += f" (the server did not count the tokens of {counts['uncounted']:,} samples)"
         return line

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections import Counter
 from concurrent.futures import Future
+from operator import attrgetter
 
 import aiohttp
 import httpx2
@@ -158,11 +159,12 @@ class Endpoint:
             asked = [self._ask(request, key, [index]) for index in indices]
             results = await asyncio.gather(*asked, return_exceptions=True)
             failures = [result for result in results if isinstance(result, Unanswered)]
-        if all(failure.refused for failure in failures):
-            for failure in failures[:1]:
-                self._note_refusal(failure)
-                return failure
-        return next((failure for failure in failures if not failure.refused), None)
+        # a sample that failed may heal in a rerun, so it decides about its prompt
+        failures.sort(key=attrgetter("refused"))
+        failure = failures[0] if failures else None
+        if failure and failure.refused:
+            self._note_refusal(failure)
+        return failure
 
     async def _ask(self, request: dict, key: str, indices: list[int]) -> list[int]:
         """One request for some samples, stored; returns those that are still to be asked for."""
@@ -304,7 +306,10 @@ class Endpoint:
         self._refused += 1
         answered = self._counts["answered"] or self._counts["stored"]
         if self._refused >= self._most_refused and not answered:
-            self._stop(UserError(str(failure)))
+            text = (
+                f"the first {self._refused} prompts are refused, so it is the settings: {failure}"
+            )
+            self._stop(UserError(text))
         elif self._refused == 1:
             tqdm.write(f"refused for good, a dropped prompt: {failure}", file=sys.stderr)
 
