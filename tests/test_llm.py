@@ -826,3 +826,18 @@ def test_help_needs_no_openai():
     heavy = "{'openai', 'httpx2', 'aiohttp', 'torch'}"
     code = f"import sys; from autoif import llm; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_the_benchmark_names_the_line_that_installs_distilabel():
+    command = [sys.executable, "bench/bench_llm.py", "--distilabel", "/no/such/python"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 2
+    assert "bin/pip install 'distilabel[openai]==1.5.3'" in run.stderr
+
+
+def test_the_benchmark_runs_in_a_checkout_as_it_is(tmp_path):
+    command = [sys.executable, str(ROOT / "bench/bench_llm.py"), "--requests", "20"]
+    command += ["--repeats", "1", "--completions", "100"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert run.stdout.count("ours is  1.00 of it") == 2
+    assert "100 stored completions" in run.stdout
