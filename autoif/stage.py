@@ -1,6 +1,8 @@
 """The shell around a stage: named errors with exit code 2, streaming, the funnel that accounts for every row."""
 
+import argparse
 import json
+import math
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -51,6 +53,33 @@ def through(
             yield waiting.popleft()[0], results
             results = []
     yield from ((item, []) for item, _ in waiting)
+
+
+def within(
+    kind: type, low: float, high: float = math.inf, *, above: bool = False
+) -> Callable[[str], float]:
+    """A `type` for argparse: a number of `kind` from `low` (with `above`: above it) to `high`."""
+    bounds = f"above {low}" if above else f"at least {low}"
+    if high < math.inf:
+        bounds += f" and at most {high}"
+
+    def parse(text: str) -> float:
+        number = kind(text)
+        if not (low <= number <= high and number < math.inf) or (above and number == low):
+            raise argparse.ArgumentTypeError(f"must be {bounds}, not {text}")
+        return number
+
+    parse.__name__ = kind.__name__  # argparse names it where `text` is no number at all
+    return parse
+
+
+# Ranges of flags, checked by the parser: before anything is read, written or spent.
+natural = within(int, 0)
+positive_int = within(int, 1)
+non_negative = within(float, 0)
+positive = within(float, 0, above=True)
+share = within(float, 0, 1)
+positive_share = within(float, 0, 1, above=True)
 
 
 class Funnel:

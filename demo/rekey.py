@@ -63,17 +63,14 @@ def recordings(name: str):
     """Yield every recording of a stage with the key of today's prompt."""
     stage = importlib.import_module(name)
     args = arguments(stage, FLAGS[name])
+    sampling = {
+        flag: getattr(args, flag) for flag in ("temperature", "max_tokens", "top_p", "seed")
+    }
     for record in files.read(DEMO / "completions" / f"{name}.jsonl"):
-        asked = request(stage, args, record)
-        yield (
-            record,
-            llm.key(
-                MODEL,
-                asked["messages"],
-                asked.get("temperature", args.temperature),
-                args.max_tokens,
-            ),
-        )
+        asked = {**sampling, **request(stage, args, record)}
+        asked.pop("k", None)
+        asked.pop("first", None)
+        yield record, llm.key(MODEL, **asked)
 
 
 def stale() -> list[str]:

@@ -485,7 +485,7 @@ def test_a_refused_prompt_is_counted_and_neither_blocks_nor_is_asked_for_ever(tm
 
 
 def test_allowed_gaps_are_those_that_a_rerun_would_not_fill(tmp_path, folder, monkeypatch):
-    monkeypatch.setattr("autoif.llm.client.RETRIES", 0)
+    monkeypatch.setattr("autoif.llm.endpoint.RETRIES", 0)
     flags = ["--model", "m", "--data-dir", folder, "--allow-gaps", "--judge-model", "j"]
     with FakeServer(everything) as server, FakeServer(faults=always("500")) as judge:
         rows = run(
