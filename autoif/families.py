@@ -4,8 +4,8 @@
     Do not use more than 18 words
     Keep the answer under 30 words
 
-Two constraints are tied when their wording has the same `form`, or when two of their functions have the same `shape`.
-A family is everything that ties connect. Stage 03 writes its name into each row and holds out whole families, since a
+Two constraints are tied when their wording has the same `form`, or when half of the functions of one have the `shape` of
+functions of the other. A family is everything that ties connect. Stage 03 writes its name into each row and holds out whole families, since a
 constraint with a sibling in training measures memory, not obedience to something new.
 """
 
@@ -13,6 +13,7 @@ import ast
 import hashlib
 import re
 from collections import Counter
+from collections.abc import Iterator
 
 # Phrases that mean the same, longest first; what is left of a constraint after these is its form.
 SAME = [
@@ -33,8 +34,8 @@ SAME = [
     (r"\b(?:contain|mention|hav|us|includ|add|insert|employ|work)(?:e|s|es|ing)?(?: in)?\b", "use"),
     (r"\b(?:start|begin|open)(?:s|ning|ing)?\b", "begin"),
     (r"\b(?:end|finish|clos|conclud)(?:e|s|es|ing)?\b", "end"),
+    (r"\bthe (?:last|final) (?:character|sign|word) (?:must |should )?be\b", "end"),
     (r"\b(?:precisely|just)\b", "exactly"),
-    (r"\bletters? [a-z]\b", "letter 'x'"),
 ]
 # Names of signs, and number words: which sign and which number is what siblings differ in.
 SIGN = (
@@ -79,13 +80,14 @@ def form(instruction: str) -> str:
     'Use no more than 20 words' -> '# most use word'
     """
     text = instruction.replace("’", "'")
-    text = re.sub(QUOTED, lambda found: f" {quoted(found.group()[1:-1])} ", text)
-    text = re.sub(r"(?<=[a-z ])\b[B-HJ-Z]\b", " letter ", text).lower()
+    text = re.sub(QUOTED, lambda found: f" _{quoted(found.group()[1:-1])} ", text)
+    text = re.sub(r"(?<=[a-z ])\b[B-HJ-Z]\b", " _letter ", text).lower()
+    text = re.sub(r"\b(?:words?|phrases?|letters?|signs?|symbols?|characters?)\s+(?=_)", "", text)
     for pattern, meaning in SAME:
         text = re.sub(r"\s+", " ", re.sub(pattern, f" {meaning} ", text))
-    text = re.sub(SIGN, " sign ", text)
+    text = re.sub(SIGN, " _sign ", text)
     text = re.sub(NUMBER, " # ", text)
-    text = re.sub(r"[^\w\s#'.,;:!?]", " sign ", text)
+    text = re.sub(r"[^\w\s#'.,;:!?]", " _sign ", text)
     words = re.findall(r"[\w']+|#", text)
     singular = {re.sub(r"(?<=\w\w)(?<!s)s$", "", word) for word in words if word not in FILLER}
     if singular & {"most", "least", "exactly", "between", "not"}:
@@ -167,35 +169,51 @@ def shape(code: str) -> str | None:
     return ast.dump(_Shape(own_names).visit(tree))
 
 
-def ties(row: dict) -> list[str]:
-    """What ties a constraint to others: its form first, then the shapes of its functions."""
-    shapes = [shape(verifier["code"]) for verifier in row["verifiers"]]
-    return ["form: " + form(row["instruction"])] + [each for each in shapes if each]
+def related(shapes: list[set[str]]) -> Iterator[tuple[int, int]]:
+    """Yield the rows (by number) that at least half of the functions of one of them tie together.
+
+    Half, since single functions miss their constraint: one that counts words where it should count sentences would
+    tie the two kinds, and soon everything to everything.
+    """
+    having: dict[str, list[int]] = {}
+    shared = Counter()
+    for number, own in enumerate(shapes):
+        for each in own:
+            shared.update((other, number) for other in having.setdefault(each, []))
+            having[each].append(number)
+    for (one, other), count in shared.items():
+        if 2 * count >= min(len(shapes[one]), len(shapes[other])):
+            yield one, other
 
 
 def families(rows: list[dict], seed: int = 0) -> list[str]:
     """The name of each row's family: of all forms in it, the one whose hash is smallest.
 
-    [20 words, 18 words, 'no commas'] -> ['# most word', '# most word', 'not sign']
+    ['At most 20 words', 'At most 18 words', 'No commas'] -> ['# most word', '# most word', '_sign not']
     """
     parent: dict[str, str] = {}
 
-    def root(tie: str) -> str:
-        while parent.setdefault(tie, tie) != tie:
-            parent[tie] = parent[parent[tie]]  # halve the path on the way up
-            tie = parent[tie]
-        return tie
+    def root(name: str) -> str:
+        while parent.setdefault(name, name) != name:
+            parent[name] = parent[parent[name]]  # halve the path on the way up
+            name = parent[name]
+        return name
 
-    tied = [ties(row) for row in rows]
-    for own in tied:
-        for other in own[1:]:
-            parent[root(other)] = root(own[0])
+    forms = [form(row["instruction"]) for row in rows]
+    shapes = []
+    for row in rows:
+        own = {shape(verifier["code"]) for verifier in row["verifiers"]}
+        shapes.append(own - {None})
+    for one, other in related(shapes):
+        parent[root(forms[one])] = root(forms[other])
+
+    # the name hangs on the forms alone: it stays when siblings with a known form are added
     names: dict[str, str] = {}
-    for own in tied:
-        # a name that hangs on the forms alone: it stays when siblings with a known form are added
-        name, top = own[0].removeprefix("form: "), root(own[0])
-        names[top] = min(names.get(top, name), name, key=lambda each: place(each, seed))
-    return [names[root(own[0])] for own in tied]
+    for own in forms:
+        best = names.setdefault(root(own), own)
+        if place(own, seed) < place(best, seed):
+            names[root(own)] = own
+    return [names[root(own)] for own in forms]
 
 
 def place(name: str, seed: int) -> bytes:

@@ -20,7 +20,7 @@ from autoif import files, llm  # noqa: E402
 
 MODEL = "recorded-supervisor"
 FLAGS = {
-    "01_seed_augment": ["--seeds", str(DEMO / "seeds.txt"), "--k", "3", "--count", "20"],
+    "01_seed_augment": ["--seeds", str(DEMO / "seeds.txt"), "--k", "4", "--count", "20"],
     "02_verifiers": ["--k", "4"],
     "03_backtranslate": ["--nli", "llm", "--heldout", "0.25", "--seed", "0"],
 }

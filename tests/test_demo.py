@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -92,8 +93,8 @@ def test_the_store_keeps_what_was_recorded(out):
 
 def test_the_demo_has_the_sizes_it_promises(stats, rows):
     assert stats["01_seed_augment"]["seeds"] >= 12
-    assert stats["01_seed_augment"]["kept"] >= 48
-    assert len(rows) >= 40
+    assert stats["01_seed_augment"]["kept"] >= 70
+    assert len(rows) >= 60 and stats["03_backtranslate"]["families"] >= 35
     assert stats["02_verifiers"]["completions"] == 4 * stats["02_verifiers"]["in"]
 
 
@@ -113,8 +114,10 @@ def test_seed_augment_drops_each_kind_of_bad_line(stats):
 
 
 def test_lists_are_recorded_with_dashes_numbers_and_stars_and_prose_around_them(out):
-    dashes, numbers, stars = [record["text"] for record in completions("01_seed_augment")]
+    texts = [record["text"] for record in completions("01_seed_augment")]
+    dashes, numbers, stars, brackets = texts
     assert "\n- " in dashes and "\n2. " in numbers and "\n* **" in stars
+    assert "\n(2) " in brackets
     instructions = {row["instruction"] for row in files.read(out / "01_instructions.jsonl")}
     assert {
         'Include the word "important"',
@@ -213,7 +216,20 @@ def test_no_held_out_constraint_has_a_sibling_that_is_trained_on(rows):
     assert len(heldout) >= 10 and len(families["heldout"]) >= 8
 
 
-@pytest.mark.parametrize("name, number", [("queries.txt", 24), ("heldout_queries.txt", 8)])
+def test_most_held_out_constraints_are_not_about_length(rows):
+    """Or a gain could be had by brevity alone."""
+    heldout = [row["instruction"] for row in rows if row["split"] == "heldout"]
+    length = [each for each in heldout if re.search(r"\d+ words|longer|shorter|characters", each)]
+    assert 1 <= len(length) <= len(heldout) / 3
+
+
+def test_some_training_constraints_ask_for_more_and_not_for_less(rows):
+    trained = [row["instruction"] for row in rows if row["split"] == "train"]
+    more = [each for each in trained if re.search("at least|more than|or more", each)]
+    assert len(more) >= 6
+
+
+@pytest.mark.parametrize("name, number", [("queries.txt", 44), ("heldout_queries.txt", 16)])
 def test_all_queries_pass_the_filters_of_stage_04(name, number):
     kept, dropped = queries.load(str(DEMO / name), 20, 300, "en", 0.0)
     assert len(kept) == number and not dropped
