@@ -74,13 +74,19 @@ def sides(
 
 
 def match(
-    chosen: list[dict], rejected: list[dict], count: int, rng: random.Random
+    chosen: list[dict],
+    rejected: list[dict],
+    count: int,
+    rng: random.Random,
+    texts: int | None = None,
 ) -> list[tuple[dict, dict]]:
-    """At most `count` pairs in random order, in which no text comes again before the others of its side have come.
+    """At most `count` pairs in random order, out of at most `texts` of each side.
 
+    No text comes again before the others of its side have come:
     2 chosen, 2 rejected:  c0 r0, c1 r1, then shifted by one: c0 r1, c1 r0
     """
-    chosen, rejected = rng.sample(chosen, len(chosen)), rng.sample(rejected, len(rejected))
+    chosen = rng.sample(chosen, len(chosen))[:texts]
+    rejected = rng.sample(rejected, len(rejected))[:texts]
     rounds = math.lcm(len(chosen), len(rejected))  # after so many pairs the same ones would come
     found = []
     for at in range(min(count, len(chosen) * len(rejected))):
@@ -177,7 +183,8 @@ def pairs(args):
             funnel.drop(f"{level}: nothing to reject", row)
         else:
             funnel.keep()
-            for good, bad in match(chosen, rejected, args.pairs_per_prompt, rng):
+            matched = match(chosen, rejected, args.pairs_per_prompt, rng, args.texts_per_side)
+            for good, bad in matched:
                 count[level] += 1
                 made.append(pair_row(row, level, count[level], good, bad))
 
@@ -319,6 +326,11 @@ def parse(argv):
         type=positive_int,
         default=1,
         help="at most (paper: not stated; released code: 4)",
+    )
+    parser.add_argument(
+        "--texts-per-side",
+        type=positive_int,
+        help="out of so many texts to choose and to reject (default: all; released code: 2)",
     )
     parser.add_argument(
         "--fraction",
