@@ -1,4 +1,4 @@
-"""The shell around a stage: named errors with exit code 2, streaming, the funnel that accounts for every row."""
+"""The shell around a stage: named errors, streaming, flags, the funnel that accounts for rows."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ from autoif.files import UserError, dump, refuse_unwritable, whole_file, write_w
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main` as a command: UserError ends it with exit code 2, Ctrl-C with 130, both without a traceback."""
+    """Call `main` as a command: UserError ends it with 2, Ctrl-C with 130, without a traceback."""
     name = Path(sys.argv[0]).name
     try:
         main()
@@ -35,10 +35,10 @@ def run(main: Callable[[], None]) -> None:
 def through(
     process: Callable[[Iterable], Iterator], items: Iterable, expand: Callable[[Any], list]
 ) -> Iterator[tuple]:
-    """Send the parts of every item through a streaming `process`; yield (item, results of its parts) in order.
+    """Send the parts of every item through `process`; yield (item, results of its parts).
 
-    `process` takes an iterable and yields one result for each element, in order and lazily, as `LLM.complete` and
-    `sandbox.run` do, so that only the items under way are in memory.
+    `process` takes an iterable and yields one result for each element, in order and lazily, as
+    `LLM.complete` and `sandbox.run` do, so that only the items under way are in memory.
     """
     waiting = deque()
 
@@ -60,10 +60,11 @@ def through(
 
 
 class Funnel:
-    """Accounts for a stage's rows: each is kept or dropped for a named reason, and the two add up to the input.
+    """Accounts for a stage's rows: each is kept, or dropped for a named reason.
 
-    Dropped rows go to `<out>.dropped.jsonl` with their reason; the numbers go to `stats.json` beside `out`. Both are
-    written by `finish` alone: a run that fails leaves those of an earlier one, as it leaves the earlier output.
+    Dropped rows go to `<out>.dropped.jsonl` with their reason, the numbers to `stats.json` beside
+    `out`. Both are written by `finish` alone: a run that fails leaves those of an earlier one, as
+    it leaves the earlier output.
     """
 
     def __init__(self, stage: str, out: str | Path):
@@ -83,13 +84,13 @@ class Funnel:
         self._rows.write(dump({"reason": reason, **row}) + "\n")
 
     def line(self) -> str:
-        """`02_verifiers: 812 in -> 514 kept (no verifier compiles 91, no case agreed 34, accuracy 173)`"""
+        """`02_verifiers: 812 in -> 514 kept (no verifier compiles 91, no case agreed 207)`"""
         reasons = [f"{reason} {count:,}" for reason, count in self.dropped.most_common()]
         counted = f"{self.stage}: {self.total:,} in -> {self.kept:,} kept"
         return f"{counted} ({', '.join(reasons)})" if reasons else counted
 
     def refuse_empty(self, cause: str) -> None:
-        """UserError when nothing was kept: called before the output is written, so that none passes for success."""
+        """UserError when nothing was kept; called before an output is written."""
         if self.kept:
             return
         seen = ""
@@ -99,7 +100,7 @@ class Funnel:
         raise UserError(f"nothing was kept, nothing is written. {self.line()}. {cause}{seen}")
 
     def finish(self, **numbers) -> None:
-        """Print the funnel line and add `{in, kept, dropped, **numbers}` to `stats.json` under the stage's name."""
+        """Print the line, and put `{in, kept, dropped, **numbers}` into `stats.json`."""
         self._write_dropped()
         print(self.line())
         stats = self._stats()

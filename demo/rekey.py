@@ -1,10 +1,11 @@
 """Make the recorded supervisor completions match reworded prompts.
 
-A stage finds a completion by its key, the hash of the very prompt. Every recording says in `for` what it is about: a
-sample (01), a constraint (02), a function or a pair of constraints (03). From that its key is computed anew.
+A stage finds a completion by its key, the hash of the very prompt. Every recording says in `for`
+what it is about: a sample (01), a constraint (02), a function or a pair of constraints (03). From
+that its key is computed anew.
 
     python demo/rekey.py --check    # only list the recordings that no longer match
-    python demo/rekey.py            # rewrite their keys: right only where they still answer the new prompts
+    python demo/rekey.py            # rewrite their keys: where they still answer the new prompts
 """
 
 import argparse

@@ -34,7 +34,10 @@ def test_json_is_found_fenced_bare_or_in_prose(wrap):
 
 
 def test_real_newlines_and_trailing_commas_are_repaired():
-    text = '{"func": "def evaluate(response):\n    return \\"a\\" in response", "cases": [{"input": "a", "output": true},],}'
+    text = (
+        '{"func": "def evaluate(response):\n    return \\"a\\" in response", '
+        '"cases": [{"input": "a", "output": true},],}'
+    )
     assert stage.parse_verifier(text) == (
         'def evaluate(response):\n    return "a" in response',
         [{"input": "a", "output": True}],
@@ -42,7 +45,10 @@ def test_real_newlines_and_trailing_commas_are_repaired():
 
 
 def test_backticks_and_braces_in_the_answer_end_no_json():
-    fence = "def evaluate(response):\n    return response.startswith('```') and response.endswith('```')"
+    fence = (
+        "def evaluate(response):\n"
+        "    return response.startswith('```') and response.endswith('```')"
+    )
     cases = [("```\nx\n```", True), ("x", False)]
     answer = json.dumps(completion(fence, cases))
     for text in (
@@ -234,8 +240,9 @@ def test_check_tries_own_functions_and_names_what_cannot_be_called(tmp_path, cap
     assert "o3, function 1 (Constraint 3): missing module" in named[2]
 
 
-# Accuracies of the functions that the authors' script 3 keeps of their sample, and the number of cases it keeps, when each
-# function runs in one namespace (their two dictionaries hide helpers: one function less in the last row).
+# Accuracies of the functions that the authors' script 3 keeps of their sample, and the number of
+# cases it keeps, when each function runs in one namespace (their two dictionaries hide helpers: one
+# function less in the last row).
 RELEASED = [
     ([0.8125, 0.9375], 16),
     ([1.0] * 3, 13),
@@ -256,9 +263,10 @@ def test_the_released_settings_keep_the_released_functions_with_the_released_acc
         )
     )
     answers = {row["instruction"]: row["gpt-answer"] for row in sample}
-    find = lambda messages: next(
-        each for each in answers if f"\n{each}\n" in messages[0]["content"]
-    )  # noqa: E731
+
+    def find(messages):
+        return next(each for each in answers if f"\n{each}\n" in messages[0]["content"])
+
     with FakeServer(lambda messages, request: answers[find(messages)]) as server:
         stage.main(
             [

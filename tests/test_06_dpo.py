@@ -105,7 +105,7 @@ def test_pairs_are_made_for_the_training_samples_only(tmp_path):
 
 @needs("autoif_sample/dpo_query_eval_score_results.jsonl")
 def test_the_released_flags_make_the_pairs_of_the_released_script(tmp_path):
-    """Their script makes 6 pairs of their sample (5 where it happens to draw a repeated text twice).
+    """Their script makes 6 pairs of their sample (5 where it draws a repeated text twice).
 
     Their rows have no verdicts, only accuracies of 0 and 1.
     """
@@ -344,7 +344,10 @@ def test_loss_rewards_and_gradients_equal_trl(tmp_path):
 
 def test_a_run_learns_the_pairs_and_computes_the_reference_once(tmp_path):
     model = tiny_models.checkpoint(tmp_path / "sft")
-    say = lambda role, text: [{"role": role, "content": text}]
+
+    def say(role, text):
+        return [{"role": role, "content": text}]
+
     path = tiny_models.write(
         tmp_path / "pairs.jsonl",
         [
@@ -385,7 +388,7 @@ def test_a_run_learns_the_pairs_and_computes_the_reference_once(tmp_path):
         and rows[-1]["margin"] > 0.1
         and rows[-1]["chosen"] - rows[-1]["rejected"] == pytest.approx(rows[-1]["margin"], abs=1e-5)
     )
-    # an online iteration: the policy goes on, the reference stays, and its log-probabilities are found on the disk
+    # an online iteration: the policy goes on, the reference stays, its log-probabilities are there
     output = tiny_models.finish(
         tiny_models.start(
             "06_dpo.py",

@@ -50,9 +50,9 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
 
 def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path):
     path = tmp_path / "out.jsonl"
-    with pytest.raises(UserError, match=r"out\.jsonl cannot be written, the disk is full"):
-        with files.writer(path):
-            raise OSError(errno.ENOSPC, "No space left on device")
+    full = pytest.raises(UserError, match=r"out\.jsonl cannot be written, the disk is full")
+    with full, files.writer(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -173,7 +173,8 @@ def test_results_of_a_stream_return_to_their_items_in_order_and_lazily():
 @pytest.mark.parametrize("stage", sorted(path.name for path in ROOT.glob("0?_*.py")))
 def test_help_needs_neither_torch_nor_transformers(stage):
     code = (
-        "import sys, runpy; sys.modules.update(dict.fromkeys(['torch', 'transformers', 'deepspeed', 'sklearn', 'openai']));"
+        "import sys, runpy; absent = ['torch', 'transformers', 'deepspeed', 'sklearn', 'openai'];"
+        "sys.modules.update(dict.fromkeys(absent));"
         f"sys.argv = ['{stage}', '--help']; runpy.run_path('{stage}', run_name='__main__')"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
