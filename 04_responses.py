@@ -361,6 +361,11 @@ def read_queries(args: argparse.Namespace) -> tuple[list[str], dict]:
     rows, dropped = queries.load(
         args.queries, args.min_chars, args.max_chars, args.language, args.heldout_queries
     )
+    if set(dropped) == {"no human turn"} and not rows:
+        raise UserError(
+            f"--queries {args.queries}: no record has 'query', nor a human turn in "
+            "'conversations' or 'messages'; rename the field that holds the query"
+        )
     pool = [row["query"] for row in rows if row["split"] == "train"]
     if not pool:
         raise UserError(
