@@ -1,19 +1,22 @@
-"""The shell around a stage: named errors with exit code 2, streaming, the funnel that accounts for every row."""
+"""The shell around a stage: named errors, streaming, flags, the funnel that accounts for rows."""
 
 import argparse
 import json
 import math
+import shutil
 import sys
+import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from autoif.files import UserError, dump, write_whole
+from autoif.files import UserError, dump, refuse_unwritable, whole_file, write_whole
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main` as a command: UserError ends it with exit code 2, Ctrl-C with 130, both without a traceback."""
+    """Call `main` as a command: UserError ends it with 2, Ctrl-C with 130, without a traceback."""
     name = Path(sys.argv[0]).name
     try:
         main()
@@ -31,10 +34,10 @@ def run(main: Callable[[], None]) -> None:
 def through(
     process: Callable[[Iterable], Iterator], items: Iterable, expand: Callable[[Any], list]
 ) -> Iterator[tuple]:
-    """Send the parts of every item through a streaming `process`; yield (item, results of its parts) in order.
+    """Send the parts of every item through `process`; yield (item, results of its parts).
 
-    `process` takes an iterable and yields one result for each element, in order and lazily, as `LLM.complete` and
-    `sandbox.run` do, so that only the items under way are in memory.
+    `process` takes an iterable and yields one result for each element, in order and lazily, as
+    `LLM.complete` and `sandbox.run` do, so that only the items under way are in memory.
     """
     waiting = deque()
 
@@ -73,26 +76,38 @@ def within(
     return parse
 
 
+def ratio(text: str) -> float:
+    """A number, also as a fraction: 0.5, 1/64."""
+    try:
+        return float(Fraction(text))
+    except ZeroDivisionError:
+        return math.nan
+
+
 # Ranges of flags, checked by the parser: before anything is read, written or spent.
 natural = within(int, 0)
 positive_int = within(int, 1)
 non_negative = within(float, 0)
 positive = within(float, 0, above=True)
-share = within(float, 0, 1)
-positive_share = within(float, 0, 1, above=True)
+share = within(ratio, 0, 1)
+positive_share = within(ratio, 0, 1, above=True)
 
 
 class Funnel:
-    """Accounts for a stage's rows: each is kept or dropped for a named reason, and the two add up to the input.
+    """Accounts for a stage's rows: each is kept, or dropped for a named reason.
 
-    Dropped rows go to `<out>.dropped.jsonl` with their reason; the numbers go to `stats.json` beside `out`.
+    Dropped rows go to `<out>.dropped.jsonl` with their reason, the numbers to `stats.json` beside
+    `out`. Both are written by `finish` alone: a run that fails leaves those of an earlier one, as
+    it leaves the earlier output.
     """
 
     def __init__(self, stage: str, out: str | Path):
         self.stage, self.out = stage, Path(out)
         self.total, self.kept, self.dropped = 0, 0, Counter()
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.out.with_suffix(".dropped.jsonl"), "w", encoding="utf-8")
+        refuse_unwritable(self.out.with_suffix(".dropped.jsonl"))
+        self._stats()  # a broken one is named before any work
+        # without a name: it is gone with the process, however that ends
+        self._rows = tempfile.TemporaryFile("w+", encoding="utf-8", dir=self.out.parent)
 
     def keep(self) -> None:
         self.total, self.kept = self.total + 1, self.kept + 1
@@ -100,22 +115,52 @@ class Funnel:
     def drop(self, reason: str, row: dict) -> None:
         self.total += 1
         self.dropped[reason] += 1
-        self._file.write(dump({"reason": reason, **row}) + "\n")
+        self._rows.write(dump({"reason": reason, **row}) + "\n")
+
+    def line(self) -> str:
+        """`02_verifiers: 812 in -> 514 kept (no verifier compiles 91, no case agreed 207)`"""
+        reasons = [f"{reason} {count:,}" for reason, count in self.dropped.most_common()]
+        counted = f"{self.stage}: {self.total:,} in -> {self.kept:,} kept"
+        return f"{counted} ({', '.join(reasons)})" if reasons else counted
+
+    def refuse_empty(self, cause: str) -> None:
+        """UserError when nothing was kept; called before an output is written."""
+        if self.kept:
+            return
+        seen = ""
+        if not self.out.exists():  # the dropped rows of an output that stays belong to that one
+            self._write_dropped()
+            seen = f"; every dropped row is in {self.out.with_suffix('.dropped.jsonl')}"
+        raise UserError(f"nothing was kept, nothing is written. {self.line()}. {cause}{seen}")
 
     def finish(self, **numbers) -> None:
-        """Print the funnel line and add `{in, kept, dropped, **numbers}` to `stats.json` under the stage's name."""
-        self._file.close()
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in self.dropped.most_common())
-        print(
-            f"{self.stage}: {self.total:,} in -> {self.kept:,} kept"
-            + (f" ({reasons})" if reasons else "")
-        )
-        path = self.out.parent / "stats.json"
-        stats = json.loads(path.read_text()) if path.exists() else {}
+        """Print the line, and put `{in, kept, dropped, **numbers}` into `stats.json`."""
+        self._write_dropped()
+        print(self.line())
+        stats = self._stats()
         stats[self.stage] = {
             "in": self.total,
             "kept": self.kept,
             "dropped": dict(self.dropped.most_common()),
             **numbers,
         }
-        write_whole(path, json.dumps(stats, indent=2) + "\n")
+        write_whole(self.out.parent / "stats.json", json.dumps(stats, indent=2) + "\n")
+
+    def _write_dropped(self) -> None:
+        self._rows.seek(0)
+        with whole_file(self.out.with_suffix(".dropped.jsonl")) as file:
+            shutil.copyfileobj(self._rows, file)
+
+    def _stats(self) -> dict:
+        """What `stats.json` holds so far."""
+        path = self.out.parent / "stats.json"
+        try:
+            stats = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        except (ValueError, OSError) as error:
+            raise UserError(f"{path} cannot be read ({error}); mend or delete it") from None
+        if not isinstance(stats, dict):
+            raise UserError(f"{path} is no JSON object; mend or delete it")
+        return stats
+
+
+# What a flag may be, for argparse's `type=`: a value out of range ends the parser, before any work.

@@ -1,20 +1,18 @@
 """Make the recorded supervisor completions match reworded prompts.
 
-A stage finds a completion by its key, the hash of the very prompt. Every recording says in `for` what it is about: a
-sample (01), a constraint (02), a function or a pair of constraints (03). From that its key is computed anew.
+A stage finds a completion by its key, the hash of the very prompt. Every recording says in `for`
+what it is about: a sample (01), a constraint (02), a function or a pair of constraints (03). From
+that its key is computed anew.
 
     python demo/rekey.py --check    # only list the recordings that no longer match
-    python demo/rekey.py            # rewrite their keys: right only where they still answer the new prompts
+    python demo/rekey.py            # rewrite their keys: where they still answer the new prompts
 """
 
 import argparse
 import importlib
 import random
 import sys
-import tempfile
 from pathlib import Path
-from types import SimpleNamespace
-from unittest import mock
 
 DEMO = Path(__file__).resolve().parent
 sys.path.insert(0, str(DEMO.parent))  # the stages are files of the checkout, not a package
@@ -23,46 +21,30 @@ from autoif import files, llm  # noqa: E402
 
 MODEL = "recorded-supervisor"
 FLAGS = {
-    "01_seed_augment": ["--seeds", str(DEMO / "seeds.txt"), "--k", "3", "--count", "20"],
+    "01_seed_augment": ["--seeds", str(DEMO / "seeds.txt"), "--k", "4", "--count", "20"],
     "02_verifiers": ["--k", "4"],
     "03_backtranslate": ["--nli", "llm", "--heldout", "0.25", "--seed", "0"],
 }
 
 
-def arguments(stage, flags: list[str]) -> argparse.Namespace:
-    """The flags with the stage's own defaults: it is stopped where it would open the store."""
-    stopped = mock.patch.object(llm.LLM, "from_args", side_effect=InterruptedError)
-    with tempfile.TemporaryDirectory() as out, stopped as opened:
-        try:
-            stage.main(["--model", MODEL, "--out", f"{out}/out.jsonl", *flags])
-        except InterruptedError:
-            return opened.call_args.args[0]
-
-
 def request(stage, args: argparse.Namespace, record: dict) -> dict:
     """What the stage sends today about the subject of a recording."""
-    about, asked = record["for"], []
+    about = record["for"]
     if stage.__name__ == "01_seed_augment":
         rng = random.Random(args.seed)
-        return list(
-            stage.requests(stage.read_seeds(args.seeds), args.k, args.count, args.shown, rng)
-        )[record["index"]]
+        seeds = stage.read_seeds(args.seeds)
+        return list(stage.requests(seeds, args.k, args.count, args.shown, rng))[record["index"]]
     if stage.__name__ == "02_verifiers":
         return stage.request({"instruction": about}, args.k)
     if isinstance(about, str):
         return stage.requests({"verifiers": [{"code": about}]}, args.max_functions)[0]
-    list(
-        stage.nli_supervisor(
-            [about], SimpleNamespace(complete=lambda requests: asked.extend(requests) or [])
-        )
-    )
-    return asked[0]
+    return next(stage.nli_requests([about]))
 
 
 def recordings(name: str):
     """Yield every recording of a stage with the key of today's prompt."""
     stage = importlib.import_module(name)
-    args = arguments(stage, FLAGS[name])
+    args = stage.parse(["--model", MODEL, *FLAGS[name]])
     sampling = {
         flag: getattr(args, flag) for flag in ("temperature", "max_tokens", "top_p", "seed")
     }
@@ -75,12 +57,12 @@ def recordings(name: str):
 
 def stale() -> list[str]:
     """The recordings that no longer match, one line each."""
-    return [
-        f"{name}, sample {record['index']} of {record['for']!r}"
-        for name in FLAGS
-        for record, key in recordings(name)
-        if record["key"] != key
-    ]
+    found = []
+    for name in FLAGS:
+        for record, key in recordings(name):
+            if record["key"] != key:
+                found.append(f"{name}, sample {record['index']} of {record['for']!r}")
+    return found
 
 
 if __name__ == "__main__":

@@ -13,9 +13,6 @@ from autoif.evaluation.benchmarks import single_turn as answer  # noqa: F401  pa
 from autoif.files import UserError
 from autoif.prompt import accuracy, join
 
-# As stage 04 chooses queries by default (released code).
-QUERY_LENGTH, QUERY_LANGUAGE = (20, 300), "en"
-
 
 def load(source, args) -> list[dict]:
     if not (args.heldout and args.queries):
@@ -33,11 +30,9 @@ def load(source, args) -> list[dict]:
         raise UserError(
             f"{args.heldout} has no row with split 'heldout'; run 03_backtranslate.py again"
         )
-    kept, _ = queries.load(args.queries, *QUERY_LENGTH, QUERY_LANGUAGE)
+    kept = queries.kept(args.queries, "heldout")
     if not kept:
-        raise UserError(
-            f"{args.queries} has no query of {QUERY_LENGTH} characters in {QUERY_LANGUAGE!r}"
-        )
+        raise UserError(f"{args.queries} has no query of the split 'heldout'")
     items = []
     for row in rows:
         # A generator of its own for each constraint: its queries do not change when other constraints come or go.
