@@ -47,12 +47,14 @@ Then write three test cases: texts that obey the constraint and texts that do no
 Answer with one JSON object and nothing else:
 {{"func": "<the source code of the function>", "cases": [{{"input": "<text>", "output": true or false}}, ...]}}"""
 
-# How a model may write the expected output of a case.
+# How models write the expected output of a case. The released code compares the text "True" with a
+# bool, so that such a case agrees with no function.
 OUTPUTS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def parse_verifier(text: str) -> tuple[str, list[dict]] | str:
     """(code, cases) out of a completion, or the reason why there are none."""
+    # the first candidate that is an answer: an object in the prose around it has no function
     for found in replies.objects(text):
         if isinstance(found, dict) and isinstance(found.get("func"), str) and found["func"].strip():
             return found["func"], parse_cases(found.get("cases"))
@@ -61,8 +63,10 @@ def parse_verifier(text: str) -> tuple[str, list[dict]] | str:
 
 def parse_cases(cases: object) -> list[dict]:
     """The well-formed cases as {"input": "One. Two.", "output": true}; others are left out."""
+    if not isinstance(cases, list):
+        return []
     found = []
-    for case in cases if isinstance(cases, list) else []:
+    for case in cases:
         if not isinstance(case, dict) or not isinstance(case.get("input"), str):
             continue
         output = str(case.get("output")).strip().lower()
@@ -78,7 +82,7 @@ def parse_released(text: str) -> tuple[str, list[dict]] | str:
     """
     fenced = re.search(r"```json(.*?)```", text, re.DOTALL)
     try:
-        parsed = json.loads(fenced.group(1)) if fenced else None
+        parsed = fenced and json.loads(fenced.group(1))
     except json.JSONDecodeError:
         parsed = None
     if not isinstance(parsed, dict) or not isinstance(parsed.get("func"), str):
@@ -170,14 +174,18 @@ def shortage(
         return None
     if not completions:
         return "no completion"
-    return "too few functions" if functions < min_functions else "too few cases"
+    if functions < min_functions:
+        return "too few functions"
+    return "too few cases"
 
 
 def weakness(verdicts: list[str], on_empty: str) -> str | None:
     """What is suspicious in a function: one verdict for every case, or an empty answer passes."""
     if len(verdicts) > 1 and len(set(verdicts)) == 1:
         return f"always {verdicts[0]}"
-    return "passes an empty answer" if on_empty == "pass" else None
+    if on_empty == "pass":
+        return "passes an empty answer"
+    return None
 
 
 def request(row: dict, k: int) -> dict:
@@ -194,11 +202,14 @@ def parse_samples(
     for sample in samples:
         parsed = parse(sample["text"])
         if isinstance(parsed, str):
-            cut = ", truncated" if sample["finish_reason"] == "length" else ""
-            counts[parsed + cut] += 1
+            # cut off: more --max-tokens may help, and no other wording of the prompt will
+            if sample["finish_reason"] == "length":
+                parsed += ", truncated"
+            counts[parsed] += 1
             continue
         codes.append(parsed[0])
         cases += parsed[1]
+    # the same function twice would have two votes on each case
     functions = list(dict.fromkeys(codes)) if released else distinct_functions(codes)
     distinct = distinct_cases(cases)
     counts["completions"] += len(samples)

@@ -77,6 +77,7 @@ def nli_model(pairs: Iterable[tuple[str, str]], name: str, batch_size: int) -> I
             f"a model with {', '.join(LABELS)} is needed"
         )
     pairs = iter(pairs)
+    # loaded once, pairs in batches: the released code loads it again for each pair
     while batch := list(islice(pairs, batch_size)):
         premises, hypotheses = zip(*batch)
         inputs = tokenizer(
@@ -90,6 +91,7 @@ def nli_model(pairs: Iterable[tuple[str, str]], name: str, batch_size: int) -> I
 def nli_requests(pairs: Iterable[tuple[str, str]]) -> Iterator[dict]:
     for premise, hypothesis in pairs:
         content = NLI_PROMPT.format(premise=premise, hypothesis=hypothesis)
+        # greedy: a judgement, not a sample
         yield {"messages": [{"role": "user", "content": content}], "k": 1, "temperature": 0.0}
 
 
@@ -113,6 +115,7 @@ def translated(rows: list[dict], client: llm.LLM, max_functions: int) -> Iterato
     for row, answers in through(client.complete, rows, expand):
         texts = []
         for samples in answers:
+            # "" keeps the place of an answer that never came: it must not look like a neutral one
             texts += [clean(sample["text"]) for sample in samples] or [""]
         yield {**row, "back_translations": texts}
 
@@ -126,9 +129,12 @@ def drop_reason(row: dict) -> str | None:
     """Only a contradiction speaks against a constraint; without all labels it waits for a rerun."""
     if "contradiction" in row["nli"]:
         return "contradiction"
+    # what is missing is no verdict: a rerun asks for it again
     if "" in row["back_translations"]:
         return "no back-translation"
-    return "no NLI label" if None in row["nli"] else None
+    if None in row["nli"]:
+        return "no NLI label"
+    return None
 
 
 def split(rows: list[dict], heldout_share: float, seed: int) -> list[dict]:
@@ -221,7 +227,7 @@ def main(argv: list[str] | None = None) -> None:
         kept = consistent(rows, args, funnel, counts)
     funnel.refuse_empty("Does the NLI model, or the supervisor that judges, tell the labels apart?")
 
-    # split: families are known only when all constraints are
+    # split: families are known only when all constraints are, so this waits for the last one
     names = set()
     with files.writer(args.out) as write:
         for row in split(kept, args.heldout, args.seed):

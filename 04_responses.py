@@ -87,6 +87,7 @@ def joined(rows: list[dict], pool: list[str], per_instruction: int, seed: int) -
     {"id": "i00002.0", "instruction_id": "i00002", "instruction": ..., "query": ..., "prompt": ...}
     """
     for row in rows:
+        # a generator of its own: its queries stay when other constraints come or go
         drawn = random.Random(f"{seed} {row['id']}").sample(pool, min(per_instruction, len(pool)))
         for number, query in enumerate(drawn):
             yield {
@@ -141,6 +142,7 @@ def by_constraint(asked: Iterable[tuple]) -> Iterator[list[tuple[dict, list[dict
 
 def jobs(group: list[tuple[dict, list[dict]]]) -> list[dict]:
     """One sandbox job a function, on all responses to all prompts of its constraint."""
+    # in one job, as a function is loaded and locked in once however many answers it sees
     inputs = []
     for _, samples in group:
         inputs += [sample["text"] for sample in samples]
@@ -203,19 +205,25 @@ def outcome(rate: float | None) -> str:
 
 def drop_reason(response: dict, earlier: list[dict], min_accuracy: float) -> str | None:
     """Why a response is not worth a quality score, None when it is."""
+    # before all else: a cut answer may pass, and would teach to stop in mid-sentence
     if response["finish_reason"] == "length":
         return "truncated"
     if response["accuracy"] <= min_accuracy:
         return "verdict errors" if "error" in response["verdicts"] else "accuracy"
+    # the same text twice would weigh twice in the loss
     if any(other["text"] == response["text"] for other in earlier):
         return "duplicate"
     return None
 
 
 def score_reason(response: dict, min_score: float) -> str | None:
+    """Why the judge's score keeps a response from training, None when it does not."""
+    # a judge that gave no number has not judged: the released code counts that as 0
     if response["score"] is None:
         return "no score found"
-    return f"score under {min_score:g}" if response["score"] < min_score else None
+    if response["score"] < min_score:
+        return f"score under {min_score:g}"
+    return None
 
 
 def reasons(row: dict, min_accuracy: float, min_score: float | None) -> list[str | None]:
@@ -273,6 +281,7 @@ def show(args: argparse.Namespace) -> None:
     """Print random rows of `--out` with what became of each response: `--show`."""
     rows = list(files.read(args.out, ["prompt", "pass_rate", "responses"], "04_responses.py"))
     for row in random.Random(args.seed).sample(rows, min(args.show, len(rows))):
+        # a run with --no-score left none: there its absence is no reason
         has_scores = any(response["score"] is not None for response in row["responses"])
         dropped = reasons(row, args.min_accuracy, args.min_score if has_scores else None)
         print(f"\n{row['id']}, pass rate {row['pass_rate']}\n{row['prompt']}")

@@ -153,28 +153,34 @@ def shape(code: str) -> str | None:
     """
     try:
         tree = ast.parse(code)
-        function = next(
-            node
+        own_names, read = names_in(tree)
+        arguments = [
+            node.args.args
             for node in tree.body
-            if isinstance(node, ast.FunctionDef) and node.name == "evaluate" and node.args.args
-        )
-    except (SyntaxError, ValueError, RecursionError, MemoryError, StopIteration):
-        return None
-    own_names, read = {"evaluate"}, set()
+            if isinstance(node, ast.FunctionDef) and node.name == "evaluate"
+        ]
+        if not any(each and each[0].arg in read for each in arguments):
+            return None  # `return True` would tie everything to everything
+        imports = (ast.Import, ast.ImportFrom)
+        tree.body = [node for node in tree.body if not isinstance(node, imports)]
+        return ast.dump(_Shape(own_names).visit(tree))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None  # all that ast raises on hostile text
+
+
+def names_in(tree: ast.Module) -> tuple[set[str], set[str]]:
+    """The names that a module gives (functions, arguments, variables), and those that it reads."""
+    own, read = {"evaluate"}, set()
     for node in ast.walk(tree):
         if isinstance(node, ast.arg):
-            own_names.add(node.arg)
+            own.add(node.arg)
         elif isinstance(node, ast.FunctionDef):
-            own_names.add(node.name)
+            own.add(node.name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            own_names.add(node.id)
+            own.add(node.id)
         elif isinstance(node, ast.Name):
             read.add(node.id)
-    if function.args.args[0].arg not in read:
-        return None  # `return True` would tie everything to everything
-    imports = (ast.Import, ast.ImportFrom)
-    tree.body = [node for node in tree.body if not isinstance(node, imports)]
-    return ast.dump(_Shape(own_names).visit(tree))
+    return own, read
 
 
 def related(shapes: list[set[str]]) -> Iterator[tuple[int, int]]:

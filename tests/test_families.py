@@ -87,6 +87,8 @@ def test_functions_tie_when_they_are_equal_up_to_constants_and_names(one, other,
 def test_a_function_that_ignores_its_input_or_does_not_parse_ties_nothing():
     assert families.shape("def evaluate(response): return True") is None
     assert families.shape("def evaluate(response) return") is None
+    assert families.shape("def evaluate(r): return " + "not " * 5000 + "r") is None
+    assert families.shape("def evaluate(r): return " + "-" * 80 + "len(r)")
     code = "def evaluate(response): return True"
     assert len(set(families.families(rows("Use no commas", "Answer in French", code=code)))) == 2
 
