@@ -1,6 +1,8 @@
 """The shell around a stage: named errors with exit code 2, streaming, the funnel that accounts for every row."""
 
+import argparse
 import json
+import re
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -90,3 +92,13 @@ class Funnel:
             **numbers,
         }
         write_whole(path, json.dumps(stats, indent=2) + "\n")
+
+
+# What a flag may be, for argparse's `type=`: a value out of range ends the parser, before any work.
+
+
+def positive_int(text: str) -> int:
+    """A whole number of at least 1."""
+    if not re.fullmatch(r"\+?\d+", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return int(text)

@@ -3,8 +3,9 @@ import random
 import pytest
 from shared_data import DATA, Scripted, needs, sample, values
 
-from autoif.evaluation.benchmarks import JUDGE_ATTEMPTS, arenahard, converse, infobench, mtbench
+from autoif.evaluation.benchmarks import arenahard, infobench, mtbench
 from autoif.evaluation.benchmarks.source import Source
+from autoif.evaluation.conversation import JUDGE_ATTEMPTS, converse
 from autoif.files import UserError
 
 
