@@ -1,25 +1,28 @@
 """Grow a seed list of format constraints by self-instruct (section 3.1).
 
-Reads hand-written constraints (the 36 below, or a text file with one a line); writes `01_instructions.jsonl`: the
-seeds and what the supervisor adds to them, without duplicates.
+Reads hand-written constraints (the 36 below, or a text file with one a line).
+Writes `01_instructions.jsonl`: the seeds and what the supervisor adds to them, without duplicates.
 
     python 01_seed_augment.py --model Qwen/Qwen2-72B-Instruct --out out/01_instructions.jsonl
 
 Departures from the paper:
-1. Each of the K = 100 requests shows its own random sample of the seeds, not all 36: more variety for the same price.
-2. Near duplicates (TF-IDF cosine) are dropped as well as exact ones; `--near-duplicate 1.01` keeps them.
+1. Each of the K = 100 requests shows its own random sample of the seeds, not all 36: more variety
+   for the same price. `--shown 36` shows all.
+2. Near duplicates (TF-IDF cosine) are dropped as well as exact ones; `--near-duplicate 1.01` keeps
+   them.
+3. Lines about style, metaphor or translation, which the prompt forbids, are dropped by their words;
+   `--no-style-filter` keeps them.
 """
 
 import argparse
-import json
 import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from autoif import files, llm
+from autoif import files, llm, replies
 from autoif.files import UserError
-from autoif.stage import Funnel, run
+from autoif.stage import Funnel, not_negative, positive_int, run
 
 # The paper's 36 seed constraints, in our words.
 SEEDS = """\
@@ -71,102 +74,75 @@ These constraints have the right kind of form:
 {examples}
 
 Leave out whatever only a human reader could judge: tone or style of writing, metaphors, famous quotations, speaking as
-a character, and translation into another language or dialect.
+a character, and translation into another language or dialect. So none like these:
+- Tell it the way an old fisherman would
+- Compare the topic with a season of the year
+- Close with a well-known saying of a philosopher
+- Sound cheerful from beginning to end
+- Give the answer in Danish
 
 Give one constraint a line, each line starting with "- ", and nothing else."""
 
-# What a line of a list starts with: "-", "*", "•", "1.", "1)", "(1)", "**1.**", "#3:", with or without bold marks.
-BULLET = re.compile(
-    r"^\s*(?:\*\*|__)?(?:[-*•‣◦–—+](?!\*)|\(?#?\d{1,3}[.):]|\(\d{1,3}\))(?:\*\*|__)?\s+"
+# A sign that a constraint is about, such as "!" or [: not one that follows a (quoted) word as
+# punctuation does, and no quotes.
+SIGN = re.compile(r"""(?<!\w)(?<!\w["'”’])[^\w\s"'“”‘’]""")
+# Words that a constraint mentions and does not ask for: 'the word "metaphor"', 'the phrase famous'.
+MENTIONED = re.compile(
+    r"""["“][^"“”]*["”]|(?<!\w)['‘][^'‘’]*['’](?!\w)|\b(?:words?|phrase|term)\s+\w+""",
+    re.IGNORECASE,
 )
-# A sign that a constraint is about, such as "!" or [: not one that follows a (quoted) word as punctuation does, and no quotes.
-SYMBOL = re.compile(r"""(?<!\w)(?<!\w["'”’])[^\w\s"'“”‘’]""")
 # Constraints that a function cannot check (section 3.1), by the words that give them away.
 NOT_FORMAT = re.compile(
-    r"\b(?:metaphor\w*|simile\w*|translat\w+|in the style of|writing style|stylistic\w*|tone of|\w+ tone|poetic\w*|"
-    r"quot(?:e|ation)s? (?:from|by)|famous|as if you (?:are|were)|pretend\w*|persona|shakespear\w*|pig latin|"
-    r"humorous\w*|sarcas\w+|formal(?:ly)?|informal(?:ly)?|emotional\w*)\b",
+    r"\b(?:metaphor\w*|simile\w*|translat\w+|in the style of|writing style|stylistic\w*|tone of|\w+ tone|"
+    r"poetic\w*|quot(?:e|ation)s? (?:from|by)|famous|as if you (?:are|were)|pretend\w*|persona|shakespear\w*|"
+    r"pig latin|humorous\w*|sarcas\w+|emotional\w*|(?:in)?formally|"
+    r"(?:in)?formal (?:style|language|register|english|voice|way|manner|writing|speech))\b",
     re.IGNORECASE,
 )
 
 
-def parse_list(text: str) -> list[str]:
-    """The items of a list as models write it: bullets or numbers of any kind, a JSON array, or bare lines.
-
-    Lines without a bullet are prose around the list and are left out, unless no line has one.
-    """
-    array = re.search(
-        r"^[ \t]*\[\s*\".*\"\s*,?\s*\][ \t]*$", text, re.DOTALL | re.MULTILINE
-    )  # not one inside a constraint
-    if array:
-        try:
-            return [item for item in json.loads(array.group()) if isinstance(item, str)]
-        except json.JSONDecodeError:
-            pass  # an array that is none: its lines are read like any others
-    lines = [
-        line for line in text.splitlines() if line.strip() and not line.strip().startswith("```")
-    ]
-    return [BULLET.sub("", line) for line in lines if BULLET.match(line)] or lines
-
-
-def clean(item: str) -> str:
-    """An item without a bold title before it, or bold marks, quotes or blanks around it."""
-    text = re.sub(r"\s+", " ", item).strip()
-    text = re.sub(r"^\*\*[^*]+(?::\*\*|\*\*:) (?=.)", "", text)
-    text = re.sub(
-        r"^(\*\*|__|\*|_|`)(?=\S)(.*\S)\1$", r"\2", text
-    )  # pairs only: a constraint may end with the symbol it is about
-    if text.count("**") == 1:  # its other half went with the bullet
-        text = re.sub(r"^\*\*(?=[^\s*])|(?<=[^\s*])\*\*$", "", text)
-    text = text.strip(" ,")
-    return (
-        text[1:-1].strip(" ,") if re.fullmatch(r'"[^"]*"|“[^“”]*”', text) else text
-    )  # not the quotes of a last word
-
-
 def form(instruction: str) -> str:
-    """What two constraints share when they are exact duplicates: words and numbers, in lower case, and symbols."""
-    return " ".join(re.findall(r"\w+", instruction.lower()) + SYMBOL.findall(instruction))
+    """What two constraints share when they are exact duplicates: words and numbers in lower case, and signs."""
+    return " ".join(re.findall(r"\w+", instruction.lower()) + SIGN.findall(instruction))
+
+
+def details(instruction: str) -> list[str]:
+    """Numbers, single letters and signs in their order: constraints that differ in these are never duplicates."""
+    return re.findall(rf"\d+|\b[b-hj-zA-HJ-Z]\b|{SIGN.pattern}", instruction)
 
 
 def near_duplicates(instructions: list[str], threshold: float) -> dict[int, int]:
-    """Index of each instruction whose TF-IDF cosine (words and word pairs) with an earlier kept one is >= threshold.
+    """Each instruction whose TF-IDF cosine (words and word pairs) with an earlier kept one reaches the threshold.
 
-    Returns {index: index of the earlier one}. Two that differ in numbers, symbols or single letters, or in the order of
-    these, are never duplicates of each other.
+    ['Use at most 20 words', 'Use no commas', 'At most 20 words: use these'] -> {2: 0}
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     vectors = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\w+").fit_transform(instructions)
-    details = [
-        re.findall(rf"\d+|\b[b-hj-zA-HJ-Z]\b|{SYMBOL.pattern}", instruction)
-        for instruction in instructions
-    ]
-    twin = {}
+    detail = [details(instruction) for instruction in instructions]
+    twin: dict[int, int] = {}
+
+    def is_twin(earlier: int, later: int) -> bool:
+        return earlier < later and earlier not in twin and detail[earlier] == detail[later]
+
     for start in range(0, len(instructions), 1000):  # 1,000 rows of cosines at a time: flat memory
         cosines = (vectors[start : start + 1000] @ vectors.T).tocsr()
         for row in range(cosines.shape[0]):
             begin, end = cosines.indptr[row : row + 2]
-            earlier = [
-                j
-                for j, cosine in zip(cosines.indices[begin:end], cosines.data[begin:end])
-                if j < start + row
-                and cosine >= threshold
-                and j not in twin
-                and details[j] == details[start + row]
-            ]
+            near = cosines.indices[begin:end][cosines.data[begin:end] >= threshold]
+            earlier = [int(other) for other in near if is_twin(other, start + row)]
             if earlier:
                 twin[start + row] = min(earlier)
     return twin
 
 
-def drop_reason(instruction: str, max_chars: int) -> str | None:
+def drop_reason(instruction: str, max_chars: int, style_filter: bool) -> str | None:
     """Why a single constraint is unusable, whatever the others are; None when it is fine."""
     if not re.search(r"\w", instruction):
         return "empty"
     if len(instruction) > max_chars:
         return "over-long"
-    if NOT_FORMAT.search(instruction):
+    if style_filter and NOT_FORMAT.search(MENTIONED.sub("", instruction)):
         return "style, metaphor or translation"
     return None
 
@@ -182,21 +158,24 @@ def requests(
 
 
 def read_seeds(path: str | None) -> list[str]:
+    """The seeds of a text file, or the 36 above."""
     if path is None:
         return SEEDS
+    advice = "give a text file with one constraint a line"
     if not Path(path).is_file():
-        raise UserError(
-            f"--seeds {path} does not exist; give a text file with one constraint a line"
-        )
-    seeds = [
-        line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()
-    ]
+        kind = "is a directory" if Path(path).is_dir() else "does not exist"
+        raise UserError(f"--seeds {path} {kind}; {advice}")
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"--seeds {path} is no UTF-8 text; {advice}") from None
+    seeds = [line.strip() for line in lines if line.strip()]
     if not seeds:
-        raise UserError(f"--seeds {path} is empty; give a text file with one constraint a line")
+        raise UserError(f"--seeds {path} is empty; {advice}")
     return seeds
 
 
-def main(argv: list[str] | None = None) -> None:
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -206,57 +185,70 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", default="out/01_instructions.jsonl")
     parser.add_argument(
         "--shown",
-        type=int,
+        type=positive_int,
         default=10,
         help="seeds shown in each request, drawn at random (the paper shows all)",
     )
     parser.add_argument(
         "--count",
-        type=int,
+        type=positive_int,
         default=50,
         help="constraints asked for in each request (released prompt)",
     )
-    parser.add_argument("--max-chars", type=int, default=200, help="longer lines are dropped")
+    parser.add_argument(
+        "--max-chars", type=positive_int, default=200, help="longer lines are dropped"
+    )
     parser.add_argument(
         "--near-duplicate",
-        type=float,
+        type=not_negative,
         default=0.9,
         help="TF-IDF cosine from which two are the same",
     )
-    parser.add_argument("--limit", type=int, help="use only the first LIMIT seeds")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--no-style-filter",
+        action="store_true",
+        help="keep lines about style, metaphor or translation",
+    )
+    parser.add_argument("--limit", type=positive_int, help="use only the first LIMIT seeds")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw of examples")
     llm.add_flags(parser, temperature=1.0, max_tokens=4096, k=100)
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
 
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
     seeds = read_seeds(args.seeds)[: args.limit]
     funnel = Funnel("01_seed_augment", args.out)
+
+    # ask: K requests for new constraints, each with other examples
     candidates = [(seed, "seed") for seed in seeds]
     prompts = requests(seeds, args.k, args.count, args.shown, random.Random(args.seed))
     with llm.LLM.from_args(args, stage="01_seed_augment") as client:
         for samples in client.complete(prompts):
-            candidates += [
-                (clean(item), "augmented")
-                for sample in samples
-                for item in parse_list(sample["text"])
-            ]
+            for sample in samples:
+                candidates += [(item, "augmented") for item in replies.items(sample["text"])]
 
+    # filter: what no function can check, and exact duplicates; seeds are taken as they are
     unique, seen = [], set()
     for instruction, source in candidates:
-        reason = drop_reason(instruction, args.max_chars) if source == "augmented" else None
-        reason = reason or ("exact duplicate" if form(instruction) in seen else None)
+        reason = None
+        if source == "augmented":
+            reason = drop_reason(instruction, args.max_chars, not args.no_style_filter)
+        if reason is None and form(instruction) in seen:
+            reason = "exact duplicate"
         if reason:
             funnel.drop(reason, {"instruction": instruction, "source": source})
             continue
         seen.add(form(instruction))
         unique.append((instruction, source))
 
+    # near duplicates last: cosines need all constraints at once
     twin = near_duplicates([instruction for instruction, _ in unique], args.near_duplicate)
     with files.writer(args.out) as write:
         for index, (instruction, source) in enumerate(unique):
             if index in twin and source == "augmented":
-                funnel.drop(
-                    "near duplicate", {"instruction": instruction, "like": unique[twin[index]][0]}
-                )
+                like = unique[twin[index]][0]
+                funnel.drop("near duplicate", {"instruction": instruction, "like": like})
                 continue
             write({"id": f"i{funnel.kept:05d}", "instruction": instruction, "source": source})
             funnel.keep()

@@ -1,18 +1,24 @@
 """Write K verification functions with test cases for each constraint; keep those that agree (section 3.2).
 
-Reads `01_instructions.jsonl`; writes `02_verifiers.jsonl`: the constraints that keep at least one function and one case.
+Reads `01_instructions.jsonl`.
+Writes `02_verifiers.jsonl`: the constraints that keep at least one function and one case.
 
-    python 02_verifiers.py --in out/01_instructions.jsonl --out out/02_verifiers.jsonl
+    python 02_verifiers.py --model NAME --in out/01_instructions.jsonl --out out/02_verifiers.jsonl
+    python 02_verifiers.py --check own_verifiers.jsonl      # only try the functions of a file
 
-The four criteria, in their order: (a) a function compiles and defines `evaluate`; (b) a case is kept when more than
-half of the functions agree with its expected output; (c) a function is kept when it is right on more than half of the
-kept cases; (d) a constraint is kept when one function and one case remain.
+The four criteria, in their order:
+(a) a function compiles and defines `evaluate`;
+(b) a case is kept when more than half of the functions agree with its expected output;
+(c) a function is kept when it is right on more than half of the kept cases;
+(d) a constraint is kept when one function and one case remain.
 
 Departures from the paper:
 1. K is not stated there; the default 8 is that of the released sample.
 2. Functions that differ only in layout or comments count once (same syntax tree), cases once by value.
 3. A verdict is pass, fail or error; an error agrees with nothing.
-The released code's behaviour: `--case-agreement 0 --min-accuracy 0.7999 --min-functions 3 --min-cases 10 --released-parsing`.
+`--no-cross-validation` is the paper's ablation (table 3): only (a) is left, since what does not
+compile cannot be called. The released code's behaviour: `--case-agreement 0 --min-accuracy 0.7999
+--min-functions 3 --min-cases 10 --released-parsing`.
 """
 
 import argparse
@@ -22,10 +28,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
-from itertools import islice
 
-from autoif import files, llm, sandbox
-from autoif.stage import Funnel, run, through
+from autoif import files, llm, replies, sandbox
+from autoif.files import UserError
+from autoif.stage import Funnel, positive_int, run, share, through
+from autoif.verifiers import ROW, broken, compiles
 
 VERIFIER_PROMPT = """\
 A user may add this constraint to a question:
@@ -39,47 +46,28 @@ Then write three test cases: texts that obey the constraint and texts that do no
 Answer with one JSON object and nothing else:
 {{"func": "<the source code of the function>", "cases": [{{"input": "<text>", "output": true or false}}, ...]}}"""
 
-FENCE = re.compile(r"```(?:json|JSON)?[ \t]*\n(.*?)\n[ \t]*```", re.DOTALL)
-
-
-def objects(text: str) -> Iterator[object]:
-    """Everything in `text` that may be the asked-for object: what is valid JSON (real newlines in strings allowed) from some
-    brace on, what is so without trailing commas, and what json_repair guesses. That comes last: next to a trailing comma it
-    takes the backslash out of the \\" in a function's source."""
-    from json_repair import repair_json
-
-    decoder = json.JSONDecoder(strict=False)
-    spans = [*FENCE.findall(text), text[text.find("{") : text.rfind("}") + 1]]
-    without_commas = [re.sub(r",(\s*[\]}])", r"\1", span) for span in spans]
-    for span in [text, *without_commas]:
-        for brace in re.finditer("{", span):
-            try:
-                yield decoder.raw_decode(span, brace.start())[0]
-            except (json.JSONDecodeError, RecursionError):
-                pass  # no object begins here
-    yield from (repair_json(span, return_objects=True) for span in spans if "{" in span)
+# How a model may write the expected output of a case.
+OUTPUTS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def parse_verifier(text: str) -> tuple[str, list[dict]] | str:
     """(code, cases) out of a completion, or the reason why there are none."""
-    for found in objects(text):
+    for found in replies.objects(text):
         if isinstance(found, dict) and isinstance(found.get("func"), str) and found["func"].strip():
             return found["func"], parse_cases(found.get("cases"))
     return "no function in the JSON" if "{" in text else "no JSON"
 
 
 def parse_cases(cases: object) -> list[dict]:
-    """The well-formed cases as `{input: str, output: bool}`; others are left out."""
-    if not isinstance(cases, list):
-        return []
-    outputs = {"true": True, "1": True, "false": False, "0": False}
-    return [
-        {"input": case["input"], "output": outputs[str(case["output"]).strip().lower()]}
-        for case in cases
-        if isinstance(case, dict)
-        and isinstance(case.get("input"), str)
-        and str(case.get("output")).strip().lower() in outputs
-    ]
+    """The well-formed cases as {"input": "One. Two.", "output": true}; others are left out."""
+    found = []
+    for case in cases if isinstance(cases, list) else []:
+        if not isinstance(case, dict) or not isinstance(case.get("input"), str):
+            continue
+        output = str(case.get("output")).strip().lower()
+        if output in OUTPUTS:
+            found.append({"input": case["input"], "output": OUTPUTS[output]})
+    return found
 
 
 def parse_released(text: str) -> tuple[str, list[dict]] | str:
@@ -89,11 +77,13 @@ def parse_released(text: str) -> tuple[str, list[dict]] | str:
         parsed = json.loads(fenced.group(1)) if fenced else None
     except json.JSONDecodeError:
         parsed = None
-    if not isinstance(parsed, dict) or "func" not in parsed:
+    if not isinstance(parsed, dict) or not isinstance(parsed.get("func"), str):
         return "no JSON"
-    return parsed["func"].strip(), [
-        case for case in parsed.get("cases", []) if isinstance(case.get("output"), bool)
-    ]
+    cases = []
+    for case in parsed.get("cases") or []:
+        if isinstance(case, dict) and isinstance(case.get("output"), bool):
+            cases.append(case)
+    return parsed["func"].strip(), cases
 
 
 def distinct_functions(codes: Iterable[str]) -> list[str]:
@@ -102,13 +92,8 @@ def distinct_functions(codes: Iterable[str]) -> list[str]:
     for code in codes:
         try:
             first.setdefault(ast.dump(ast.parse(code)), code)
-        except (
-            SyntaxError,
-            ValueError,
-            RecursionError,
-            MemoryError,
-        ):  # what ast.parse raises on hostile text
-            first.setdefault(code, code)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            first.setdefault(code, code)  # all that ast.parse raises on hostile text
     return list(first.values())
 
 
@@ -116,11 +101,10 @@ def distinct_cases(cases: Iterable[dict]) -> list[dict]:
     return list({(case["input"], case["output"]): case for case in cases}.values())
 
 
-def compiles(result: dict) -> bool:
-    """Criterion (a): the function was there to be called, whatever its calls came to."""
-    return not (result["error"] or "").startswith(
-        ("syntax", "no evaluate", "missing module", "load")
-    )
+def agreement_share(verdicts: list[str], expected: list[str]) -> float:
+    """The share of verdicts that are as expected; an error is as nothing expects."""
+    same = sum(verdict == wanted for verdict, wanted in zip(verdicts, expected))
+    return same / len(verdicts)
 
 
 def cross_validate(
@@ -134,41 +118,42 @@ def cross_validate(
 
     `results[f]["verdicts"][c]` is the verdict of function f on case c. Returns (verifiers, kept cases, drop reason).
     """
-    compiled = [
-        (code, result["verdicts"]) for code, result in zip(codes, results) if compiles(result)
-    ]
-    if not compiled:
+    # (a) only what can be called has a say
+    functions = []
+    for code, result in zip(codes, results):
+        if compiles(result):
+            functions.append((code, result["verdicts"]))
+    if not functions:
         return [], [], "no verifier compiles"
+
+    # (b) a case is as good as the functions that agree with it
     expected = ["pass" if case["output"] else "fail" for case in cases]
-    agreement = [
-        sum(verdicts[c] == expected[c] for _, verdicts in compiled) / len(compiled)
-        for c in range(len(cases))
-    ]
-    kept_cases = [c for c in range(len(cases)) if agreement[c] > case_agreement]
-    if not kept_cases:
-        return [], [], "no case agreed"
-    scored = [
-        (code, verdicts, sum(verdicts[c] == expected[c] for c in kept_cases) / len(kept_cases))
-        for code, verdicts in compiled
-    ]
-    kept = [
-        (code, verdicts, accuracy) for code, verdicts, accuracy in scored if accuracy > min_accuracy
-    ]
+    agreement = []
+    for c in range(len(cases)):
+        said = [verdicts[c] for _, verdicts in functions]
+        agreement.append(agreement_share(said, [expected[c]] * len(said)))
+    kept = [c for c in range(len(cases)) if agreement[c] > case_agreement]
     if not kept:
+        return [], [], "no case agreed"
+
+    # (c) a function is as good as its verdicts on these cases
+    accurate = []
+    for code, verdicts in functions:
+        accuracy = agreement_share([verdicts[c] for c in kept], [expected[c] for c in kept])
+        if accuracy > min_accuracy:
+            accurate.append((code, verdicts, accuracy))
+    if not accurate:
         return [], [], "no verifier accurate"
-    verifiers = [{"code": code, "accuracy": round(accuracy, 4)} for code, _, accuracy in kept]
+
+    # (d) what is left; `accuracy` is to a case what it is to a response, the share of functions
+    # that it passes, since stage 06 pairs both by it
+    verifiers = [{"code": code, "accuracy": round(accuracy, 4)} for code, _, accuracy in accurate]
     rows = []
-    for c in kept_cases:
-        verdicts = [verdicts[c] for _, verdicts, _ in kept]
-        # `accuracy` is to a case what it is to a response: the share of functions that it passes (stage 06 pairs by it)
-        rows.append(
-            {
-                **cases[c],
-                "accuracy": round(verdicts.count("pass") / len(verdicts), 4),
-                "agreement": round(agreement[c], 4),
-                "verdicts": verdicts,
-            }
-        )
+    for c in kept:
+        verdicts = [verdicts[c] for _, verdicts, _ in accurate]
+        passed = verdicts.count("pass") / len(verdicts)
+        found = {"accuracy": round(passed, 4), "agreement": round(agreement[c], 4)}
+        rows.append({**cases[c], **found, "verdicts": verdicts})
     return verifiers, rows, None
 
 
@@ -191,75 +176,104 @@ def weakness(verdicts: list[str], on_empty: str) -> str | None:
 
 
 def request(row: dict, k: int) -> dict:
-    return {
-        "messages": [
-            {"role": "user", "content": VERIFIER_PROMPT.format(instruction=row["instruction"])}
-        ],
-        "k": k,
-    }
+    content = VERIFIER_PROMPT.format(instruction=row["instruction"])
+    return {"messages": [{"role": "user", "content": content}], "k": k}
 
 
 def parse_samples(
     samples: list[dict], counts: Counter, released: bool = False
 ) -> tuple[list[str], list[dict]]:
     """The distinct functions and cases of a constraint's completions; what is lost on the way goes to `counts`."""
+    parse = parse_released if released else parse_verifier
     codes, cases = [], []
     for sample in samples:
-        parsed = parse_released(sample["text"]) if released else parse_verifier(sample["text"])
+        parsed = parse(sample["text"])
         if isinstance(parsed, str):
-            counts[parsed + (", truncated" if sample["finish_reason"] == "length" else "")] += 1
+            cut = ", truncated" if sample["finish_reason"] == "length" else ""
+            counts[parsed + cut] += 1
             continue
         codes.append(parsed[0])
         cases += parsed[1]
     functions = list(dict.fromkeys(codes)) if released else distinct_functions(codes)
     distinct = distinct_cases(cases)
-    counts.update(
-        {
-            "completions": len(samples),
-            "functions": len(codes),
-            "duplicate functions": len(codes) - len(functions),
-            "cases": len(cases),
-            "duplicate cases": len(cases) - len(distinct),
-        }
-    )
+    counts["completions"] += len(samples)
+    counts["functions"] += len(codes)
+    counts["duplicate functions"] += len(codes) - len(functions)
+    counts["cases"] += len(cases)
+    counts["duplicate cases"] += len(cases) - len(distinct)
     return functions, distinct
+
+
+def with_functions(
+    asked: Iterable[tuple], counts: Counter, released: bool
+) -> Iterator[tuple[dict, list[str], list[dict], int]]:
+    """Yield (row, functions, cases, number of completions) for each row and its completions."""
+    for row, [samples] in asked:
+        functions, cases = parse_samples(samples, counts, released)
+        yield row, functions, cases, len(samples)
 
 
 def jobs(item: tuple[dict, list[str], list[dict], int]) -> list[dict]:
     """One sandbox job a function, on all cases and on the empty answer (the last verdict: a look at quality only)."""
     row, codes, cases, _ = item
     inputs = [case["input"] for case in cases] + [""]
-    return [
-        {"id": f"{row['id']}.{n}", "code": code, "inputs": inputs} for n, code in enumerate(codes)
-    ]
+    found = []
+    for number, code in enumerate(codes):
+        found.append({"id": f"{row['id']}.{number}", "code": code, "inputs": inputs})
+    return found
 
 
-def main(argv: list[str] | None = None) -> None:
+def check(path: str, **options) -> None:
+    """Try the functions of a file and say which cannot be called: `--check`."""
+    rows = files.read_all(path, ROW, "02_verifiers.py, or write the file by hand,")
+    lines = broken(rows, **options)
+    count = sum(len(row["verifiers"]) for row in rows)
+    for line in lines:
+        print(line)
+    if lines:
+        raise UserError(f"{path}: {len(lines)} of {count} functions cannot be called; mend them")
+    print(f"{path}: all {count} functions of {len(rows)} constraints can be called")
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--in", dest="input", default="out/01_instructions.jsonl")
     parser.add_argument("--out", default="out/02_verifiers.jsonl")
     parser.add_argument(
+        "--check",
+        metavar="FILE",
+        help="only try the functions of FILE (rows with id, instruction, verifiers[].code) and end",
+    )
+    parser.add_argument(
         "--case-agreement",
-        type=float,
+        type=share,
         default=0.5,
         help="keep a case above this share of functions that agree (3.2)",
     )
     parser.add_argument(
         "--min-accuracy",
-        type=float,
+        type=share,
         default=0.5,
         help="keep a function above this share of kept cases (3.2)",
     )
     parser.add_argument(
+        "--no-cross-validation",
+        action="store_true",
+        help="keep every function that compiles and every case (the paper's ablation)",
+    )
+    parser.add_argument(
         "--min-functions",
-        type=int,
+        type=positive_int,
         default=1,
         help="functions a constraint needs before filtering (3.2)",
     )
     parser.add_argument(
-        "--min-cases", type=int, default=1, help="cases a constraint needs before filtering (3.2)"
+        "--min-cases",
+        type=positive_int,
+        default=1,
+        help="cases a constraint needs before filtering (3.2)",
     )
     parser.add_argument(
         "--released-parsing",
@@ -271,29 +285,41 @@ def main(argv: list[str] | None = None) -> None:
         action="store_true",
         help="also drop functions with one verdict for every case, or that pass an empty answer",
     )
-    parser.add_argument("--limit", type=int, help="read only the first LIMIT constraints")
+    parser.add_argument("--limit", type=positive_int, help="read only the first LIMIT constraints")
     parser.add_argument("--seed", type=int, default=0, help="unused: this stage draws nothing")
-    llm.add_flags(parser, temperature=1.0, max_tokens=2048, k=8)
+    llm.add_flags(parser, temperature=1.0, max_tokens=2048, k=8, model_required=False)
     sandbox.add_flags(parser)
     args = parser.parse_args(argv)
+    if not args.model and not args.check:
+        parser.error("the following arguments are required: --model")
+    if args.no_cross_validation:
+        args.case_agreement = args.min_accuracy = -1.0  # which every share is above
+    return args
 
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    if args.check:
+        return check(args.check, **sandbox.options(args))
+    fields = {"id": str, "instruction": str}
+    rows = files.read_all(args.input, fields, "01_seed_augment.py")[: args.limit]
     funnel, counts = Funnel("02_verifiers", args.out), Counter()
-    rows = islice(files.read(args.input, ["id", "instruction"], "01_seed_augment.py"), args.limit)
+    judge = partial(sandbox.run, **sandbox.options(args))
     with llm.LLM.from_args(args, stage="02_verifiers") as client, files.writer(args.out) as write:
+        # ask: K completions a constraint, each a function with its cases
         asked = through(client.complete, rows, lambda row: [request(row, args.k)])
-        parsed = (
-            (row, *parse_samples(samples, counts, args.released_parsing), len(samples))
-            for row, [samples] in asked
-        )
-        for (row, codes, cases, completions), results in through(
-            partial(sandbox.run, **sandbox.options(args)), parsed, jobs
-        ):
+        written = with_functions(asked, counts, args.released_parsing)
+
+        # execute: every function on the cases of all, as completions arrive
+        for (row, codes, cases, completions), results in through(judge, written, jobs):
             reason = shortage(
                 completions, len(codes), len(cases), args.min_functions, args.min_cases
             )
             if reason:
                 funnel.drop(reason, row)
                 continue
+
+            # look at quality: what crashes, and what says the same whatever it is shown
             counts.update(
                 f"function error: {result['error']}" for result in results if result["error"]
             )
@@ -301,16 +327,21 @@ def main(argv: list[str] | None = None) -> None:
             counts.update(f"function {flaw}" for flaw in weak if flaw)
             if args.drop_weak:
                 strong = [n for n, flaw in enumerate(weak) if not flaw]
-                codes, results = [codes[n] for n in strong], [results[n] for n in strong]
+                codes = [codes[n] for n in strong]
+                results = [results[n] for n in strong]
+
+            # cross-validate: functions and cases that agree with each other stay
             verifiers, kept_cases, reason = cross_validate(
                 results, codes, cases, args.case_agreement, args.min_accuracy
             )
             if reason:
                 funnel.drop(reason, {**row, "functions": codes, "cases": cases})
                 continue
-            counts.update({"functions kept": len(verifiers), "cases kept": len(kept_cases)})
+            counts["functions kept"] += len(verifiers)
+            counts["cases kept"] += len(kept_cases)
             write({**row, "verifiers": verifiers, "cases": kept_cases})
             funnel.keep()
+        funnel.refuse_empty("Is the model able to write Python, and to answer with JSON?")
     funnel.finish(**counts)
 
 

@@ -1,28 +1,31 @@
 """Turn each kept function back into a constraint; drop what contradicts the original (section 3.2).
 
-Reads `02_verifiers.jsonl`; writes `03_instructions.jsonl`: the constraints without a contradiction, each with its split.
+Reads `02_verifiers.jsonl`.
+Writes `03_instructions.jsonl`: the constraints without a contradiction, each with its family and its split.
 
-    python 03_backtranslate.py --in out/02_verifiers.jsonl --out out/03_instructions.jsonl
+    python 03_backtranslate.py --model NAME --in out/02_verifiers.jsonl --out out/03_instructions.jsonl
 
 Departures from the paper:
-1. A tenth of the constraints is held out (`split`): no later stage trains on them, and stage 07 measures on them.
-   The split hangs on the constraint and `--seed` alone, so that it stays when constraints are added.
-2. `--nli llm` asks the supervisor instead of mDeBERTa, where no such model can be loaded.
-The released code looks at the first three functions of a constraint: `--max-functions 3`.
+1. The first three functions of a constraint are looked at, as in the released code, not all eight
+   (`--max-functions`): each one more is one more chance of a false contradiction, and the paper's
+   loss of about 15 % is that of three.
+2. A tenth of the constraints is held out (`split`), in whole families (`autoif/families.py`): no
+   later stage trains on them or on their siblings in other numbers and words, and stage 07 measures
+   on them. `--heldout 0` trains on all, as the paper does.
+3. `--nli llm` asks the supervisor instead of mDeBERTa, where no such model can be loaded.
+`--no-back-translation` is the paper's ablation (table 3): nothing is asked, nothing dropped, only split.
 """
 
 import argparse
-import hashlib
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
-from pathlib import Path
 
-from autoif import files, llm
+from autoif import families, files, llm, replies
 from autoif.files import UserError
-from autoif.stage import Funnel, run, through
+from autoif.stage import Funnel, positive_int, run, share, through
+from autoif.verifiers import ROW
 
 BACKTRANSLATE_PROMPT = """\
 This Python function checks whether an answer obeys a constraint that a user gave with a question:
@@ -45,18 +48,9 @@ Reply with one word: entailment, neutral or contradiction."""
 LABELS = ("entailment", "neutral", "contradiction")
 
 
-def parse_label(text: str) -> str | None:
-    """The last NLI label that a reply names, None when it names none."""
-    found = re.findall("|".join(LABELS), text.lower())
-    return found[-1] if found else None
-
-
 def clean(text: str) -> str:
     """A back-translation on one line, without quotes or bold marks around it."""
-    text = " ".join(text.split()).strip("*` ")
-    return (
-        text[1:-1].strip() if re.fullmatch(r'"[^"]*"|“[^“”]*”', text) else text
-    )  # not the quotes of a last word
+    return replies.unquoted(" ".join(text.split()).strip("*` ")).strip()
 
 
 def nli_model(pairs: Iterable[tuple[str, str]], name: str, batch_size: int) -> Iterator[str]:
@@ -74,10 +68,12 @@ def nli_model(pairs: Iterable[tuple[str, str]], name: str, batch_size: int) -> I
         ) from None
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device).eval()
+    # the order of the labels is the model's own: the released code assumes it
     labels = {index: label.lower() for index, label in model.config.id2label.items()}
     if set(labels.values()) != set(LABELS):
         raise UserError(
-            f"--nli {name} has the labels {sorted(labels.values())}; a model with {', '.join(LABELS)} is needed"
+            f"--nli {name} has the labels {sorted(labels.values())}; "
+            f"a model with {', '.join(LABELS)} is needed"
         )
     pairs = iter(pairs)
     while batch := list(islice(pairs, batch_size)):
@@ -86,37 +82,38 @@ def nli_model(pairs: Iterable[tuple[str, str]], name: str, batch_size: int) -> I
             list(premises), list(hypotheses), truncation=True, padding=True, return_tensors="pt"
         ).to(device)
         with torch.inference_mode():
-            yield from (labels[index] for index in model(**inputs).logits.argmax(-1).tolist())
+            best = model(**inputs).logits.argmax(-1).tolist()
+        yield from (labels[index] for index in best)
+
+
+def nli_requests(pairs: Iterable[tuple[str, str]]) -> Iterator[dict]:
+    for premise, hypothesis in pairs:
+        content = NLI_PROMPT.format(premise=premise, hypothesis=hypothesis)
+        yield {"messages": [{"role": "user", "content": content}], "k": 1, "temperature": 0.0}
 
 
 def nli_supervisor(pairs: Iterable[tuple[str, str]], client: llm.LLM) -> Iterator[str | None]:
     """Yield the label that the supervisor gives each (premise, hypothesis), None where it gives none."""
-    prompts = (
-        NLI_PROMPT.format(premise=premise, hypothesis=hypothesis) for premise, hypothesis in pairs
-    )
-    requests = (
-        {"messages": [{"role": "user", "content": prompt}], "k": 1, "temperature": 0.0}
-        for prompt in prompts
-    )
-    for samples in client.complete(requests):
-        yield parse_label(samples[0]["text"]) if samples else None
+    for samples in client.complete(nli_requests(pairs)):
+        yield replies.label(samples[0]["text"], LABELS) if samples else None
 
 
-def is_heldout(instruction: str, share: float, seed: int) -> bool:
-    """True for about `share` of all constraints: the same ones in every run, whatever the others are."""
-    digest = hashlib.sha256(f"{seed} {instruction}".encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2**64
+def requests(row: dict, max_functions: int) -> list[dict]:
+    found = []
+    for verifier in row["verifiers"][:max_functions]:
+        content = BACKTRANSLATE_PROMPT.format(code=verifier["code"])
+        found.append({"messages": [{"role": "user", "content": content}]})
+    return found
 
 
-def requests(row: dict, max_functions: int | None) -> list[dict]:
-    return [
-        {
-            "messages": [
-                {"role": "user", "content": BACKTRANSLATE_PROMPT.format(code=verifier["code"])}
-            ]
-        }
-        for verifier in row["verifiers"][:max_functions]
-    ]
+def translated(rows: list[dict], client: llm.LLM, max_functions: int) -> Iterator[dict]:
+    """Yield each row with `back_translations`, one a function, "" where the supervisor gave none."""
+    expand = partial(requests, max_functions=max_functions)
+    for row, answers in through(client.complete, rows, expand):
+        texts = []
+        for samples in answers:
+            texts += [clean(sample["text"]) for sample in samples] or [""]
+        yield {**row, "back_translations": texts}
 
 
 def pairs(row: dict) -> list[tuple[str, str]]:
@@ -133,7 +130,21 @@ def drop_reason(row: dict) -> str | None:
     return "no NLI label" if None in row["nli"] else None
 
 
-def main(argv: list[str] | None = None) -> None:
+def split(rows: list[dict], heldout_share: float, seed: int) -> list[dict]:
+    """The rows with `family` and `split`: whole families are held out.
+
+    {"instruction": "Use at most 9 words", ...} -> + {"family": "# most word", "split": "train"}
+    """
+    names = families.families(rows, seed)
+    heldout = families.heldout(names, heldout_share, seed)
+    found = []
+    for row, name in zip(rows, names):
+        side = "heldout" if name in heldout else "train"
+        found.append({**row, "family": name, "split": side})
+    return found
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -144,59 +155,79 @@ def main(argv: list[str] | None = None) -> None:
         default="MoritzLaurer/mDeBERTa-v3-base-xnli-multilingual-nli-2mil7",
         help="NLI model (name or path), or 'llm' to ask the supervisor",
     )
-    parser.add_argument("--nli-batch-size", type=int, default=64)
+    parser.add_argument("--nli-batch-size", type=positive_int, default=64)
     parser.add_argument(
         "--max-functions",
-        type=int,
-        help="back-translate only the first functions of a constraint (default: all)",
+        type=positive_int,
+        default=3,
+        help="functions of a constraint to translate back (released code: 3; default: %(default)s)",
     )
     parser.add_argument(
-        "--heldout", type=float, default=0.1, help="share of constraints that are never trained on"
+        "--no-back-translation",
+        action="store_true",
+        help="ask nothing and drop nothing (the paper's ablation)",
     )
-    parser.add_argument("--limit", type=int, help="read only the first LIMIT constraints")
+    parser.add_argument(
+        "--heldout",
+        type=share,
+        default=0.1,
+        help="share of constraints that are never trained on, in whole families",
+    )
+    parser.add_argument("--limit", type=positive_int, help="read only the first LIMIT constraints")
     parser.add_argument("--seed", type=int, default=0, help="of the split")
-    llm.add_flags(parser, temperature=0.0, max_tokens=512, k=1)
+    llm.add_flags(parser, temperature=0.0, max_tokens=512, k=1, model_required=False)
     args = parser.parse_args(argv)
+    if not args.model and not args.no_back_translation:
+        parser.error("the following arguments are required: --model")
+    return args
 
-    funnel, counts = Funnel("03_backtranslate", args.out), Counter()
-    rows = islice(
-        files.read(args.input, ["id", "instruction", "verifiers"], "02_verifiers.py"), args.limit
-    )
-    translated = Path(args.out).with_name(
-        f".{Path(args.out).name}.translated"
-    )  # between the two passes
+
+def consistent(
+    rows: list[dict], args: argparse.Namespace, funnel: Funnel, counts: Counter
+) -> list[dict]:
+    """The rows that no back-translation contradicts, with their back-translations and labels."""
+    kept = []
     with llm.LLM.from_args(args, stage="03_backtranslate") as client:
-        with files.writer(translated) as write:
-            for row, answers in through(
-                client.complete, rows, lambda row: requests(row, args.max_functions)
-            ):
-                texts = [
-                    [clean(sample["text"]) for sample in samples] or [""] for samples in answers
-                ]
-                write({**row, "back_translations": [text for each in texts for text in each]})
+        # ask: what does each function check, told by someone who has not seen the constraint
+        rows = list(translated(rows, client, args.max_functions))
 
+        # judge: does it contradict the constraint?
         if args.nli == "llm":
             nli = partial(nli_supervisor, client=client)
         else:
             nli = partial(nli_model, name=args.nli, batch_size=args.nli_batch_size)
-        with files.writer(args.out) as write:
-            for row, labels in through(nli, files.read(translated), pairs):
-                row["nli"] = labels
-                counts.update(str(label) for label in labels)
-                reason = drop_reason(row)
-                if reason:
-                    funnel.drop(reason, row)
-                    continue
-                row["split"] = (
-                    "heldout"
-                    if is_heldout(row["instruction"], args.heldout, args.seed)
-                    else "train"
-                )
-                counts[row["split"]] += 1
-                write(row)
-                funnel.keep()
-    translated.unlink()
-    funnel.finish(**counts)
+        for row, labels in through(nli, rows, pairs):
+            row = {**row, "nli": labels}
+            counts.update(label or "no label" for label in labels)
+            reason = drop_reason(row)
+            if reason:
+                funnel.drop(reason, row)
+                continue
+            kept.append(row)
+            funnel.keep()
+    return kept
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    rows = files.read_all(args.input, ROW, "02_verifiers.py")[: args.limit]
+    funnel, counts = Funnel("03_backtranslate", args.out), Counter()
+    if args.no_back_translation:
+        kept = [{**row, "back_translations": [], "nli": []} for row in rows]
+        for _ in kept:
+            funnel.keep()
+    else:
+        kept = consistent(rows, args, funnel, counts)
+    funnel.refuse_empty("Does the NLI model, or the supervisor that judges, tell the labels apart?")
+
+    # split: families are known only when all constraints are
+    names = set()
+    with files.writer(args.out) as write:
+        for row in split(kept, args.heldout, args.seed):
+            counts[row["split"]] += 1
+            names.add(row["family"])
+            write(row)
+    funnel.finish(**counts, families=len(names))
 
 
 if __name__ == "__main__":

@@ -1,33 +1,52 @@
 """Answer queries under each constraint; keep what the functions accept and a judge finds helpful (section 3.3).
 
-Reads `03_instructions.jsonl` (its `train` split) and queries; writes `04_responses.jsonl`, every response with its
-verdicts (stage 06 pairs the good with the bad), `04_sft.jsonl`, the kept ones as messages, and `04_queries.jsonl`, the
-queries that passed the filters, for later runs.
+Reads `03_instructions.jsonl` (its `train` split) and user queries.
+Writes `04_responses.jsonl`, every response with its verdicts (stage 06 pairs the good with the bad),
+`04_sft.jsonl`, the kept ones as messages, and `04_queries.jsonl`, the queries that passed the filters,
+a tenth of them held out for stage 07.
 
-    python 04_responses.py --in out/03_instructions.jsonl --queries ShareGPT.json --out out/04_responses.jsonl
+    python 04_responses.py --model NAME --queries ShareGPT.json      # the supervisor writes the data
+    python 04_responses.py --model POLICY --sft out/04_sft.jsonl --no-score --out out/online_1/04_responses.jsonl
+    python 04_responses.py --show 3                                  # look at 3 random rows of --out
 
-A query file is ShareGPT JSON (streamed), JSONL rows with `query`, or text lines; English ones of 20 to 300 characters
-are used, as in the released code. The online loop calls this stage with the policy as `--model` and `--no-score`.
+A query file is ShareGPT JSON (streamed), JSONL rows with `query`, or text lines; English ones of 20
+to 300 characters are used, as in the released code. The second command is the online loop of section
+3.4: the policy is asked the prompts of the training samples, each time the same ones, as they stand;
+the supervisor is asked through a template that tells it to follow the constraint.
 
 Departures from the paper:
-1. Answers that ran into `--max-tokens` are never kept for training: they would teach to stop in mid-sentence.
+1. Answers that ran into `--max-tokens` are never kept for training: they would teach to stop in
+   mid-sentence.
 2. A judge's reply without a score is a counted drop; the released code counts it as 0.
-The released code's behaviour: `--min-accuracy 0 --min-score 8.01`.
+3. A tenth of the queries is held out, so that stage 07 measures on other queries as well as on other
+   constraints; `--heldout-queries 0` trains on all.
+`--no-score` is the paper's ablation (table 3). The released code's behaviour: `--min-accuracy 0
+--min-score 8.01`.
 """
 
 import argparse
 import random
-import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
-from itertools import islice
+from itertools import groupby
 from pathlib import Path
 
-from autoif import files, llm, queries, sandbox
+from autoif import files, llm, queries, replies, sandbox, verifiers
 from autoif.files import UserError
 from autoif.prompt import accuracy, join
-from autoif.stage import Funnel, run, through
+from autoif.stage import Funnel, not_negative, positive_int, run, share, through
+
+RESPONSE_PROMPT = """\
+Answer the query of a user. The user has also set a constraint on the form of the answer: follow it strictly, to the
+letter, all through the answer, and answer the query as well as it allows. Write the answer only, nothing about the
+constraint.
+
+[Constraint]
+{instruction}
+
+[Query]
+{query}"""
 
 SCORE_PROMPT = """\
 A user asked a question and set a constraint on the form of the answer. Judge whether the answer helps with the question.
@@ -46,38 +65,23 @@ well the content answers the question. Then give a score from 0 (has nothing to 
 fully) on a last line of its own, in exactly this form:
 Score: <number>"""
 
-# Table 5: raw samples, SFT rows, DPO pairs, share of samples scored above 8; printed into stats.json beside ours.
+# Table 5: raw samples, SFT rows, DPO pairs, share scored above 8; printed into stats.json beside ours. Its column of
+# MBPP pass rates (the supervisor's coding, not its data) is not reproduced.
 PAPER_TABLE_5 = {
+    "columns": ["raw samples", "SFT rows", "DPO pairs", "share above 8"],
     "LLaMA3-70B": [85_000, 15_000, 6_000, 0.26],
     "Qwen2-72B": [123_000, 10_000, 4_000, 0.28],
     "GPT-4": [210_000, 25_000, 15_000, 0.34],
 }
 
-NUMBER = r"(10(?:\.0+)?|[0-9](?:\.[0-9]+)?)(?![\d.,]*\d)"
-LABEL = r"(?:score|rating)\b[^\d\n-]{0,20}"
-RANGE = r"[01]\s*(?:-|–|to)\s*"
-SCALE = rf"\(?(?:\b(?:out of|from|on a scale (?:of|from))\s*(?:{RANGE})?|\b{RANGE})10\)?(?=\s*[:=])"  # "(0-10):", "out of 10:"
+FORM = {**verifiers.ROW, "split": {"train", "heldout"}}
 
 
-def parse_score(text: str) -> float | None:
-    """The score of a judgement, 0 to 10, in any usual form ("8", "8.5", "8/10", "**Score: 8**"); None when there is none.
+def joined(rows: list[dict], pool: list[str], per_instruction: int, seed: int) -> Iterator[dict]:
+    """One row for each constraint and query: `per_instruction` queries, drawn for each constraint by itself.
 
-    The last line that begins with a score counts, else the last score inside a line, else a last line that is a number.
+    {"id": "i00002.0", "instruction_id": "i00002", "instruction": "...", "query": "...", "prompt": "...", "verifiers": [...]}
     """
-    text = re.sub(SCALE, "", re.sub(r"[*_`#\[\]{}]", "", text), flags=re.IGNORECASE)
-    first_of_line = re.findall(
-        rf"^\W*(?:(?:final|overall|my) )*{LABEL}{NUMBER}", text, re.IGNORECASE | re.MULTILINE
-    )
-    labelled = first_of_line or re.findall(LABEL + NUMBER, text, re.IGNORECASE)
-    last_line = (text.strip().splitlines() or [""])[-1].strip()
-    bare = re.fullmatch(rf"{NUMBER}(?:\s*(?:/|out of)\s*10)?\.?", last_line)
-    return float(labelled[-1]) if labelled else float(bare.group(1)) if bare else None
-
-
-def prompts(
-    rows: Iterator[dict], pool: list[str], per_instruction: int, seed: int
-) -> Iterator[dict]:
-    """One row for each train constraint and query: `per_instruction` queries, drawn for each constraint by itself."""
     for row in rows:
         drawn = random.Random(f"{seed} {row['id']}").sample(pool, min(per_instruction, len(pool)))
         for number, query in enumerate(drawn):
@@ -91,52 +95,93 @@ def prompts(
             }
 
 
-def request(row: dict, k: int) -> dict:
-    return {"messages": [{"role": "user", "content": row["prompt"]}], "k": k}
+def of_samples(rows: list[dict], path: str, limit: int | None) -> Iterator[dict]:
+    """The prompts of the training samples in `path`, each once, with the ids that they had there (section 3.4)."""
+    constraints = {row["id"]: row for row in rows}
+    asked = defaultdict(dict)  # constraint -> prompt -> row: those of a constraint come together
+    fields = {"id": str, "instruction_id": str, "messages": [{"role": str, "content": str}]}
+    for number, sample in enumerate(files.read(path, fields, "04_responses.py"), 1):
+        prompt, of = sample["messages"][0]["content"], sample["instruction_id"]
+        row = constraints.get(of)
+        ending = join("", row["instruction"]) if row else ""
+        if row is None or not prompt.endswith(ending):
+            raise UserError(
+                f"{path}:{number}: {of!r} is no train constraint of --in that its prompt ends with; "
+                "give the 03_instructions.jsonl that it was made of"
+            )
+        asked[of][prompt] = {
+            "id": sample["id"].rpartition(".")[0],
+            "instruction_id": of,
+            "instruction": row["instruction"],
+            "query": prompt.removesuffix(ending),
+            "prompt": prompt,
+            "verifiers": row["verifiers"],
+        }
+    for prompts in list(asked.values())[:limit]:
+        yield from prompts.values()
 
 
-def jobs(item: tuple[dict, list[list[dict]]]) -> list[dict]:
-    """One sandbox job a function, on all responses to a prompt."""
-    row, [samples] = item
-    inputs = [sample["text"] for sample in samples]
-    return [
-        {"id": f"{row['id']}.{n}", "code": verifier["code"], "inputs": inputs}
-        for n, verifier in enumerate(row["verifiers"])
-    ]
+def request(row: dict, k: int, template: bool) -> list[dict]:
+    """What the model is asked: the supervisor through the template, a policy the prompt as it is trained on."""
+    content = row["prompt"]
+    if template:
+        content = RESPONSE_PROMPT.format(instruction=row["instruction"], query=row["query"])
+    return [{"messages": [{"role": "user", "content": content}], "k": k}]
 
 
-def with_verdicts(row: dict, samples: list[dict], results: list[dict]) -> dict:
-    """The row of `04_responses.jsonl`: every response with the verdicts of all functions and their accuracy."""
-    responses = []
-    for n, sample in enumerate(samples):
-        verdicts = [result["verdicts"][n] for result in results]
-        responses.append(
-            {
-                "text": sample["text"],
-                "verdicts": verdicts,
-                "accuracy": round(accuracy(verdicts), 4),
-                "score": None,
-                "finish_reason": sample["finish_reason"],
-            }
-        )
-    return {
-        **{key: value for key, value in row.items() if key != "verifiers"},
-        "responses": responses,
-    }
+def by_constraint(asked: Iterable[tuple]) -> Iterator[list[tuple[dict, list[dict]]]]:
+    """Yield [(row, samples), ...] of one constraint after the other."""
+    for _, group in groupby(asked, key=lambda item: item[0]["instruction_id"]):
+        yield [(row, samples) for row, [samples] in group]
 
 
-def outcome(responses: list[dict], min_accuracy: float) -> str:
+def jobs(group: list[tuple[dict, list[dict]]]) -> list[dict]:
+    """One sandbox job a function, on all responses to all prompts of its constraint."""
+    inputs = []
+    for _, samples in group:
+        inputs += [sample["text"] for sample in samples]
+    row, _ = group[0]
+    found = []
+    for number, verifier in enumerate(row["verifiers"]):
+        job = {"id": f"{row['instruction_id']}.{number}", "code": verifier["code"]}
+        found.append({**job, "inputs": inputs})
+    return found
+
+
+def with_verdicts(
+    group: list[tuple[dict, list[dict]]], results: list[dict], min_accuracy: float
+) -> Iterator[dict]:
+    """Yield the rows of `04_responses.jsonl`: every response with the verdicts of all functions and their accuracy."""
+    columns = zip(*(result["verdicts"] for result in results))  # the verdicts of one response
+    for row, samples in group:
+        responses = []
+        for sample, verdicts in zip(samples, columns):
+            responses.append(
+                {
+                    "text": sample["text"],
+                    "verdicts": list(verdicts),
+                    "accuracy": round(accuracy(list(verdicts)), 4),
+                    "score": None,
+                    "finish_reason": sample["finish_reason"],
+                }
+            )
+        kept = {key: value for key, value in row.items() if key != "verifiers"}
+        yield {**kept, "pass_rate": pass_rate(responses, min_accuracy), "responses": responses}
+
+
+def pass_rate(responses: list[dict], min_accuracy: float) -> float | None:
+    """The share of a prompt's responses that the functions accept; None without a response."""
+    if not responses:
+        return None
+    accepted = sum(response["accuracy"] > min_accuracy for response in responses)
+    return round(accepted / len(responses), 4)
+
+
+def outcome(rate: float | None) -> str:
     """Whether a prompt's responses are all accepted, all refused, or mixed: only mixed ones can make a pair."""
-    accepted = {response["accuracy"] > min_accuracy for response in responses}
-    return (
-        "without a response"
-        if not accepted
-        else "mixed"
-        if len(accepted) > 1
-        else "all pass"
-        if True in accepted
-        else "all fail"
-    )
+    if rate is None:
+        return "without a response"
+    return {0.0: "all fail", 1.0: "all pass"}.get(rate, "mixed")
 
 
 def drop_reason(response: dict, earlier: list[dict], min_accuracy: float) -> str | None:
@@ -150,58 +195,112 @@ def drop_reason(response: dict, earlier: list[dict], min_accuracy: float) -> str
     return None
 
 
-def candidates(row: dict, min_accuracy: float) -> list[dict]:
-    return [
-        response
-        for n, response in enumerate(row["responses"])
-        if drop_reason(response, row["responses"][:n], min_accuracy) is None
-    ]
-
-
-def score_requests(row: dict, min_accuracy: float) -> list[dict]:
-    contents = (
-        SCORE_PROMPT.format(
-            query=row["query"], instruction=row["instruction"], response=response["text"]
-        )
-        for response in candidates(row, min_accuracy)
-    )
-    return [
-        {"messages": [{"role": "user", "content": content}], "k": 1, "temperature": 0.0}
-        for content in contents
-    ]
-
-
 def score_reason(response: dict, min_score: float) -> str | None:
     if response["score"] is None:
         return "no score found"
     return f"score under {min_score:g}" if response["score"] < min_score else None
 
 
-def main(argv: list[str] | None = None) -> None:
+def reasons(row: dict, min_accuracy: float, min_score: float | None) -> list[str | None]:
+    """Why each response is dropped, None for the kept ones; `min_score` None: they have no scores."""
+    found = []
+    for number, response in enumerate(row["responses"]):
+        reason = drop_reason(response, row["responses"][:number], min_accuracy)
+        if reason is None and min_score is not None:
+            reason = score_reason(response, min_score)
+        found.append(reason)
+    return found
+
+
+def candidates(row: dict, min_accuracy: float) -> list[dict]:
+    """The responses that are worth a judge's score."""
+    dropped = reasons(row, min_accuracy, None)
+    return [response for response, reason in zip(row["responses"], dropped) if reason is None]
+
+
+def score_requests(row: dict, min_accuracy: float) -> list[dict]:
+    found = []
+    for response in candidates(row, min_accuracy):
+        content = SCORE_PROMPT.format(
+            query=row["query"], instruction=row["instruction"], response=response["text"]
+        )
+        found.append(
+            {"messages": [{"role": "user", "content": content}], "k": 1, "temperature": 0.0}
+        )
+    return found
+
+
+def scored(rows: Iterable[dict], client: llm.LLM, min_accuracy: float) -> Iterator[dict]:
+    """Yield the rows with the judge's scores; a reply that was cut off has none, since a cut "10" is a "1"."""
+    expand = partial(score_requests, min_accuracy=min_accuracy)
+    for row, answers in through(client.complete, rows, expand):
+        for response, samples in zip(candidates(row, min_accuracy), answers):
+            if samples and samples[0]["finish_reason"] != "length":
+                response["score"] = replies.score(samples[0]["text"])
+        yield row
+
+
+def sft_row(row: dict, number: int) -> dict:
+    """The training sample of a response: its prompt as it stands, without the supervisor's template."""
+    return {
+        "id": f"{row['id']}.{number}",
+        "instruction_id": row["instruction_id"],
+        "messages": [
+            {"role": "user", "content": row["prompt"]},
+            {"role": "assistant", "content": row["responses"][number]["text"]},
+        ],
+    }
+
+
+def show(args: argparse.Namespace) -> None:
+    """Print random rows of `--out` with what became of each response: `--show`."""
+    rows = list(files.read(args.out, ["prompt", "pass_rate", "responses"], "04_responses.py"))
+    for row in random.Random(args.seed).sample(rows, min(args.show, len(rows))):
+        has_scores = any(response["score"] is not None for response in row["responses"])
+        dropped = reasons(row, args.min_accuracy, args.min_score if has_scores else None)
+        print(f"\n{row['id']}, pass rate {row['pass_rate']}\n{row['prompt']}")
+        for response, reason in zip(row["responses"], dropped):
+            numbers = f"accuracy {response['accuracy']:g}, score {response['score']}"
+            print(f"  [{reason or 'kept'}] {numbers}: {' '.join(response['text'].split())[:200]}")
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--in", dest="input", default="out/03_instructions.jsonl")
     parser.add_argument("--out", default="out/04_responses.jsonl")
     parser.add_argument("--sft-out", help="(default: 04_sft.jsonl beside --out)")
+    parser.add_argument("--queries", help="ShareGPT JSON, JSONL rows with 'query', or text lines")
     parser.add_argument(
-        "--queries", required=True, help="ShareGPT JSON, JSONL rows with 'query', or text lines"
+        "--sft",
+        metavar="FILE",
+        help="instead of --queries: ask the prompts of these training samples, without a template (3.4)",
+    )
+    parser.add_argument(
+        "--show", type=positive_int, metavar="N", help="only print N random rows of --out"
     )
     parser.add_argument(
         "--queries-per-instruction",
-        type=int,
+        type=positive_int,
         default=16,
         help="queries joined to each constraint (3.3)",
     )
     parser.add_argument(
+        "--heldout-queries",
+        type=share,
+        default=0.1,
+        help="share of queries that are never trained on",
+    )
+    parser.add_argument(
         "--min-accuracy",
-        type=float,
+        type=share,
         default=0.5,
         help="keep a response above this share of functions (3.3)",
     )
     parser.add_argument(
         "--min-score",
-        type=float,
+        type=not_negative,
         default=8.0,
         help="drop a response under this quality score (3.3)",
     )
@@ -214,7 +313,7 @@ def main(argv: list[str] | None = None) -> None:
         "--min-chars", type=int, default=20, help="queries must be longer than this"
     )
     parser.add_argument(
-        "--max-chars", type=int, default=300, help="queries must be shorter than this"
+        "--max-chars", type=positive_int, default=300, help="queries must be shorter than this"
     )
     parser.add_argument(
         "--language",
@@ -222,105 +321,125 @@ def main(argv: list[str] | None = None) -> None:
         help="language of the queries, such as en or zh; 'any' takes all",
     )
     parser.add_argument(
-        "--limit", type=int, help="use only the first LIMIT constraints of the train split"
+        "--limit",
+        type=positive_int,
+        help="use only the first LIMIT constraints of the train split",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the draw of queries")
-    llm.add_flags(parser, temperature=0.8, max_tokens=2048, k=8)
+    llm.add_flags(parser, temperature=0.8, max_tokens=2048, k=8, model_required=False)
     sandbox.add_flags(parser)
     args = parser.parse_args(argv)
+    if not args.show and not args.model:
+        parser.error("the following arguments are required: --model")
+    if not args.show and bool(args.queries) == bool(args.sft):
+        parser.error("one of --queries and --sft is required")
+    args.sft_out = args.sft_out or str(Path(args.out).with_name("04_sft.jsonl"))
+    if args.sft and Path(args.sft).resolve() == Path(args.sft_out).resolve():
+        parser.error(f"--sft {args.sft} would be overwritten; give another --out or --sft-out")
+    return args
 
-    out, counts = Path(args.out), Counter()
-    sft_out = args.sft_out or out.with_name("04_sft.jsonl")
-    pool, query_counts = queries.load(args.queries, args.min_chars, args.max_chars, args.language)
+
+def read_queries(args: argparse.Namespace) -> tuple[list[str], dict]:
+    """The train queries, and numbers for stats.json; what passed the filters is written beside `--out`."""
+    rows, dropped = queries.load(
+        args.queries, args.min_chars, args.max_chars, args.language, args.heldout_queries
+    )
+    pool = [row["query"] for row in rows if row["split"] == "train"]
     if not pool:
         raise UserError(
-            f"--queries {args.queries}: none is left ({dict(query_counts)}); see --min-chars, --max-chars, --language"
+            f"--queries {args.queries}: none is left of {len(rows)} ({dict(dropped)}); "
+            "see --min-chars, --max-chars, --language, --heldout-queries"
         )
-    if Path(args.queries).resolve() != (kept := out.with_name("04_queries.jsonl").resolve()):
-        queries.keep(kept, pool, args.language)
-    read = files.read(
-        args.input, ["id", "instruction", "verifiers", "split"], "03_backtranslate.py"
-    )
-    train = islice((row for row in read if row["split"] == "train"), args.limit)
-    rows = prompts(train, pool, args.queries_per_instruction, args.seed)
+    # languages take minutes to detect: whoever comes later reads this file
+    kept = Path(args.out).with_name("04_queries.jsonl")
+    if Path(args.queries).resolve() != kept.resolve():
+        with files.writer(kept) as write:
+            for row in rows:
+                write(row)
+    numbers = {"queries": len(pool), "queries held out": len(rows) - len(pool)}
+    return pool, {**numbers, "queries_dropped": dict(dropped)}
 
-    verified = out.with_name(
-        f".{out.name}.verified"
-    )  # between the two passes: the judge sees accepted responses only
-    funnel = Funnel("04_responses", args.out)
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    if args.show:
+        return show(args)
+    out, counts = Path(args.out), Counter()
+    rows = files.read_all(args.input, FORM, "03_backtranslate.py")
+    train = [row for row in rows if row["split"] == "train"]
+    if not train:
+        raise UserError(f"{args.input} has no row with split 'train'; lower --heldout of stage 03")
+    funnel = Funnel("04_responses", out)
+    for path in (out, args.sft_out):
+        files.refuse_unwritable(path)
+
+    # join: the prompts, constraint by constraint
+    numbers = {}
+    if args.sft:
+        prompts = of_samples(train, args.sft, args.limit)
+    else:
+        train = train[: args.limit]
+        pool, numbers = read_queries(args)
+        prompts = joined(train, pool, args.queries_per_instruction, args.seed)
+
+    # try: a function that cannot be called would make every answer of its constraint worthless
+    verifiers.refuse_broken(train, args.input, **sandbox.options(args))
+
+    verified = out.with_name(f".{out.name}.verified")  # between the passes: a judge costs more
     said = defaultdict(set)  # the verdicts of each function over all responses
+    execute = partial(sandbox.run, **sandbox.options(args))
     with llm.LLM.from_args(args, stage="04_responses") as client:
         with files.writer(verified) as write:
-            asked = through(client.complete, rows, lambda row: [request(row, args.k)])
-            for (row, [samples]), results in through(
-                partial(sandbox.run, **sandbox.options(args)), asked, jobs
-            ):
-                row = with_verdicts(row, samples, results)
-                counts.update(
-                    ["prompts", f"prompts {outcome(row['responses'], args.min_accuracy)}"]
-                )
-                for response in row["responses"]:
-                    for n, verdict in enumerate(response["verdicts"]):
-                        said[row["instruction_id"], n].add(verdict)
-                for _ in range(args.k - len(samples)):
-                    funnel.drop(
-                        "no answer", {"id": row["id"], "prompt": row["prompt"]}
-                    )  # empty, or its request kept failing
-                write(row)
+            # ask: K responses a prompt
+            expand = partial(request, k=args.k, template=not args.sft)
+            asked = through(client.complete, prompts, expand)
+
+            # verify: each function on all responses to its constraint, as they arrive
+            for group, results in through(execute, by_constraint(asked), jobs):
+                for result in results:
+                    said[result["id"]].update(result["verdicts"])
+                for row in with_verdicts(group, results, args.min_accuracy):
+                    counts.update(["prompts", f"prompts {outcome(row['pass_rate'])}"])
+                    for _ in range(args.k - len(row["responses"])):  # empty, or kept failing
+                        funnel.drop("no answer", {"id": row["id"], "prompt": row["prompt"]})
+                    write(row)
+
+        # score: does it answer the query? Only what the functions accept is shown to the judge
+        found, min_score = files.read(verified), args.min_score
         if args.no_score:
-            print(
-                "04_responses: no quality scores (--no-score): the paper's ablation without quality verification"
-            )
-        with (
-            files.writer(sft_out) as write_sft,
-            files.writer(out) as write,
-        ):  # the last to appear is the first of these
-            expand = (
-                (lambda row: [])
-                if args.no_score
-                else partial(score_requests, min_accuracy=args.min_accuracy)
-            )
-            for row, answers in through(client.complete, files.read(verified), expand):
-                for response, samples in zip(candidates(row, args.min_accuracy), answers):
-                    complete = (
-                        samples and samples[0]["finish_reason"] != "length"
-                    )  # a cut "10" is a "1"
-                    response["score"] = parse_score(samples[0]["text"]) if complete else None
-                for n, response in enumerate(row["responses"]):
-                    reason = drop_reason(response, row["responses"][:n], args.min_accuracy)
-                    reason = reason or (
-                        None if args.no_score else score_reason(response, args.min_score)
-                    )
+            print("04_responses: no quality scores (--no-score), as in the paper's ablation")
+            min_score = None
+        else:
+            found = scored(found, client, args.min_accuracy)
+
+        # keep: 04_sft.jsonl appears last, when everything is there
+        with files.writer(args.sft_out) as write_sft, files.writer(out) as write:
+            for row in found:
+                for number, reason in enumerate(reasons(row, args.min_accuracy, min_score)):
+                    response = row["responses"][number]
+                    counts["raw samples"] += 1
+                    counts["scored"] += response["score"] is not None
                     counts["scored above 8"] += (response["score"] or 0) > 8
                     if reason:
                         funnel.drop(reason, {"id": row["id"], "prompt": row["prompt"], **response})
                         continue
-                    messages = [
-                        {"role": "user", "content": row["prompt"]},
-                        {"role": "assistant", "content": response["text"]},
-                    ]
-                    write_sft(
-                        {
-                            "id": f"{row['id']}.{n}",
-                            "instruction_id": row["instruction_id"],
-                            "messages": messages,
-                        }
-                    )
+                    write_sft(sft_row(row, number))
                     funnel.keep()
                 write(row)
+            funnel.refuse_empty(
+                "Does the model follow such constraints at all? See --max-tokens where answers are "
+                "truncated, and --no-score where it is no judge"
+            )
     verified.unlink()
-    counts.update(
-        f"functions always {min(verdicts)}" for verdicts in said.values() if len(verdicts) == 1
-    )
+    constant = [f"functions always {min(each)}" for each in said.values() if len(each) == 1]
+    counts.update(constant)
+    above = round(counts["scored above 8"] / counts["scored"], 4) if counts["scored"] else None
     funnel.finish(
         **counts,
+        **{"share above 8": above},
         functions=len(said),
-        queries=len(pool),
-        queries_dropped=dict(query_counts),
-        paper_table_5={
-            "columns": ["raw samples", "SFT rows", "DPO pairs", "share above 8"],
-            **PAPER_TABLE_5,
-        },
+        **numbers,
+        paper_table_5=PAPER_TABLE_5,
     )
 
 

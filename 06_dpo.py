@@ -1,21 +1,23 @@
 """Make preference pairs of verified rows (`pairs`) and train the policy on them with DPO (`train`).
 
-`pairs` reads rows of 02 or 03 (instruction level: their cases) and of 04 (query level: their responses), in any mix, and
-writes 06_pairs.jsonl. `train` reads it and writes a directory that `from_pretrained` and vLLM load, with metrics.jsonl,
+`pairs` reads rows of 03 (instruction level: their cases) and of 04 (query level: their responses), in any mix, and
+writes 06_pairs.jsonl: pairs for the training samples of --sft, whose prompts are those of the paper (3.4, appendix D;
+an instruction-level pair needs a sample of its constraint), or without --sft for every prompt. `train` reads it and writes a directory that `from_pretrained` and vLLM load, with metrics.jsonl,
 curves.png and tensorboard/ in it. Paper: sections 3.4 and 4 and its table of settings, which are the defaults.
 
-    python 06_dpo.py pairs --in out/03_instructions.jsonl out/04_responses.jsonl --out out/06_pairs.jsonl
+    python 06_dpo.py pairs --in out/03_instructions.jsonl out/04_responses.jsonl --sft out/04_sft.jsonl --out out/06_pairs.jsonl
     torchrun --nproc_per_node=8 06_dpo.py train --in out/06_pairs.jsonl --model out/05_sft --out out/06_dpo
 
 A killed run goes on from its last resume point when the same command is repeated. Departures from the paper:
 1. Pairs longer than --max-length are dropped and counted, not cut.
 2. Every step has exactly --batch pairs: batches run across epochs, and the last is filled from one more shuffle.
 3. A verifier that crashed says nothing: its case or response is neither chosen nor rejected (released code: rejected).
-4. Weight decay (0) and Adam's betas (0.9, 0.999) are ours; the paper states neither.
+4. An answer that was cut off is neither chosen nor rejected, unless --reject-truncated; and a chosen one has the quality
+   score of stage 04 where there are scores.
+5. Weight decay (0) and Adam's betas (0.9, 0.999) are ours; the paper states neither.
 """
 
 import argparse
-import itertools
 import math
 import random
 import time
@@ -25,99 +27,169 @@ from pathlib import Path
 
 from autoif import files, models
 from autoif.files import UserError
-from autoif.stage import Funnel, run
+from autoif.stage import Funnel, not_negative, positive_int, run, share
 from autoif.training import engine as train
 
 
 def candidates(row: dict) -> list[dict]:
-    """`{text, verdicts, accuracy}` of a row of 04 (its responses) or of 02/03 (its cases)."""
+    """`{text, verdicts, accuracy}` of a row of 04 (its responses) or of 03 (its cases)."""
     if "responses" in row:
         return row["responses"]
-    return [
-        {
-            "text": case["input"],
-            "accuracy": case["accuracy"],
-            "verdicts": case.get("verdicts") or ["pass" if case["accuracy"] else "fail"],
-        }
-        for case in row["cases"]
-    ]
+    found = []
+    for case in row["cases"]:
+        verdicts = case.get("verdicts") or ["pass" if case["accuracy"] else "fail"]
+        found.append({"text": case["input"], "accuracy": case["accuracy"], "verdicts": verdicts})
+    return found
 
 
-def sides(candidates: list[dict], min_accuracy: float) -> tuple[list[str], list[str]]:
-    """Texts to choose (accuracy above `min_accuracy`) and to reject (every verdict "fail"), each once (section 3.4)."""
-    sound = [
-        each
-        for each in candidates
-        if each["text"].strip() and each["verdicts"] and "error" not in each["verdicts"]
-    ]
-    whole = [
-        each for each in sound if each.get("finish_reason") != "length"
-    ]  # a cut answer would teach to stop early
-    chosen = dict.fromkeys(each["text"] for each in whole if each["accuracy"] > min_accuracy)
-    rejected = dict.fromkeys(each["text"] for each in sound if each["accuracy"] == 0)
-    return [text for text in chosen if text not in rejected], [
-        text for text in rejected if text not in chosen
-    ]
+def good_enough(response: dict, min_score: float | None) -> bool:
+    """Whether a response has the quality score; True where its row has no scores (`min_score` None), as cases have none."""
+    return min_score is None or (response.get("score") or 0) >= min_score
+
+
+def sides(
+    candidates: list[dict], min_accuracy: float, min_score: float, reject_truncated: bool
+) -> tuple[list[dict], list[dict]]:
+    """The candidates to choose (accuracy above `min_accuracy`) and to reject (every verdict "fail"), each text once (3.4).
+
+    An answer that was cut off is on neither side: chosen, it would teach to stop early, and rejected, to be brief.
+    `reject_truncated` rejects it all the same.
+    """
+    has_scores = any(each.get("score") is not None for each in candidates)
+    chosen, rejected = {}, {}
+    for each in candidates:
+        cut = each.get("finish_reason") == "length"
+        if not each["text"].strip() or not each["verdicts"] or "error" in each["verdicts"]:
+            continue
+        if each["accuracy"] == 0 and (reject_truncated or not cut):
+            rejected.setdefault(each["text"], each)
+        if each["accuracy"] > min_accuracy and not cut:
+            if good_enough(each, min_score if has_scores else None):
+                chosen.setdefault(each["text"], each)
+    both = chosen.keys() & rejected.keys()
+    return (
+        [each for text, each in chosen.items() if text not in both],
+        [each for text, each in rejected.items() if text not in both],
+    )
 
 
 def match(
-    chosen: list[str], rejected: list[str], count: int, rng: random.Random
-) -> list[tuple[str, str]]:
-    """At most `count` pairs in random order, in which no text comes again before the others of its side have come."""
+    chosen: list[dict], rejected: list[dict], count: int, rng: random.Random
+) -> list[tuple[dict, dict]]:
+    """At most `count` pairs in random order, in which no text comes again before the others of its side have come.
+
+    2 chosen, 2 rejected:  c0 r0, c1 r1, then shifted by one: c0 r1, c1 r0
+    """
     chosen, rejected = rng.sample(chosen, len(chosen)), rng.sample(rejected, len(rejected))
-    rounds = math.lcm(len(chosen), len(rejected))
-    every = (
-        (at % len(chosen), (at + at // rounds) % len(rejected))
-        for at in range(len(chosen) * len(rejected))
-    )
-    return [(chosen[good], rejected[bad]) for good, bad in itertools.islice(every, count)]
+    rounds = math.lcm(len(chosen), len(rejected))  # after so many pairs the same ones would come
+    found = []
+    for at in range(min(count, len(chosen) * len(rejected))):
+        shifted = at + at // rounds
+        found.append((chosen[at % len(chosen)], rejected[shifted % len(rejected)]))
+    return found
+
+
+def pair_row(row: dict, level: str, number: int, good: dict, bad: dict) -> dict:
+    """A row of 06_pairs.jsonl; `truncated` names the sides that have no end, behind which `train` puts no end token."""
+    prompt = row["prompt"] if "responses" in row else row["instruction"]
+    pair = {
+        "id": f"{row['id']}/{level}/{number}",
+        "level": level,
+        "prompt": [{"role": "user", "content": prompt}],
+        "chosen": [{"role": "assistant", "content": good["text"]}],
+        "rejected": [{"role": "assistant", "content": bad["text"]}],
+    }
+    if bad.get("finish_reason") == "length":
+        pair["truncated"] = ["rejected"]
+    return pair
+
+
+def training_samples(path: str | None) -> tuple[set[str], set[str]] | None:
+    """The prompts and the constraints (ids) of a 04_sft.jsonl; None: there is no such file, every prompt counts."""
+    if path is None:
+        return None
+    prompts, constraints = set(), set()
+    for row in files.read(path, ["instruction_id", "messages"], "04_responses.py"):
+        prompts.add(row["messages"][0]["content"])
+        constraints.add(row["instruction_id"])
+    return prompts, constraints
+
+
+def read_verified(paths: list[str]) -> Iterator[dict]:
+    """The rows of 03 and 04 in `paths`; those that no split keeps apart from the held-out ones are an error."""
+    case = {"input": str, "accuracy": (int, float)}
+    response = {"text": str, "verdicts": list, "accuracy": (int, float)}
+    forms = {
+        "cases": {"instruction": str, "split": {"train", "heldout"}, "cases": [case]},
+        "responses": {"prompt": str},
+    }
+    for path in paths:
+        for number, row in enumerate(files.read(path, {"id": str}, "04_responses.py"), 1):
+            kind = "responses" if "responses" in row else "cases"
+            if kind not in row:
+                raise UserError(
+                    f"{path}:{number} has neither 'responses' nor 'cases'; pass files of 03 or 04"
+                )
+            if kind == "cases" and "split" not in row:
+                raise UserError(
+                    f"{path}:{number} has no 'split', so that held-out constraints cannot be told; "
+                    "pass 03_instructions.jsonl (run 03_backtranslate.py first)"
+                )
+            wrong = files.mismatch(row, forms[kind])
+            for each in row["responses"] if kind == "responses" else []:
+                wrong = wrong or files.mismatch(each, response)
+            if wrong:
+                raise UserError(f"{path}:{number} {wrong}; mend or delete the line")
+            yield row
+
+
+def thinned(rows: list[dict], fraction: float, seed: int) -> list[dict]:
+    """A fraction of the pairs in their order, at least one: each smaller fraction is a part of the larger ones."""
+    wanted = math.ceil(len(rows) * fraction)
+    shuffled = random.Random(seed).sample(range(len(rows)), len(rows))
+    return [rows[place] for place in sorted(shuffled[:wanted])]
 
 
 def pairs(args):
-    rng, funnel, made = random.Random(args.seed), Funnel("06_dpo pairs", args.out), Counter()
-    with files.writer(args.out) as write:
-        for path in args.input:
-            for number, row in enumerate(files.read(path, ["id"], "04_responses.py"), 1):
-                if "responses" not in row and "cases" not in row:
-                    raise UserError(
-                        f"{path}:{number} has neither 'responses' nor 'cases'; pass files of 02, 03 or 04"
-                    )
-                level = args.level if "responses" in row else "instruction"
-                chosen, rejected = sides(candidates(row), args.min_accuracy)
-                if row.get("split", "train") != "train":
-                    funnel.drop(f"{level}: held out", row)
-                elif not chosen:
-                    funnel.drop(f"{level}: nothing to choose", row)
-                elif not rejected:
-                    funnel.drop(f"{level}: nothing to reject", row)
-                else:
-                    funnel.keep()
-                    for good, bad in match(chosen, rejected, args.pairs_per_prompt, rng):
-                        made[level] += 1
-                        write(
-                            {
-                                "id": f"{row['id']}/{level}/{made[level]}",
-                                "level": level,
-                                "prompt": [
-                                    {
-                                        "role": "user",
-                                        "content": row[
-                                            "prompt" if "responses" in row else "instruction"
-                                        ],
-                                    }
-                                ],
-                                "chosen": [{"role": "assistant", "content": good}],
-                                "rejected": [{"role": "assistant", "content": bad}],
-                            }
-                        )
-    funnel.finish(pairs=dict(made))
-    print(
-        "06_dpo pairs: "
-        + (
-            ", ".join(f"{count:,} pairs of level {level}" for level, count in made.items())
-            or "no pairs"
+    rng, funnel = random.Random(args.seed), Funnel("06_dpo pairs", args.out)
+    made, count = [], Counter()  # the pairs, and how many there are of each level
+    samples = training_samples(args.sft)
+    for row in read_verified(args.input):
+        of_responses = "responses" in row
+        level = args.level if of_responses else "instruction"
+
+        # inputs are those of the training samples (3.4, appendix D): their prompts, their constraints
+        outside = False
+        if samples:
+            prompts, constraints = samples
+            outside = row["prompt"] not in prompts if of_responses else row["id"] not in constraints
+
+        chosen, rejected = sides(
+            candidates(row), args.min_accuracy, args.min_score, args.reject_truncated
         )
-    )
+        if row.get("split", "train") != "train":
+            funnel.drop(f"{level}: held out", row)
+        elif outside:
+            funnel.drop(f"{level}: no training sample", row)
+        elif not chosen:
+            funnel.drop(f"{level}: nothing to choose", row)
+        elif not rejected:
+            funnel.drop(f"{level}: nothing to reject", row)
+        else:
+            funnel.keep()
+            for good, bad in match(chosen, rejected, args.pairs_per_prompt, rng):
+                count[level] += 1
+                made.append(pair_row(row, level, count[level], good, bad))
+
+    funnel.refuse_empty("More responses a prompt (--k of stage 04) make both good and bad ones")
+    made = thinned(made, args.fraction, args.seed)
+    with files.writer(args.out) as write:
+        for pair in made:
+            write(pair)
+    levels = Counter(pair["level"] for pair in made)
+    funnel.finish(pairs=dict(levels))
+    counted = [f"{count:,} pairs of level {level}" for level, count in levels.items()]
+    print("06_dpo pairs: " + ", ".join(counted))
 
 
 def dpo_loss(policy, reference, beta):
@@ -211,7 +283,12 @@ def parse(argv):
         required=True,
         nargs="+",
         metavar="FILE",
-        help="files of 02, 03 and 04",
+        help="files of 03 and 04",
+    )
+    parser.add_argument(
+        "--sft",
+        metavar="FILE",
+        help="04_sft.jsonl: pairs for its prompts and constraints only (default: for all)",
     )
     parser.add_argument("--out", required=True, metavar="FILE", help="06_pairs.jsonl")
     parser.add_argument(
@@ -222,15 +299,32 @@ def parse(argv):
     )
     parser.add_argument(
         "--min-accuracy",
-        type=float,
+        type=share,
         default=0.5,
         help="chosen is above this share (paper: 0.5, section 3.4)",
     )
     parser.add_argument(
+        "--min-score",
+        type=not_negative,
+        default=8.0,
+        help="chosen has this quality score, where its prompt has scores (paper: 8, section 3.3)",
+    )
+    parser.add_argument(
+        "--reject-truncated",
+        action="store_true",
+        help="answers that were cut off may be rejected; `train` puts no end token behind them",
+    )
+    parser.add_argument(
         "--pairs-per-prompt",
-        type=int,
+        type=positive_int,
         default=1,
         help="at most (paper: not stated; released code: 4)",
+    )
+    parser.add_argument(
+        "--fraction",
+        type=share,
+        default=1.0,
+        help="write this share of the pairs, such as 1/64 (the paper's scaling study)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the choice of pairs")
     parser.set_defaults(command=pairs)

@@ -31,7 +31,7 @@ import sys
 import time
 from pathlib import Path
 
-from autoif import llm, models, sandbox
+from autoif import files, llm, models, sandbox
 from autoif.evaluation import benchmarks, estimate, responses, results, table
 from autoif.evaluation import judge as judges
 from autoif.evaluation.benchmarks import NotSetUp, heldout
@@ -256,7 +256,8 @@ def main(argv=None):
     gc.set_threshold(100_000)
     args = parse(argv)
     paper = {} if args.no_paper else PAPER
-    # bad input is named before anything is spent
+    # bad input, and an output that cannot be, are named before anything is spent
+    files.refuse_unwritable(args.out)
     results.read(args.out)
     if args.responses:
         responses.read(args.responses)

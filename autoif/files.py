@@ -14,12 +14,27 @@ class UserError(Exception):
     """Bad input or set-up: the message names the file, the line, the value and the next step."""
 
 
+def refuse_unwritable(path: str | Path) -> None:
+    """UserError where `path` cannot become a file: before work is spent on what it is to hold."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a directory; name a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written: {path.parent} ({error.strerror}); choose another folder"
+        ) from None
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"{path} cannot be written: no right to write in {path.parent}")
+
+
 @contextlib.contextmanager
 def whole_file(path: str | Path):
     """`with whole_file(path) as file: file.write(...)`: the file appears, whole, when the block ends without an error."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    refuse_unwritable(path)
     try:
         with open(partial, "w", encoding="utf-8") as file:
             yield file
@@ -27,11 +42,13 @@ def whole_file(path: str | Path):
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"{path} cannot be written, the disk is full; make room and run the same command"
+            ) from None
+        if error.filename is None:  # not about this file: raised by the block itself
             raise
-        raise UserError(
-            f"{path} cannot be written, the disk is full; make room and run the same command"
-        ) from None
+        raise UserError(f"{path} cannot be written ({error.strerror}); choose another") from None
     finally:
         partial.unlink(missing_ok=True)
 
@@ -51,14 +68,44 @@ def dump(row: dict) -> str:
     return line
 
 
-def read(path: str | Path, fields: Iterable[str] = (), made_by: str = "") -> Iterator[dict]:
-    """Yield the rows of `path` one by one; UserError names the file and line of a broken row or a missing field.
+def mismatch(value, form) -> str | None:
+    """What is wrong with a JSON value, None when it has the form.
 
+    str, bool, (int, float)      of this type         "train", "heldout" in a set    one of these
+    [form]                       a list, not empty    {"code": str}                  an object with these fields
+    """
+    if isinstance(form, set):
+        return None if value in form else f"must be one of {', '.join(sorted(form))}"
+    if isinstance(form, list):
+        if not isinstance(value, list) or not value:
+            return "must be a list with at least one element"
+        return next(filter(None, (mismatch(each, form[0]) for each in value)), None)
+    if isinstance(form, dict):
+        if not isinstance(value, dict):
+            return f"must be an object with {', '.join(form)}"
+        for name, inner in form.items():
+            if name not in value:
+                return f"must have {name!r}"
+            if wrong := mismatch(value[name], inner):
+                return f"has {name!r}, which {wrong}"
+        return None
+    names = {str: "a text", bool: "true or false", int: "a number", list: "a list"}
+    return None if isinstance(value, form) else f"must be {names[form]}"
+
+
+def read(
+    path: str | Path, fields: Iterable[str] | dict[str, object] = (), made_by: str = ""
+) -> Iterator[dict]:
+    """Yield the rows of `path` one by one; UserError names file, line and value of a row that cannot be used.
+
+    `fields` are the names that every row must have, or {name: form} with forms as `mismatch` has them.
     `made_by` is the stage to run when the file or a field is missing.
     """
     hint = f"; run {made_by} first" if made_by else ""
+    forms = fields if isinstance(fields, dict) else {}
     if not Path(path).is_file():
-        raise UserError(f"{path} does not exist{hint}")
+        kind = "is a directory, not a file" if Path(path).is_dir() else "does not exist"
+        raise UserError(f"{path} {kind}{hint}")
     with jsonlines.open(path) as reader:
         lines = reader.iter(type=dict)
         for number in range(1, 1 << 62):
@@ -77,7 +124,28 @@ def read(path: str | Path, fields: Iterable[str] = (), made_by: str = "") -> Ite
                     raise UserError(
                         f"{path}:{number} has no {field!r} (it has {sorted(row)}){hint}"
                     )
+            for field, form in forms.items():
+                if wrong := mismatch(row[field], form):
+                    raise UserError(
+                        f"{path}:{number}: {field!r} {wrong}, but is {dump(row[field])[:80]}; "
+                        "mend or delete the line"
+                    )
             yield row
+
+
+def read_all(path: str | Path, fields: dict[str, object], made_by: str = "") -> list[dict]:
+    """All rows of `path`, every one checked, and no id twice: for a stage that is about to spend money on them."""
+    rows, seen = [], {}
+    for number, row in enumerate(read(path, fields, made_by), 1):
+        first = seen.setdefault(row["id"], number)
+        if first != number:
+            raise UserError(
+                f"{path}:{number} has the id {row['id']!r} of line {first}; give each row its own"
+            )
+        rows.append(row)
+    if not rows:
+        raise UserError(f"{path} is empty" + (f"; run {made_by} again" if made_by else ""))
+    return rows
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """User queries out of ShareGPT JSON, JSONL or plain text."""
 
+import hashlib
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -51,58 +52,82 @@ def _json_array(path: str, file) -> Iterator[dict]:
         )
 
 
-def read(path: str) -> Iterator[tuple[str | None, str | None]]:
-    """Yield (query or None, its language if the record knows it). The kind of file is seen from its first character."""
+def read(path: str) -> Iterator[dict]:
+    """Yield `{"query": text or None}` of each record, with `langdetect` and `split` where the record has them.
+
+    The kind of file is seen from its first character.
+    """
     if not Path(path).is_file():
+        kind = "is a directory" if Path(path).is_dir() else "does not exist"
         raise UserError(
-            f"--queries {path} does not exist; give ShareGPT JSON, JSONL rows with 'query', or a text file"
+            f"--queries {path} {kind}; give ShareGPT JSON, JSONL rows with 'query', or a text file"
         )
     with open(path, encoding="utf-8-sig", errors="replace") as file:
-        first = file.read(4096).lstrip()[:1]
+        head = file.read(4096).lstrip()
         file.seek(0)
-        if first == "[":
-            yield from (
-                (first_human_turn(row), None)
-                for row in _json_array(path, file)
-                if isinstance(row, dict)
+        if "\0" in head:
+            raise UserError(
+                f"--queries {path} is no text file; give ShareGPT JSON, JSONL or a text file"
             )
-        elif first == "{":
-            yield from ((first_human_turn(row), row.get("langdetect")) for row in files.read(path))
+        if head[:1] == "[":
+            for row in _json_array(path, file):
+                yield {"query": first_human_turn(row) if isinstance(row, dict) else None}
+        elif head[:1] == "{":
+            for row in files.read(path):
+                known = {key: row[key] for key in ("langdetect", "split") if key in row}
+                yield {"query": first_human_turn(row), **known}
         else:
-            yield from ((line.strip(), None) for line in file if line.strip())
+            for line in file:
+                if line.strip():
+                    yield {"query": line.strip()}
 
 
-def keep(path: Path, kept: list[str], language: str) -> None:
-    """Write what `load` kept, with its language: to `load` this file takes seconds, ShareGPT's languages take minutes."""
-    with files.writer(path) as write:
-        for query in kept:
-            write(
-                {"query": query} if language == "any" else {"query": query, "langdetect": language}
-            )
+def side(query: str, heldout_share: float) -> str:
+    """`heldout` for about `heldout_share` of all queries, else `train`: by a hash of the query, whatever the others."""
+    digest = hashlib.sha256(query.encode("utf-8", "surrogatepass")).digest()
+    return "heldout" if int.from_bytes(digest[:8], "big") < heldout_share * 2**64 else "train"
 
 
-def load(path: str, min_chars: int, max_chars: int, language: str) -> tuple[list[str], Counter]:
-    """The distinct queries with min_chars < length < max_chars in `language` ("any" takes all), and why others went."""
+def load(
+    path: str, min_chars: int, max_chars: int, language: str, heldout_share: float
+) -> tuple[list[dict], Counter]:
+    """The distinct queries with min_chars < length < max_chars in `language` ("any" takes all), and why others went.
+
+    A row is one of 04_queries.jsonl: {"query": "Why is the sky blue?", "langdetect": "en", "split": "train"}
+    """
     from langdetect import DetectorFactory, LangDetectException, detect
     from tqdm import tqdm
 
     DetectorFactory.seed = 0  # the same query gets the same language in every run
     kept, dropped = {}, Counter()
-    for query, known in tqdm(read(path), desc="queries", unit=" records", disable=None):
-        query = (query or "").strip()
+    for row in tqdm(read(path), desc="queries", unit=" records", disable=None):
+        query = (row["query"] or "").strip()
         if not query:
             dropped["no human turn"] += 1
-        elif not min_chars < len(query) < max_chars:
+            continue
+        if not min_chars < len(query) < max_chars:
             dropped["length"] += 1
-        elif query in kept:
+            continue
+        if query in kept:
             dropped["duplicate"] += 1
-        else:
+            continue
+        found = row.get("langdetect") or "any"
+        if found == "any" and language != "any":
             try:
-                found = known or ("any" if language == "any" else detect(query))
+                found = detect(query)
             except LangDetectException:  # nothing but digits and signs
                 found = "none"
-            if language in ("any", found, found.split("-")[0]):  # zh is zh-cn and zh-tw
-                kept[query] = True
-            else:
-                dropped["language"] += 1
-    return list(kept), dropped
+        if language not in ("any", found, found.split("-")[0]):  # zh is zh-cn and zh-tw
+            dropped["language"] += 1
+            continue
+        split = row.get("split") or side(query, heldout_share)
+        if split not in ("train", "heldout"):
+            raise UserError(f"--queries {path}: the split {split!r} is neither train nor heldout")
+        kept[query] = {"query": query, "langdetect": found, "split": split}
+    return list(kept.values()), dropped
+
+
+def kept(path: str, split: str) -> list[str]:
+    """The queries of one split as stage 04 kept them, nothing filtered again; a file without `split` is used whole."""
+    rows = [row for row in read(path) if row["query"]]
+    return [row["query"] for row in rows if row.get("split", split) == split]

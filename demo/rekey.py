@@ -11,10 +11,7 @@ import argparse
 import importlib
 import random
 import sys
-import tempfile
 from pathlib import Path
-from types import SimpleNamespace
-from unittest import mock
 
 DEMO = Path(__file__).resolve().parent
 sys.path.insert(0, str(DEMO.parent))  # the stages are files of the checkout, not a package
@@ -23,67 +20,44 @@ from autoif import files, llm  # noqa: E402
 
 MODEL = "recorded-supervisor"
 FLAGS = {
-    "01_seed_augment": ["--seeds", str(DEMO / "seeds.txt"), "--k", "3", "--count", "20"],
+    "01_seed_augment": ["--seeds", str(DEMO / "seeds.txt"), "--k", "4", "--count", "20"],
     "02_verifiers": ["--k", "4"],
     "03_backtranslate": ["--nli", "llm", "--heldout", "0.25", "--seed", "0"],
 }
 
 
-def arguments(stage, flags: list[str]) -> argparse.Namespace:
-    """The flags with the stage's own defaults: it is stopped where it would open the store."""
-    stopped = mock.patch.object(llm.LLM, "from_args", side_effect=InterruptedError)
-    with tempfile.TemporaryDirectory() as out, stopped as opened:
-        try:
-            stage.main(["--model", MODEL, "--out", f"{out}/out.jsonl", *flags])
-        except InterruptedError:
-            return opened.call_args.args[0]
-
-
 def request(stage, args: argparse.Namespace, record: dict) -> dict:
     """What the stage sends today about the subject of a recording."""
-    about, asked = record["for"], []
+    about = record["for"]
     if stage.__name__ == "01_seed_augment":
         rng = random.Random(args.seed)
-        return list(
-            stage.requests(stage.read_seeds(args.seeds), args.k, args.count, args.shown, rng)
-        )[record["index"]]
+        seeds = stage.read_seeds(args.seeds)
+        return list(stage.requests(seeds, args.k, args.count, args.shown, rng))[record["index"]]
     if stage.__name__ == "02_verifiers":
         return stage.request({"instruction": about}, args.k)
     if isinstance(about, str):
         return stage.requests({"verifiers": [{"code": about}]}, args.max_functions)[0]
-    list(
-        stage.nli_supervisor(
-            [about], SimpleNamespace(complete=lambda requests: asked.extend(requests) or [])
-        )
-    )
-    return asked[0]
+    return next(stage.nli_requests([about]))
 
 
 def recordings(name: str):
     """Yield every recording of a stage with the key of today's prompt."""
     stage = importlib.import_module(name)
-    args = arguments(stage, FLAGS[name])
+    args = stage.parse(["--model", MODEL, *FLAGS[name]])
     for record in files.read(DEMO / "completions" / f"{name}.jsonl"):
         asked = request(stage, args, record)
-        yield (
-            record,
-            llm.key(
-                MODEL,
-                asked["messages"],
-                asked.get("temperature", args.temperature),
-                args.max_tokens,
-            ),
-        )
+        temperature = asked.get("temperature", args.temperature)
+        yield record, llm.key(MODEL, asked["messages"], temperature, args.max_tokens)
 
 
 def stale() -> list[str]:
     """The recordings that no longer match, one line each."""
-    return [
-        f"{name}, sample {record['index']} of {record['for']!r}"
-        for name in FLAGS
-        for record, key in recordings(name)
-        if record["key"] != key
-    ]
+    found = []
+    for name in FLAGS:
+        for record, key in recordings(name):
+            if record["key"] != key:
+                found.append(f"{name}, sample {record['index']} of {record['for']!r}")
+    return found
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import json
 import pytest
 from fake_server import FakeServer
 
-from autoif import files
+from autoif import files, replies
 from autoif.files import UserError
 
 stage = importlib.import_module("01_seed_augment")
@@ -28,19 +28,19 @@ stage = importlib.import_module("01_seed_augment")
     ],
 )
 def test_a_list_is_read_in_every_shape_that_models_write(text):
-    assert [stage.clean(item) for item in stage.parse_list(text)] == [
+    assert replies.items(text) == [
         "Use no commas",
         "End with a question",
     ]
 
 
 def test_quotes_that_belong_to_the_constraint_stay():
-    assert stage.clean('Include the word "because"') == 'Include the word "because"'
+    assert replies.clean('Include the word "because"') == 'Include the word "because"'
 
 
 def test_a_json_list_inside_a_constraint_is_no_list_of_constraints():
     text = '- Return a JSON array such as ["red", "blue"]\n- End the answer with ["END"]'
-    assert stage.parse_list(text) == [
+    assert replies.items(text) == [
         'Return a JSON array such as ["red", "blue"]',
         'End the answer with ["END"]',
     ]
@@ -58,7 +58,7 @@ def test_a_json_list_inside_a_constraint_is_no_list_of_constraints():
     ],
 )
 def test_a_symbol_that_a_constraint_is_about_stays(text):
-    assert stage.clean(text) == text
+    assert replies.clean(text) == text
 
 
 @pytest.mark.parametrize(
@@ -88,10 +88,10 @@ def test_constraints_that_no_function_can_check_are_named_as_such():
         "Use a metaphor in each sentence",
         "Write in a sad tone",
     ):
-        assert stage.drop_reason(instruction, 200) == "style, metaphor or translation"
-    assert stage.drop_reason("Use at most 20 words", 200) is None
-    assert stage.drop_reason("---", 200) == "empty"
-    assert stage.drop_reason("word " * 50, 200) == "over-long"
+        assert stage.drop_reason(instruction, 200, True) == "style, metaphor or translation"
+    assert stage.drop_reason("Use at most 20 words", 200, True) is None
+    assert stage.drop_reason("---", 200, True) == "empty"
+    assert stage.drop_reason("word " * 50, 200, True) == "over-long"
 
 
 def test_near_duplicates_are_dropped_but_not_those_that_differ_in_a_number():

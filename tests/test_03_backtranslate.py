@@ -80,21 +80,47 @@ def test_only_contradiction_drops(tmp_path):
 
 
 def test_a_constraint_without_a_label_is_a_counted_drop_not_a_verdict(tmp_path):
-    assert run(tmp_path, verified(), lambda hypothesis: "I cannot say") == []
-    assert json.loads((tmp_path / "stats.json").read_text())["03_backtranslate"]["dropped"] == {
-        "no NLI label": 1
-    }
+    labels = {"Answer in 0 # 0": "I cannot say"}
+    rows = run(tmp_path, verified(2), lambda hypothesis: labels.get(hypothesis, "neutral"))
+    assert [row["id"] for row in rows] == ["i1"]
+    stats = json.loads((tmp_path / "stats.json").read_text())["03_backtranslate"]
+    assert stats["dropped"] == {"no NLI label": 1} and stats["no label"] == 1
 
 
-def test_the_split_hangs_on_the_constraint_and_the_seed_alone(tmp_path):
-    rows = run(tmp_path, verified(300), lambda hypothesis: "entailment", "--heldout", "0.1")
-    heldout = {row["instruction"] for row in rows if row["split"] == "heldout"}
-    assert 15 < len(heldout) < 50
-    fewer = run(tmp_path, verified(300)[::2], lambda hypothesis: "entailment", "--heldout", "0.1")
-    assert {row["instruction"] for row in fewer if row["split"] == "heldout"} == heldout & {
-        row["instruction"] for row in fewer
-    }
-    assert stage.is_heldout("a", 1.0, 0) and not stage.is_heldout("a", 0.0, 0)
+def test_three_functions_of_a_constraint_are_translated_back(tmp_path):
+    [row] = run(tmp_path, verified(functions=5), lambda hypothesis: "entailment")
+    assert len(row["back_translations"]) == len(row["nli"]) == 3 and len(row["verifiers"]) == 5
+
+
+def test_without_back_translation_nothing_is_asked_or_dropped_but_all_is_split(tmp_path):
+    source, out = tmp_path / "02.jsonl", tmp_path / "03.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in verified(3)))
+    stage.main(["--in", str(source), "--out", str(out), "--no-back-translation"])
+    rows = list(files.read(out))
+    assert len(rows) == 3 and {"family", "split"} <= set(rows[0]) and rows[0]["nli"] == []
+
+
+def test_when_all_is_contradicted_no_file_is_left_and_the_funnel_says_why(tmp_path):
+    with pytest.raises(UserError, match="nothing was kept.*2 in -> 0 kept .contradiction 2"):
+        run(tmp_path, verified(2), lambda hypothesis: "contradiction")
+    assert not (tmp_path / "03.jsonl").exists() and not (tmp_path / "stats.json").exists()
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"verifiers": []}, "02.jsonl:1: 'verifiers' must be a list with at least one element"),
+        ({"verifiers": "def"}, "02.jsonl:1: 'verifiers' must be a list"),
+        ({"verifiers": [{"accuracy": 1}]}, "02.jsonl:1: 'verifiers' must have 'code'"),
+        ({"instruction": 5}, "02.jsonl:1: 'instruction' must be a text, but is 5"),
+        ({"id": "i1"}, "02.jsonl:2 has the id 'i1' of line 1"),
+    ],
+)
+def test_a_row_of_the_wrong_form_is_named_before_anything_is_asked(tmp_path, change, words):
+    rows = verified(2)
+    rows[0].update(change)
+    with pytest.raises(UserError, match=words):
+        run(tmp_path, rows, lambda hypothesis: pytest.fail("the supervisor was asked"))
 
 
 def classifier(folder, labels):

@@ -5,7 +5,7 @@ import os
 import pytest
 from fake_server import FakeServer
 
-from autoif import files, queries
+from autoif import files, queries, replies
 from autoif.files import UserError
 from autoif.prompt import accuracy, join
 
@@ -53,7 +53,7 @@ QUERIES = [
     ],
 )
 def test_the_score_is_found_in_every_usual_form(text, score):
-    assert stage.parse_score(text) == score
+    assert replies.score(text) == score
 
 
 def test_the_prompt_is_query_and_constraint_without_doubled_punctuation():
@@ -99,6 +99,8 @@ def run(tmp_path, answer, *flags, verifiers=(LOWER,), splits=("train",)):
                 "2",
                 "--k",
                 "4",
+                "--heldout-queries",
+                "0",
                 *flags,
             ]
         )
@@ -122,6 +124,7 @@ def test_responses_keep_their_verdicts_and_only_the_good_ones_become_sft_rows(tm
         "instruction",
         "query",
         "prompt",
+        "pass_rate",
         "responses",
     }
     assert [each["verdicts"] for each in responses[0]["responses"]] == [
@@ -141,7 +144,7 @@ def test_responses_keep_their_verdicts_and_only_the_good_ones_become_sft_rows(tm
 def test_without_scores_every_accepted_response_is_kept_and_nobody_is_asked(tmp_path, capsys):
     _, sft, stats = run(tmp_path, answers, "--no-score")
     assert len(sft) == 4 and "score under 8" not in stats["dropped"]
-    assert "without quality verification" in capsys.readouterr().out
+    assert "no quality scores" in capsys.readouterr().out
 
 
 def test_accuracy_must_be_more_than_half_of_the_functions(tmp_path):
@@ -155,24 +158,24 @@ def test_accuracy_must_be_more_than_half_of_the_functions(tmp_path):
     assert [row["messages"][1]["content"] for row in sft[:2]] == ["short", "no"]
 
 
+def refused(tmp_path, words, answer, *flags, **more):
+    """Asserts that nothing is kept, that the funnel says why, and that no output is left."""
+    with pytest.raises(UserError, match="nothing was kept, nothing is written.*" + words):
+        run(tmp_path, answer, *flags, **more)
+    assert not (tmp_path / "04_responses.jsonl").exists()
+    assert not (tmp_path / "04_sft.jsonl").exists() and not (tmp_path / "stats.json").exists()
+
+
 def test_a_crashing_function_is_an_error_not_a_failure(tmp_path):
-    responses, sft, stats = run(tmp_path, answers, "--no-score", verifiers=(CRASH,))
-    assert (
-        responses[0]["responses"][0]["verdicts"] == ["error"]
-        and sft == []
-        and stats["dropped"] == {"verdict errors": 8}
-    )
+    refused(tmp_path, "verdict errors 8", answers, "--no-score", verifiers=(CRASH,))
+    dropped = list(files.read(tmp_path / "04_responses.dropped.jsonl"))
+    assert [row["verdicts"] for row in dropped] == [["error"]] * 8
 
 
-def test_truncated_answers_are_counted_apart_and_never_trained_on(tmp_path):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            FakeServer.__init__,
-            "__kwdefaults__",
-            {**FakeServer.__init__.__kwdefaults__, "finish_reason": "length"},
-        )
-        _, sft, stats = run(tmp_path, answers, "--no-score")
-    assert sft == [] and stats["dropped"]["truncated"] == 8
+def test_truncated_answers_are_counted_apart_and_never_trained_on(tmp_path, monkeypatch):
+    defaults = FakeServer.__init__.__kwdefaults__
+    monkeypatch.setitem(defaults, "finish_reason", "length")
+    refused(tmp_path, "truncated 8", answers, "--no-score")
 
 
 def test_an_answer_that_never_came_is_accounted_for(tmp_path):
@@ -182,20 +185,14 @@ def test_an_answer_that_never_came_is_accounted_for(tmp_path):
     assert stats["dropped"] == {"no answer": 4, "accuracy": 2} and stats["in"] == 8
 
 
-def test_a_judgement_that_was_cut_off_has_no_score(tmp_path):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            stage,
-            "drop_reason",
-            lambda response, *_: None if response["text"] == "all fine" else "other",
-        )
-        patch.setattr(
-            FakeServer.__init__,
-            "__kwdefaults__",
-            {**FakeServer.__init__.__kwdefaults__, "finish_reason": "length"},
-        )
-        _, sft, stats = run(tmp_path, answers)
-    assert sft == [] and stats["dropped"]["no score found"] == 4
+def test_a_judgement_that_was_cut_off_has_no_score(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        stage,
+        "drop_reason",
+        lambda response, *_: None if response["text"] == "all fine" else "other",
+    )
+    monkeypatch.setitem(FakeServer.__init__.__kwdefaults__, "finish_reason", "length")
+    refused(tmp_path, "no score found 4", answers)
 
 
 def test_the_responses_are_there_before_the_file_that_says_the_stage_is_done(tmp_path, monkeypatch):
@@ -208,13 +205,10 @@ def test_the_responses_are_there_before_the_file_that_says_the_stage_is_done(tmp
 
 
 def test_a_judgement_without_a_score_is_a_counted_drop(tmp_path):
-    _, sft, stats = run(
-        tmp_path,
-        lambda messages, request: (
-            "fine indeed" if "Score:" not in messages[0]["content"] else "Hm."
-        ),
-    )
-    assert sft == [] and stats["dropped"] == {"duplicate": 6, "no score found": 2}
+    def judge_without_score(messages, request):
+        return "Hm." if "Score:" in messages[0]["content"] else "fine indeed"
+
+    refused(tmp_path, "duplicate 6, no score found 2", judge_without_score)
 
 
 def test_held_out_constraints_are_not_answered(tmp_path):
@@ -237,9 +231,11 @@ def test_output_is_byte_identical_whatever_the_concurrency(tmp_path):
 def load(tmp_path, text, **limits):
     path = tmp_path / "queries"
     path.write_text(text, encoding="utf-8")
-    return queries.load(
-        str(path), **{"min_chars": 20, "max_chars": 300, "language": "en", **limits}
+    rows, dropped = queries.load(
+        str(path),
+        **{"min_chars": 20, "max_chars": 300, "language": "en", "heldout_share": 0.0, **limits},
     )
+    return [row["query"] for row in rows], dropped
 
 
 def test_queries_come_from_sharegpt_jsonl_and_text(tmp_path):
@@ -265,8 +261,8 @@ def test_kept_queries_are_read_again_without_detecting_their_language(tmp_path, 
     run(tmp_path, answers)
     monkeypatch.setattr("langdetect.detect", None)
     kept = tmp_path / "04_queries.jsonl"
-    assert queries.load(str(kept), 20, 300, "en") == (QUERIES, {})
-    assert queries.load(str(kept), 20, 300, "de") == ([], {"language": len(QUERIES)})
+    assert load(tmp_path, kept.read_text()) == (QUERIES, {})
+    assert load(tmp_path, kept.read_text(), language="de") == ([], {"language": len(QUERIES)})
 
 
 def test_a_cut_off_sharegpt_file_yields_its_whole_records_and_a_warning(tmp_path, capsys):
@@ -289,7 +285,8 @@ def test_a_byte_order_mark_blank_lines_and_broken_bytes_do_no_harm(tmp_path):
     assert load(tmp_path, "\ufeff" + "\n".join(QUERIES))[0] == QUERIES
     path = tmp_path / "queries"
     path.write_bytes(text.encode().replace(b"conversations", b"\xff\xfe", 1))
-    assert queries.load(str(path), 20, 300, "en") == (QUERIES[1:], {"no human turn": 1})
+    rows, dropped = queries.load(str(path), 20, 300, "en", 0.0)
+    assert [row["query"] for row in rows] == QUERIES[1:] and dropped == {"no human turn": 1}
 
 
 def test_a_language_includes_its_variants(tmp_path):

@@ -37,8 +37,13 @@ def run_pairs(tmp_path, *files, flags=()):
     return [json.loads(line) for line in open(tmp_path / "pairs.jsonl")]
 
 
+def sides(candidates, min_accuracy=0.5, min_score=8.0, reject_truncated=False):
+    chosen, rejected = dpo.sides(candidates, min_accuracy, min_score, reject_truncated)
+    return [each["text"] for each in chosen], [each["text"] for each in rejected]
+
+
 def test_errors_make_no_pair_and_only_an_accuracy_above_half_is_chosen():
-    chosen, rejected = dpo.sides(
+    assert sides(
         [
             candidate("best", "pass", "pass"),
             candidate("half", "pass", "fail"),
@@ -46,16 +51,85 @@ def test_errors_make_no_pair_and_only_an_accuracy_above_half_is_chosen():
             candidate("crash", "error", "error"),
             candidate("unsure", "fail", "error"),
             candidate("most", "pass", "pass", "error"),
-        ],
-        0.5,
-    )
-    assert (chosen, rejected) == (["best"], ["bad"])
+        ]
+    ) == (["best"], ["bad"])
 
 
 def test_a_text_is_never_on_both_sides():
-    assert dpo.sides(
-        [candidate("same", "pass"), candidate("same", "fail"), candidate("no", "fail")], 0.5
-    ) == ([], ["no"])
+    same = [candidate("same", "pass"), candidate("same", "fail"), candidate("no", "fail")]
+    assert sides(same) == ([], ["no"])
+
+
+def test_a_chosen_answer_has_the_quality_score_where_there_are_scores():
+    good, poor, lost = (candidate(text, "pass") for text in ("good", "poor", "lost"))
+    bad = candidate("bad", "fail")
+    assert sides([good, poor, bad]) == (["good", "poor"], ["bad"])  # stage 04 with --no-score
+    good["score"], poor["score"], lost["score"], bad["score"] = 8.0, 0.0, None, None
+    assert sides([good, poor, lost, bad]) == (["good"], ["bad"])
+    assert sides([good, poor, lost, bad], min_score=0) == (["good", "poor", "lost"], ["bad"])
+
+
+def test_a_truncated_answer_is_neither_chosen_nor_rejected_unless_asked_for(tmp_path):
+    good = {**candidate("good", "pass"), "finish_reason": "stop"}
+    cut_good = {**candidate("cut good", "pass"), "finish_reason": "length"}
+    cut_bad = {**candidate("cut bad", "fail"), "finish_reason": "length"}
+    bad = {**candidate("bad", "fail"), "finish_reason": "stop"}
+    assert sides([good, cut_good, cut_bad, bad]) == (["good"], ["bad"])
+    assert sides([good, cut_good, cut_bad], reject_truncated=True) == (["good"], ["cut bad"])
+    row = {"id": "r1", "prompt": "Go.", "responses": [good, cut_good, cut_bad]}
+    [pair] = run_pairs(tmp_path, [row], flags=["--reject-truncated"])
+    assert pair["truncated"] == ["rejected"]
+    row["responses"] = [good, bad]
+    [pair] = run_pairs(tmp_path, [row], flags=["--reject-truncated"])
+    assert "truncated" not in pair
+
+
+def test_pairs_are_made_for_the_training_samples_only(tmp_path):
+    both = [candidate("HEY", "pass"), candidate("hey", "fail")]
+    instructions = [
+        {**row, "split": "train", "cases": [case("HI", "pass"), case("hi", "fail")]}
+        for row in ({"id": "i1", "instruction": "A."}, {"id": "i2", "instruction": "B."})
+    ]
+    responses = [
+        {"id": f"i1.{n}", "prompt": f"Greet {n}.\nA.", "responses": both} for n in range(3)
+    ]
+    message = {"role": "user", "content": "Greet 1.\nA."}
+    samples = [{"id": "i1.1.0", "instruction_id": "i1", "messages": [message]}]
+    sft = tiny_models.write(tmp_path / "04_sft.jsonl", samples)
+    rows = run_pairs(tmp_path, instructions, responses, flags=["--sft", sft])
+    assert [row["id"] for row in rows] == ["i1/instruction/1", "i1.1/query/1"]
+    assert len(run_pairs(tmp_path, instructions, responses)) == 5
+
+
+def test_cases_without_a_split_are_refused_since_held_out_ones_may_be_among_them(tmp_path):
+    rows = [{"id": "i1", "instruction": "A.", "cases": [case("HI", "pass"), case("hi", "fail")]}]
+    with pytest.raises(dpo.UserError, match="in0.jsonl:1 has no 'split'.*03_instructions.jsonl"):
+        run_pairs(tmp_path, rows)
+    rows[0]["split"] = "Train"
+    with pytest.raises(
+        dpo.UserError, match="in0.jsonl:1 has 'split', which must be one of heldout"
+    ):
+        run_pairs(tmp_path, rows)
+
+
+def test_no_pairs_at_all_is_an_error_with_the_funnel_and_no_file(tmp_path):
+    rows = [{"id": "r1", "prompt": "Go.", "responses": [candidate("GO", "pass")]}]
+    with pytest.raises(dpo.UserError, match="1 in -> 0 kept .query: nothing to reject 1"):
+        run_pairs(tmp_path, rows)
+    assert not (tmp_path / "pairs.jsonl").exists() and not (tmp_path / "stats.json").exists()
+
+
+def test_a_fraction_of_the_pairs_is_exact_and_part_of_a_larger_one(tmp_path):
+    both = [candidate("HEY", "pass"), candidate("hey", "fail")]
+    rows = [{"id": f"r{n}", "prompt": f"Greet {n}.", "responses": both} for n in range(64)]
+    made = {
+        share: [row["id"] for row in run_pairs(tmp_path, rows, flags=["--fraction", share])]
+        for share in ("1/64", "1/8", "1")
+    }
+    assert [len(ids) for ids in made.values()] == [1, 8, 64]
+    assert set(made["1/64"]) < set(made["1/8"]) and made["1"] == [
+        f"r{n}/query/{n + 1}" for n in range(64)
+    ]
 
 
 def test_pairs_use_every_text_before_any_comes_again():
@@ -304,15 +378,9 @@ def test_the_paper_settings_are_the_defaults():
     assert dpo.parse(["pairs", "--in", "x", "--out", "o"]).min_accuracy == 0.5
 
 
-def test_a_truncated_response_is_never_chosen_but_may_be_rejected():
-    good = {"text": "good", "verdicts": ["pass"], "accuracy": 1.0, "finish_reason": "length"}
-    bad = {"text": "bad", "verdicts": ["fail"], "accuracy": 0.0, "finish_reason": "length"}
-    assert dpo.sides([good, bad], 0.5) == ([], ["bad"])
-
-
 def test_a_case_without_its_verdicts_is_paired_by_its_accuracy():
     cases = [
         {"input": "good", "output": True, "accuracy": 1.0},
         {"input": "bad", "output": False, "accuracy": 0.0},
     ]
-    assert dpo.sides(dpo.candidates({"cases": cases}), 0.5) == (["good"], ["bad"])
+    assert sides(dpo.candidates({"cases": cases})) == (["good"], ["bad"])

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -12,21 +13,29 @@ from fake_server import FakeServer
 
 from autoif import files
 
-LIMITS = range(3, 15)
+# Three families of constraints: one of them is held out.
+KINDS = {"at most": "<=", "at least": ">=", "exactly": "=="}
+CONSTRAINTS = [f"Use {kind} {n} words" for kind in KINDS for n in (4, 5, 6, 7)]
+
+
+def verifier(kind, limit):
+    code = f"def evaluate(response):\n    return len(response.split()) {KINDS[kind]} {limit}"
+    wrong = limit + 1 if kind == "at most" else limit - 1
+    cases = [
+        {"input": "word " * limit, "output": True},
+        {"input": "word " * wrong, "output": False},
+    ]
+    return code, cases
 
 
 def answer(messages, request):
     """A supervisor that can do its work, and a policy that obeys now and then."""
     text = messages[-1]["content"]
     if text.startswith("Write") and "constraints" in text.splitlines()[0]:
-        return "\n".join(f"- Use at most {n} words" for n in LIMITS)
-    limit = next((n for n in LIMITS if f"most {n} words" in text), 0)
-    if "evaluate(response)" in text and '"func"' in text:
-        code = f"def evaluate(response):\n    return len(response.split()) <= {limit}"
-        cases = [
-            {"input": "word " * limit, "output": True},
-            {"input": "word " * (limit + 1), "output": False},
-        ]
+        return "\n".join(f"- {constraint}" for constraint in CONSTRAINTS)
+    if '"func"' in text:
+        kind, limit = re.search(rf"({'|'.join(KINDS)}) (\d+) words", text).groups()
+        code, cases = verifier(kind, int(limit))
         return [
             json.dumps({"func": code + "\n" * n, "cases": cases})
             for n in range(request.get("n", 1))
@@ -38,7 +47,7 @@ def answer(messages, request):
     if "Score: <number>" in text:
         return "Score: 9"
     draw = [
-        hashlib.sha256(f"{text} {n}".encode()).digest()[0] % 20 for n in range(request.get("n", 1))
+        hashlib.sha256(f"{text} {n}".encode()).digest()[0] % 10 for n in range(request.get("n", 1))
     ]
     return ["word " * n + "end" for n in draw]
 
@@ -69,6 +78,7 @@ def out(tmp_path_factory):
     (out / "queries.txt").write_text(
         "\n".join(f"What should I know about the number {n} today?" for n in range(20))
     )
+    (out / "seeds.txt").write_text("\n".join(CONSTRAINTS[::4]))
     asking = ["--queries", out / "queries.txt", "--queries-per-instruction", 2, "--k", 4]
     training = ["--batch", 4, "--epochs", 1, "--max-length", 512, "--micro-batch", 2]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 1]
@@ -85,8 +95,8 @@ def out(tmp_path_factory):
             out / "01_instructions.jsonl",
             "--k",
             2,
-            "--limit",
-            12,
+            "--seeds",
+            out / "seeds.txt",
         )
         run(
             "02_verifiers.py",
@@ -139,6 +149,8 @@ def out(tmp_path_factory):
             "--in",
             out / "03_instructions.jsonl",
             out / "04_responses.jsonl",
+            "--sft",
+            out / "04_sft.jsonl",
             "--out",
             out / "06_pairs.jsonl",
         )
@@ -164,9 +176,10 @@ def out(tmp_path_factory):
             "--out",
             online / "04_responses.jsonl",
             "--no-score",
-            "--seed",
-            1,
-            *asking,
+            "--sft",
+            out / "04_sft.jsonl",
+            "--k",
+            4,
         )
         run(
             "06_dpo.py",
@@ -203,7 +216,12 @@ def out(tmp_path_factory):
                 "heldout",
                 "--heldout",
                 out / "03_instructions.jsonl",
-                *asking,
+                "--queries",
+                out / "04_queries.jsonl",
+                "--queries-per-instruction",
+                2,
+                "--k",
+                4,
                 "--out",
                 out / "07_results.json",
             )
@@ -232,6 +250,28 @@ def test_no_held_out_constraint_reaches_training(out):
     assert trained and not [
         text for text in trained if any(text.endswith(each) for each in heldout)
     ]
+
+
+def test_no_sibling_of_a_held_out_constraint_and_no_held_out_query_reaches_training(out):
+    sides = {}
+    for row in rows(out, "03_instructions.jsonl"):
+        sides.setdefault(row["family"], set()).add(row["split"])
+    assert all(len(each) == 1 for each in sides.values()) and len(sides) == 3
+    queries = {row["query"]: row["split"] for row in rows(out, "04_queries.jsonl")}
+    assert set(queries.values()) == {"train", "heldout"}
+    asked = {row["query"] for row in rows(out, "04_responses.jsonl")}
+    assert {queries[query] for query in asked} == {"train"}
+    items = rows(out, "07_items/base/heldout.jsonl")
+    measured = {row["prompt"].split("\n")[0] for row in items}
+    assert {queries[query] for query in measured} == {"heldout"}
+
+
+def test_the_online_loop_asks_the_prompts_of_the_training_samples_under_their_ids(out):
+    samples = {row["id"].rpartition(".")[0]: row for row in rows(out, "04_sft.jsonl")}
+    online = rows(out, "online_1/04_responses.jsonl")
+    assert {row["id"] for row in online} == set(samples)
+    for row in online:
+        assert samples[row["id"]]["messages"][0]["content"] == row["prompt"]
 
 
 def test_pairs_of_every_level_were_made_and_chosen_differs_from_rejected(out):

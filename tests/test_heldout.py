@@ -119,32 +119,40 @@ def test_all_answers_to_a_constraint_are_one_job_a_function(args, monkeypatch):
             sent.append(job)
             yield {"id": job["id"], "verdicts": ["pass"] * len(job["inputs"]), "error": None}
 
+    works = [{"item": item, "answers": sample("Tea")} for item in heldout.load(None, args)]
     monkeypatch.setattr(sandbox, "run", run)
-    scored(args, lambda item: "Tea")
+    heldout.score(works, args)
     assert [(job["id"], len(job["inputs"])) for job in sent] == [("i1", 2), ("i2", 2)]
 
 
 @pytest.mark.parametrize(
     "row, words",
     [
-        ({"instruction": 7}, "'instruction' must be text"),
-        ({"verifiers": []}, "'verifiers' must be a list of one or more"),
-        ({"verifiers": "def evaluate"}, "'verifiers' must be a list of one or more"),
-        ({"verifiers": [{"accuracy": 1.0}]}, "a verifier is {'code': text}"),
+        ({"instruction": 7}, "'instruction' must be a text"),
+        ({"verifiers": []}, "'verifiers' must be a list with at least one element"),
+        ({"verifiers": "def evaluate"}, "'verifiers' must be a list with at least one element"),
+        ({"verifiers": [{"accuracy": 1.0}]}, "'verifiers' must have 'code'"),
+        ({"split": "Heldout"}, "'split' must be one of heldout, train"),
+        ({"id": "i1"}, "has the id 'i1' of line 1"),
     ],
 )
 def test_broken_rows_are_named_before_anything_is_asked(tmp_path, args, row, words):
     good = json.loads(open(args.heldout).readline())
-    args.heldout = write(tmp_path / "broken.jsonl", [good, {**good, **row}])
-    with pytest.raises(UserError, match="broken.jsonl:2: ") as error:
+    args.heldout = write(tmp_path / "broken.jsonl", [good, {**good, "id": "i9", **row}])
+    with pytest.raises(UserError, match="broken.jsonl:2") as error:
         heldout.load(None, args)
     assert words in str(error.value) and not isinstance(error.value, NotSetUp)
 
 
-def test_broken_queries_are_named(tmp_path, args):
-    args.queries = write(tmp_path / "q.jsonl", [{"query": "Fine?"}, {"query": ["no"]}])
-    with pytest.raises(UserError, match=r"q.jsonl:2: 'query' must be text, not \['no'\]"):
+def test_functions_that_cannot_be_called_are_named_instead_of_failing_every_answer(tmp_path, args):
+    row = json.loads(open(args.heldout).readline())
+    row["verifiers"] = [{"code": "import no_such_module\ndef evaluate(response): return True"}]
+    args.heldout = write(tmp_path / "lacking.jsonl", [row])
+    with pytest.raises(UserError, match="lacking.jsonl: these functions cannot be called"):
         heldout.load(None, args)
+
+
+def test_a_file_without_a_held_out_query_names_the_flag(tmp_path, args):
     args.queries = write(tmp_path / "q.jsonl", [{"query": "Fine?", "split": "train"}])
     with pytest.raises(UserError, match="no query of split 'heldout'.*--heldout-queries"):
         heldout.load(None, args)

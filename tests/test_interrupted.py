@@ -28,6 +28,8 @@ def command(out, url, source, queries):
         str(out / "04_responses.jsonl"),
         "--k",
         "4",
+        "--heldout-queries",
+        "0",
         "--queries-per-instruction",
         "5",
         "--concurrency",

@@ -225,6 +225,7 @@ def main(argv=None) -> None:
     args = parse(argv)
     # the held-out constraints are made of the same run: what is to be found there is known
     names = [name for name in args.benchmarks if name != "heldout"]
+    files.refuse_unwritable(args.out)
     training = read_training(args.training)
     loaded, gaps = benchmarks.load(names, args)
     found = {}

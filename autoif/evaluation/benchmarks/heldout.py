@@ -15,9 +15,8 @@ an error is no pass. What stands in the table:
 
 import argparse
 import random
-from pathlib import Path
 
-from autoif import files, queries, sandbox
+from autoif import files, queries, sandbox, verifiers
 from autoif.evaluation import kinds, relevance
 from autoif.evaluation.benchmarks import NotSetUp, Settings
 from autoif.files import UserError
@@ -51,43 +50,29 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_constraints(path: str) -> list[dict]:
-    """The held-out rows of 03_instructions.jsonl."""
-    rows = []
-    fields = ["id", "instruction", "verifiers", "split"]
-    for number, row in enumerate(files.read(path, fields, "03_backtranslate.py"), 1):
-        if row["split"] != "heldout":
-            continue
-        verifiers = row["verifiers"]
-        if not isinstance(row["instruction"], str):
-            raise UserError(f"{path}:{number}: 'instruction' must be text: {str(row)[:80]!r}")
-        if not isinstance(verifiers, list) or not verifiers:
-            raise UserError(f"{path}:{number}: 'verifiers' must be a list of one or more")
-        for verifier in verifiers:
-            if not isinstance(verifier, dict) or not isinstance(verifier.get("code"), str):
-                raise UserError(f"{path}:{number}: a verifier is {{'code': text}}, not {verifier}")
-        rows.append(row)
-    if not rows:
+def read_constraints(path: str, **options) -> list[dict]:
+    """The held-out rows of 03_instructions.jsonl, with functions that the sandbox can call.
+
+    A function that it cannot call (a module is missing here) would fail each answer of each model.
+    """
+    form = {**verifiers.ROW, "split": {"train", "heldout"}}
+    rows = files.read_all(path, form, "03_backtranslate.py")
+    heldout = [row for row in rows if row["split"] == "heldout"]
+    if not heldout:
         raise UserError(f"{path} has no row with split 'heldout'; run 03_backtranslate.py again")
-    return rows
+    verifiers.refuse_broken(heldout, path, **options)
+    return heldout
 
 
 def read_queries(path: str) -> list[str]:
-    """The held-out queries of 04_queries.jsonl; all queries of a file that has no `split`."""
-    if Path(path).suffix != ".jsonl":  # text or ShareGPT, which know of no split
-        return list(dict.fromkeys(query for query, _ in queries.read(path) if query))
-    kept = []
-    for number, row in enumerate(files.read(path, ["query"], "04_responses.py"), 1):
-        if not isinstance(row["query"], str):
-            raise UserError(f"{path}:{number}: 'query' must be text, not {row['query']!r:.60}")
-        if row.get("split", "heldout") == "heldout":
-            kept.append(row["query"])
+    """The distinct held-out queries that stage 04 kept; all queries of a file without `split`."""
+    kept = list(dict.fromkeys(queries.kept(path, "heldout")))
     if not kept:
         raise UserError(
             f"{path} has no query of split 'heldout'; run 04_responses.py with "
             "--heldout-queries 0.1"
         )
-    return list(dict.fromkeys(kept))
+    return kept
 
 
 def load(source, args) -> list[dict]:
@@ -98,7 +83,7 @@ def load(source, args) -> list[dict]:
         )
     kept = read_queries(args.queries)
     items = []
-    for row in read_constraints(args.heldout):
+    for row in read_constraints(args.heldout, **sandbox.options(args)):
         # A generator of its own: a constraint's queries stay when other constraints come or go.
         rng = random.Random(f"{args.seed}:{row['id']}")
         asked = rng.sample(kept, min(args.queries_per_instruction, len(kept)))

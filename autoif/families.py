@@ -1,0 +1,237 @@
+"""Families of constraints: which ones ask for the same in other numbers and words (our addition, not the paper's).
+
+    Use no more than 20 words      <- one family: held out together, or trained on together
+    Do not use more than 18 words
+    Keep the answer under 30 words
+
+Two constraints are tied when their wording has the same `form`, or when half of the functions of one have the `shape` of
+functions of the other. A family is everything that ties connect. Stage 03 writes its name into each row and holds out whole families, since a
+constraint with a sibling in training measures memory, not obedience to something new.
+"""
+
+import ast
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+# Phrases that mean the same, longest first; what is left of a constraint after these is its form.
+SAME = [
+    (r"\b(?:do|does|must|should|may|can) not\b|\b(?:don't|doesn't|mustn't|cannot|can't)\b", "not"),
+    (r"\b(?:never|avoid(?:ing)?|without|refrain from|free of|exclud\w+|omit\w*|skip)\b", "not"),
+    (
+        r"\b(?:leav(?:e|ing) out|neither|nor|no|none)\b(?! (?:more|fewer|less|longer|shorter))",
+        "not",
+    ),
+    (r"\b(?:not|no) (?:\w+ )?(?:more|longer) than\b|\bnot (?:to )?exceed(?:ing)?\b", "most"),
+    (r"\b(?:not|no) (?:\w+ )?(?:fewer|less|shorter) than\b", "least"),
+    (
+        r"\b(?:fewer|less|shorter) than\b|\b(?:under|below|within|up to|at most|max(?:imum)?)\b",
+        "most",
+    ),
+    (r"\b(?:more|longer) than\b|\b(?:over|above|at least|min(?:imum)?)\b|\bor more\b", "least"),
+    (r"\bor (?:fewer|less)\b", "most"),
+    (r"\b(?:contain|mention|hav|us|includ|add|insert|employ|work)(?:e|s|es|ing)?(?: in)?\b", "use"),
+    (r"\b(?:start|begin|open)(?:s|ning|ing)?\b", "begin"),
+    (r"\b(?:end|finish|clos|conclud)(?:e|s|es|ing)?\b", "end"),
+    (r"\bthe (?:last|final) (?:character|sign|word) (?:must |should )?be\b", "end"),
+    (r"\b(?:precisely|just)\b", "exactly"),
+]
+# Names of signs, and number words: which sign and which number is what siblings differ in.
+SIGN = (
+    r"\b(?:commas?|apostrophes?|colons?|semicolons?|hyphens?|dash(?:es)?|full stops?|periods?|asterisks?|"
+    r"(?:exclamation|question) (?:marks?|points?)|slash(?:es)?|ampersands?|percent signs?|underscores?)\b"
+)
+NUMBER = (
+    r"\b(?:\d[\d,.]*\d|\d|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|"
+    r"sixteen|seventeen|eighteen|nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand|"
+    r"first|second|third|fourth|fifth|dozen|half|once|twice|thrice|single)\b"
+)
+QUOTED = r"""["“”][^"“”]*["“”]|(?<!\w)['‘][^'‘’]*['’](?!\w)|`[^`]*`"""
+# Words that say nothing about what is asked for.
+FILLER = set(
+    "a an the your you of in to with that which it its is are be be as by for and or any all each every whole "
+    "entire please must should answer answers response responses reply replies respond text write writing keep "
+    "make give stay limit restrict let form only put count total length long there this than".split()
+)
+
+
+def quoted(text: str) -> str:
+    """The kind of a quoted text or a string: which one it is is what siblings differ in.
+
+    "water", "I think" -> word    "q" -> letter    "12" -> number    ", " -> sign    r"\\bcat\\b" -> \\bword\\b
+    """
+    if re.fullmatch(r"\s*\d+\s*", text):
+        return "number"
+    if re.fullmatch(r"\s*[^\W\d_]\s*", text):
+        return "letter"
+    if re.fullmatch(r"[^\w\s]?\s*[^\w\s]?|\s*", text):
+        return "sign"
+    if re.fullmatch(r"[\w\s'’-]+", text):
+        return "word"
+    # a regular expression or a list of signs: words and numbers go, its structure stays
+    masked = re.sub(r"(?<!\\)(?<!\w)[^\W\d_]{2,}|(?<=\\b)[^\W\d_]+", "word", text)
+    return re.sub(r"\d+", "#", masked)
+
+
+def form(instruction: str) -> str:
+    """The wording of a constraint without what siblings differ in, as sorted words.
+
+    'Use no more than 20 words' -> '# most use word'
+    """
+    text = instruction.replace("’", "'")
+    text = re.sub(QUOTED, lambda found: f" _{quoted(found.group()[1:-1])} ", text)
+    text = re.sub(r"(?<=[a-z ])\b[B-HJ-Z]\b", " _letter ", text).lower()
+    text = re.sub(r"\b(?:words?|phrases?|letters?|signs?|symbols?|characters?)\s+(?=_)", "", text)
+    for pattern, meaning in SAME:
+        text = re.sub(r"\s+", " ", re.sub(pattern, f" {meaning} ", text))
+    text = re.sub(SIGN, " _sign ", text)
+    text = re.sub(NUMBER, " # ", text)
+    text = re.sub(r"[^\w\s#'.,;:!?]", " _sign ", text)
+    words = re.findall(r"[\w']+|#", text)
+    singular = {re.sub(r"(?<=\w\w)(?<!s)s$", "", word) for word in words if word not in FILLER}
+    if singular & {"most", "least", "exactly", "between", "not"}:
+        singular.discard("use")  # "use at most 9 words" and "at most 9 words" ask for the same
+    return " ".join(sorted(singular))
+
+
+class _Shape(ast.NodeTransformer):
+    """Rewrites a function so that what siblings differ in is gone: constants, names of variables, < for <=."""
+
+    def __init__(self, own_names: set[str]):
+        self.own_names, self.places = own_names, {}
+
+    def place(self, name: str) -> str:
+        """The name of a variable is the place where it first appears: equal up to renaming is equal."""
+        if name not in self.own_names:
+            return name
+        return self.places.setdefault(name, f"v{len(self.places)}")
+
+    def visit_FunctionDef(self, node):
+        node.name, node.returns = self.place(node.name), None
+        if ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+        return self.generic_visit(node)
+
+    def visit_arg(self, node):
+        return ast.arg(self.place(node.arg))
+
+    def visit_Name(self, node):
+        return ast.Name(self.place(node.id), ast.Load())
+
+    def visit_Constant(self, node):
+        if isinstance(node.value, str):
+            return ast.Constant(quoted(node.value))
+        return ast.Constant(type(node.value).__name__)
+
+    def visit_Compare(self, node):
+        """`20 >= n` as `n <= 20`, and `<` as `<=`: 'under 21' asks for the same as 'at most 20'."""
+        turned = {ast.Lt: ast.GtE, ast.LtE: ast.GtE, ast.Gt: ast.LtE, ast.GtE: ast.LtE}
+        loose = {ast.Lt: ast.LtE, ast.Gt: ast.GtE}
+        if len(node.ops) == 1 and isinstance(node.left, ast.Constant):
+            kind = type(node.ops[0])
+            if kind in turned:
+                node.left, node.comparators = node.comparators[0], [node.left]
+                node.ops = [turned[kind]()]
+        node.ops = [loose.get(type(op), type(op))() for op in node.ops]
+        return self.generic_visit(node)
+
+
+def shape(code: str) -> str | None:
+    """The syntax tree of a function without what siblings differ in; None when it does not parse or ignores its input.
+
+    `def evaluate(response): return len(response.split()) <= 20` and
+    `def evaluate(text): words = ...` differ; the first and `return 30 > len(answer.split())` have the same shape.
+    """
+    try:
+        tree = ast.parse(code)
+        function = next(
+            node
+            for node in tree.body
+            if isinstance(node, ast.FunctionDef) and node.name == "evaluate" and node.args.args
+        )
+    except (SyntaxError, ValueError, RecursionError, MemoryError, StopIteration):
+        return None
+    own_names, read = {"evaluate"}, set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg):
+            own_names.add(node.arg)
+        elif isinstance(node, ast.FunctionDef):
+            own_names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            own_names.add(node.id)
+        elif isinstance(node, ast.Name):
+            read.add(node.id)
+    if function.args.args[0].arg not in read:
+        return None  # `return True` would tie everything to everything
+    imports = (ast.Import, ast.ImportFrom)
+    tree.body = [node for node in tree.body if not isinstance(node, imports)]
+    return ast.dump(_Shape(own_names).visit(tree))
+
+
+def related(shapes: list[set[str]]) -> Iterator[tuple[int, int]]:
+    """Yield the rows (by number) that at least half of the functions of one of them tie together.
+
+    Half, since single functions miss their constraint: one that counts words where it should count sentences would
+    tie the two kinds, and soon everything to everything.
+    """
+    having: dict[str, list[int]] = {}
+    shared = Counter()
+    for number, own in enumerate(shapes):
+        for each in own:
+            shared.update((other, number) for other in having.setdefault(each, []))
+            having[each].append(number)
+    for (one, other), count in shared.items():
+        if 2 * count >= min(len(shapes[one]), len(shapes[other])):
+            yield one, other
+
+
+def families(rows: list[dict], seed: int = 0) -> list[str]:
+    """The name of each row's family: of all forms in it, the one whose hash is smallest.
+
+    ['At most 20 words', 'At most 18 words', 'No commas'] -> ['# most word', '# most word', '_sign not']
+    """
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while parent.setdefault(name, name) != name:
+            parent[name] = parent[parent[name]]  # halve the path on the way up
+            name = parent[name]
+        return name
+
+    forms = [form(row["instruction"]) for row in rows]
+    shapes = []
+    for row in rows:
+        own = {shape(verifier["code"]) for verifier in row["verifiers"]}
+        shapes.append(own - {None})
+    for one, other in related(shapes):
+        parent[root(forms[one])] = root(forms[other])
+
+    # the name hangs on the forms alone: it stays when siblings with a known form are added
+    names: dict[str, str] = {}
+    for own in forms:
+        best = names.setdefault(root(own), own)
+        if place(own, seed) < place(best, seed):
+            names[root(own)] = own
+    return [names[root(own)] for own in forms]
+
+
+def place(name: str, seed: int) -> bytes:
+    """Where a family stands in the queue for the held-out side: a hash of its name and the seed, nothing else."""
+    return hashlib.sha256(f"{seed} {name}".encode("utf-8", "surrogatepass")).digest()
+
+
+def heldout(names: list[str], share: float, seed: int) -> set[str]:
+    """The families to hold out: in the order of their hashes, as long as about `share` of the rows is not reached.
+
+    A family that would overshoot the share by more than half of itself is passed over, so that one large family does
+    not empty the training side. When constraints are added, a family changes sides only at the margin of the share, or
+    when a new constraint joins two families or gives one a name with a smaller hash.
+    """
+    size = Counter(names)
+    wanted, chosen, count = share * len(names), set(), 0
+    for name in sorted(size, key=lambda each: place(each, seed)):
+        if count + size[name] / 2 <= wanted:
+            chosen.add(name)
+            count += size[name]
+    return chosen
