@@ -36,7 +36,7 @@ from autoif.evaluation import benchmarks, estimate, responses, results, table
 from autoif.evaluation import judge as judges
 from autoif.evaluation.benchmarks import NotSetUp, heldout
 from autoif.evaluation.benchmarks.choice import by_likelihood
-from autoif.evaluation.conversation import converse, single_turn
+from autoif.evaluation.conversation import converse
 from autoif.files import UserError
 from autoif.stage import positive_int, run
 
@@ -83,38 +83,20 @@ def settings_of(name: str, args) -> dict:
     return settings
 
 
-def request_settings(work: dict, settings: dict) -> dict:
-    """What the requests of a work have in common.
-
-    The sample's index (`first`) makes equal questions different ones in the store.
-    """
-    asked = {"max_tokens": settings["max_tokens"], "k": 1, "first": work["sample"]}
-    return {"temperature": settings["temperature"], **asked}
-
-
 def works_of(items: list[dict], settings: dict) -> list[dict]:
-    """One work for each item and sample: `{item, sample}`, to which each phase adds its own."""
-    samples = range(settings["samples"])
-    return [{"item": item, "sample": sample} for sample in samples for item in items]
+    """One work for each sample of each item, `{item, sample, asked}`; each phase adds its own.
 
-
-def conversation_of(name: str, item: dict):
-    """The conversation that gets an item's answers: one turn for most benchmarks."""
-    return getattr(benchmarks.module(name), "answer", single_turn)(item)
-
-
-def plan(name: str, items: list[dict], args) -> estimate.Plan:
-    """What a benchmark is going to ask, for the estimate; by log-likelihood it asks nothing."""
-    owners, settings = benchmarks.settings(name), settings_of(name, args)
-    works = works_of(items, settings)
-    requests = []
-    if settings.get("mode") != "loglik":
-        for work in works:
-            first_request = next(conversation_of(name, work["item"]))
-            requests.append({**request_settings(work, settings), **first_request})
-    tokens = min(settings.get("max_tokens", 0), owners.usual_tokens)
-    judgements = round(len(works) * owners.judge_calls)
-    return estimate.Plan(name, len(items), settings["samples"], requests, tokens, judgements)
+    `asked` is what all requests of the work say. The sample's index, `first`, makes equal questions
+    different ones in the store.
+    """
+    works = []
+    for sample in range(settings["samples"]):
+        asked = {"k": 1, "first": sample}
+        for setting in ("temperature", "max_tokens"):
+            if setting in settings:
+                asked[setting] = settings[setting]
+        works += [{"item": item, "sample": sample, "asked": asked} for item in items]
+    return works
 
 
 def generate(name: str, works: list[dict], settings: dict, client, args) -> None:
@@ -127,8 +109,8 @@ def generate(name: str, works: list[dict], settings: dict, client, args) -> None
         cache = Path(args.out).parent / "completions" / f"07_loglik_{weights}"
         by_likelihood(works, args.model, cache)
         return
-    conversations = [conversation_of(name, work["item"]) for work in works]
-    asked = [request_settings(work, settings) for work in works]
+    conversations = [benchmarks.conversation(name, work["item"]) for work in works]
+    asked = [work["asked"] for work in works]
     for work, answers in zip(works, converse(client, conversations, asked)):
         work["answers"] = answers
 
@@ -143,16 +125,15 @@ def judge(name: str, works: list[dict], client) -> int:
         )
     conversations = []
     for work in works:
-        conversation = None
-        # an answer that a --responses file lacks has failed, and no judge is paid to say so
-        if all(answer["finish_reason"] != "missing" for answer in work["answers"]):
-            conversation = benchmarks.module(name).judge(work["item"], work["answers"])
-        conversations.append(conversation)
+        # an answer that a --responses file lacks has failed: no judge is paid to say so
+        if any(answer["finish_reason"] == "missing" for answer in work["answers"]):
+            conversations.append(None)
+        else:
+            conversations.append(benchmarks.module(name).judge(work["item"], work["answers"]))
     asked = [{"max_tokens": owners.judge_max_tokens}] * len(works)
+    outcomes = converse(client, conversations, asked)
     failed = 0
-    for work, conversation, judged in zip(
-        works, conversations, converse(client, conversations, asked)
-    ):
+    for work, conversation, judged in zip(works, conversations, outcomes):
         work["judged"] = judged
         failed += conversation is not None and judged is None
     return failed
@@ -171,12 +152,13 @@ def evaluate(name: str, data: benchmarks.Data, client, judge_client, args) -> bo
     settings, began = settings_of(name, args), time.monotonic()
     refused_before = refusals(client, judge_client)
     client.name = f"07_eval {name}"
+    # generate: a request that kept failing leaves its work without answers
     works = works_of(data.items, settings)
     generate(name, works, settings, client, args)
     answered = [work for work in works if work["answers"] is not None]
     if not answered:
         raise UserError("no request was answered; run the same command again")
-    # judge: only what was answered, since a judgement costs as much as an answer
+    # judge: only what was answered; what the judge did not answer is open as well
     unanswered = len(works) - len(answered)
     if benchmarks.settings(name).judge:
         unanswered += judge(name, answered, judge_client)
@@ -185,6 +167,7 @@ def evaluate(name: str, data: benchmarks.Data, client, judge_client, args) -> bo
     rows = benchmarks.module(name).score(answered, args)
     if conditions := getattr(benchmarks.module(name), "conditions", None):
         settings |= conditions(args)
+    # write: the items come last, since their file says that the benchmark is finished
     refused = refusals(client, judge_client) - refused_before
     result = {
         "model": args.name,
@@ -262,15 +245,21 @@ def main(argv=None):
     if args.responses:
         responses.read(args.responses)
     loaded, gaps = benchmarks.load(args.benchmarks, args)
-    limits = {name: getattr(args, name) for name in ("concurrency", "timeout", "max_failed")}
-    with (
-        judges.client(args, **limits) as judge_client,
-        # keep_empty: an empty answer is a failed one, and asked once
-        llm.LLM.from_args(args, stage="07_eval", keep_empty=True) as client,
-    ):
+    # keep_empty: an answer without text has failed, and is not asked for again
+    answering = llm.LLM.from_args(args, stage="07_eval", keep_empty=True)
+    judging = judges.client(
+        args,
+        concurrency=args.concurrency,
+        timeout=args.timeout,
+        max_failed=args.max_failed,
+    )
+    with answering as client, judging as judge_client:
         # estimate: what it costs is said before it is spent
         if not args.responses:
-            plans = [plan(name, data.items, args) for name, data in loaded.items()]
+            plans = []
+            for name, data in loaded.items():
+                settings = settings_of(name, args)
+                plans.append(estimate.plan(name, works_of(data.items, settings), settings))
             estimate.announce(plans, client, args)
             if args.seeds > 1 and not args.temperature:
                 print("note: the --seeds are equal at temperature 0", file=sys.stderr)

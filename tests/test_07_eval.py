@@ -840,7 +840,8 @@ def test_contamination_shows_the_share_rephrased_beside_the_count(tmp_path, fold
 
 def test_help_answers_within_a_second_and_without_torch():
     code = (
-        "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None; sys.argv = ['07_eval.py', '--help'];"
+        "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None;"
+        "sys.argv = ['07_eval.py', '--help'];"
         f"import runpy; runpy.run_path({str(ROOT / '07_eval.py')!r}, run_name='__main__')"
     )
     started = time.monotonic()

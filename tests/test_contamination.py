@@ -6,10 +6,19 @@ from autoif.evaluation.benchmarks import gsm8k, humaneval
 from autoif.evaluation.benchmarks.source import Source
 from autoif.files import UserError
 
-TEST = "A robe takes two bolts of blue fiber and half that much white fiber; how many bolts in total does it take?"
+TEST = (
+    "A robe takes two bolts of blue fiber and half that much white fiber; "
+    "how many bolts in total does it take?"
+)
 COPY = f"Answer briefly. {TEST.upper()} Three."
-PARAPHRASE = "A garment needs 2 bolts of blue fibre and half of that in white. What is the number of bolts altogether?"
-OTHER = "Write a poem about tea in the rain, please, and do not forget the cat on the roof of the old red house."
+PARAPHRASE = (
+    "A garment needs 2 bolts of blue fibre and half of that in white. "
+    "What is the number of bolts altogether?"
+)
+OTHER = (
+    "Write a poem about tea in the rain, please, and do not forget the cat "
+    "on the roof of the old red house."
+)
 
 
 def test_a_copy_shares_13_words_in_a_row_and_a_paraphrase_does_not():

@@ -4,6 +4,7 @@ import sys
 import time
 from dataclasses import dataclass
 
+from autoif.evaluation import benchmarks
 from autoif.files import UserError
 
 CHARACTERS_PER_TOKEN = 4
@@ -19,6 +20,25 @@ class Plan:
     requests: list[dict]
     tokens: int  # of an ordinary answer
     judgements: int
+
+
+def plan(name: str, works: list[dict], settings: dict) -> Plan:
+    """What a benchmark's works are going to ask; by log-likelihood they ask nothing."""
+    owners = benchmarks.settings(name)
+    requests = []
+    if settings.get("mode") != "loglik":
+        for work in works:
+            first_request = next(benchmarks.conversation(name, work["item"]))
+            requests.append({**work["asked"], **first_request})
+    samples = settings["samples"]
+    return Plan(
+        name,
+        items=len(works) // samples,
+        samples=samples,
+        requests=requests,
+        tokens=min(settings.get("max_tokens", 0), owners.usual_tokens),
+        judgements=round(len(works) * owners.judge_calls),
+    )
 
 
 def announce(plans: list[Plan], client, args) -> None:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from autoif.evaluation.benchmarks.source import NotSetUp, Source
+from autoif.evaluation.conversation import Conversation, single_turn
 from autoif.files import UserError, dump
 from autoif.stage import positive_int
 
@@ -78,6 +79,11 @@ def module(name: str) -> ModuleType:
 
 def settings(name: str) -> Settings:
     return module(name).SETTINGS
+
+
+def conversation(name: str, item: dict) -> Conversation:
+    """The conversation that gets an item's answers: one turn for most benchmarks."""
+    return getattr(module(name), "answer", single_turn)(item)
 
 
 def chosen(text: str) -> list[str]:
