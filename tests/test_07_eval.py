@@ -1,5 +1,6 @@
 import csv
 import importlib
+import itertools
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 from fake_server import FakeServer, always, but_not  # noqa: E402
 from shared_data import DATA, Scripted, needs  # noqa: E402
 
+from autoif.evaluation import benchmarks, contamination, relevance, results  # noqa: E402
 from autoif.evaluation.benchmarks import spread  # noqa: E402
 from autoif.evaluation.benchmarks.source import Source  # noqa: E402
 from autoif.files import UserError  # noqa: E402
@@ -180,7 +182,8 @@ def run(tmp_path, *flags: str) -> list[dict]:
 
 
 @pytest.fixture
-def heldout(tmp_path) -> list:
+def heldout(tmp_path, monkeypatch) -> list:
+    monkeypatch.setattr(relevance, "encoder", lambda: "TF-IDF")  # a model takes seconds to load
     return [
         "--benchmarks",
         "heldout",
@@ -262,12 +265,13 @@ def test_compare_says_which_difference_is_beyond_noise(tmp_path, heldout, capsys
         run(tmp_path, "--model", "same", "--base-url", bad.url, *heldout)
         run(tmp_path, "--model", "online", "--base-url", good.url, *heldout)
     capsys.readouterr()
-    stage.main(["--out", str(tmp_path / "out/07_results.json"), "--compare", "base", "online"])
+    out = ["--out", str(tmp_path / "out/07_results.json")]
+    results.main(["base", "online", *out])
     assert "| +100.00 | [+100.00, +100.00] | 6 | yes |" in capsys.readouterr().out
-    stage.main(["--out", str(tmp_path / "out/07_results.json"), "--compare", "base", "same"])
+    results.main(["base", "same", *out])
     assert "| +0.00 | [+0.00, +0.00] | 6 | no |" in capsys.readouterr().out
     with pytest.raises(UserError, match="no benchmark of both 'base' and 'other'.*'online'"):
-        stage.main(["--out", str(tmp_path / "out/07_results.json"), "--compare", "base", "other"])
+        results.main(["base", "other", *out])
 
 
 # All benchmarks
@@ -324,7 +328,11 @@ def test_all_benchmarks_fill_the_table_and_missing_data_is_a_named_gap(tmp_path,
             name: found[benchmark]["metrics"][name]["value"] for name in metrics
         } == pytest.approx(metrics), benchmark
         for metric in found[benchmark]["metrics"].values():
-            assert metric["low"] <= metric["value"] <= metric["high"] and metric["n"] > 0
+            assert metric["n"] > 0
+            if metric["clusters"] > 1:
+                assert metric["low"] <= metric["value"] <= metric["high"]
+            else:
+                assert (metric["low"], metric["high"]) == (None, None)
         assert (
             len(found[benchmark]["data"]["sha256"]) == 64 and found[benchmark]["versions"]["python"]
         )
@@ -438,13 +446,13 @@ def test_empty_and_truncated_answers_are_counted_and_fail(tmp_path, folder):
 def test_requests_that_keep_failing_are_unanswered_not_wrong(tmp_path, folder):
     out = tmp_path / "07_results.json"
     args = stage.parse(["--model", "m", "--data-dir", str(folder), "--out", str(out)])
-    loaded, _ = stage.load(["gsm8k"], args)
+    loaded, _ = benchmarks.load(["gsm8k"], args)
     client = Scripted(
         lambda request: (
             None if "What is 2" in request["messages"][0]["content"] else "The answer is 1."
         )
     )
-    assert not stage.evaluate("gsm8k", *loaded["gsm8k"], client, None, args)
+    assert not stage.evaluate("gsm8k", loaded["gsm8k"], client, None, args)
     (row,) = json.loads(out.read_text())
     assert row["unanswered"] == 1 and row["n"] == 2 and row["metrics"]["GSM8K"]["value"] == 0.5
     done, incomplete = (
@@ -453,7 +461,7 @@ def test_requests_that_keep_failing_are_unanswered_not_wrong(tmp_path, folder):
     )
     assert incomplete.exists() and not done.exists()  # nobody takes it for finished
     client = Scripted(lambda request: "The answer is 1.")
-    assert stage.evaluate("gsm8k", *loaded["gsm8k"], client, None, args)
+    assert stage.evaluate("gsm8k", loaded["gsm8k"], client, None, args)
     assert done.exists() and not incomplete.exists()
 
 
@@ -573,18 +581,8 @@ def test_a_file_scores_only_the_benchmarks_it_answers_and_no_judge_reads_what_is
         and len(judge.requests) == 2
     )
     lines(answers, [{"prompt": "Do 0.", "response": None}])
-    assert (
-        "answers.jsonl:1: prompt and response must be text"
-        in run(
-            tmp_path / "null",
-            "--responses",
-            answers,
-            "--data-dir",
-            folder,
-            "--benchmarks",
-            "ifeval",
-        )[0]["gap"]
-    )
+    with pytest.raises(UserError, match="answers.jsonl:1: prompt and response must be text"):
+        run(tmp_path, "--responses", answers, "--data-dir", folder, "--benchmarks", "ifeval")
 
 
 def test_results_can_be_compared_after_they_have_moved(tmp_path, heldout, capsys):
@@ -592,12 +590,13 @@ def test_results_can_be_compared_after_they_have_moved(tmp_path, heldout, capsys
         for name in "ab":
             run(tmp_path, "--model", name, "--base-url", server.url, *heldout)
     (tmp_path / "out").rename(tmp_path / "moved")
-    stage.main(["--out", str(tmp_path / "moved/07_results.json"), "--compare", "a", "b"])
+    results.main(["a", "b", "--out", str(tmp_path / "moved/07_results.json")])
     assert "| +0.00 |" in capsys.readouterr().out
 
 
 def test_seeds_average_over_runs_and_cluster_by_item(tmp_path, folder):
-    with FakeServer(lambda messages, request: f"The answer is {request['seed'] % 3}.") as server:
+    said = itertools.count()
+    with FakeServer(lambda messages, request: f"The answer is {next(said) % 3}.") as server:
         (row,) = run(
             tmp_path,
             "--model",
@@ -613,13 +612,7 @@ def test_seeds_average_over_runs_and_cluster_by_item(tmp_path, folder):
             "--temperature",
             "0.7",
         )
-    assert len(server.requests) == 15 and {request["seed"] for request in server.requests} == {
-        0,
-        1,
-        2,
-        3,
-        4,
-    }
+    assert len(server.requests) == 15
     metric = row["metrics"]["GSM8K"]
     assert (metric["n"], metric["clusters"], metric["interval"]) == (15, 3, "cluster bootstrap")
     assert row["settings"]["samples"] == 5 and row["settings"]["temperature"] == 0.7
@@ -669,7 +662,7 @@ def test_answers_from_a_file_are_scored_and_one_that_lacks_has_failed(tmp_path, 
 
 def test_bad_input_ends_with_exit_code_2_and_says_what_to_do(tmp_path):
     for flags, words in (
-        (["--benchmarks", "ifevil"], "choose from ifeval"),
+        (["--benchmarks", "ifevil"], "choose from"),
         (["--data-dir", str(tmp_path / "none")], "is no folder"),
         (
             [
@@ -680,7 +673,7 @@ def test_bad_input_ends_with_exit_code_2_and_says_what_to_do(tmp_path):
                 "--data-dir",
                 str(tmp_path),
             ],
-            "not run",
+            "none.jsonl does not exist",
         ),
     ):
         done = subprocess.run(
@@ -697,8 +690,79 @@ def test_bad_input_ends_with_exit_code_2_and_says_what_to_do(tmp_path):
             text=True,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
         )
-        assert done.returncode in (1, 2) and words in done.stderr + done.stdout, done.stderr
+        assert done.returncode == 2 and words in done.stderr + done.stdout, done.stderr
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--limit", "-1"], "--limit: must be a whole number of at least 1, not '-1'"),
+        (["--limit", "0"], "--limit: must be"),
+        (["--seeds", "0"], "--seeds: must be"),
+        (["--seeds", "two"], "--seeds: must be a whole number of at least 1, not 'two'"),
+        (["--queries-per-instruction", "0"], "--queries-per-instruction: must be"),
+        (["--queries-per-instruction", "-1"], "--queries-per-instruction: must be"),
+        (["--benchmarks", "ifevil"], "'ifevil' is none; choose from"),
+        (["--benchmarks", ""], "'' is none; choose from"),
+    ],
+)
+def test_the_parser_refuses_a_flag_out_of_range_and_writes_nothing(tmp_path, flags, words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        stage.main(["--model", "m", "--out", str(tmp_path / "out/07_results.json"), *flags])
+    assert stopped.value.code == 2 and words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_neither_a_model_nor_answers_is_an_error_of_the_parser(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        stage.main(["--benchmarks", "ifeval"])
+    assert (
+        stopped.value.code == 2 and "give --model NAME, or --responses" in capsys.readouterr().err
+    )
+
+
+def test_what_is_there_and_broken_is_an_error_and_no_gap(tmp_path, folder, capsys):
+    lines(folder / "gsm8k/test.jsonl", [{"problem": "What?", "answer": "#### 1"}])
+    flags = ["--model", "m", "--data-dir", folder, "--benchmarks", "gsm8k", "--allow-gaps"]
+    with pytest.raises(UserError, match="gsm8k/test.jsonl has a row without 'question'"):
+        run(tmp_path, *flags)
+    (folder / "gsm8k/test.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="test.jsonl cannot be read"):
+        run(tmp_path, *flags)
+
+
+def test_the_recorded_settings_say_what_was_sent(tmp_path, folder):
+    flags = ["--data-dir", folder, "--benchmarks", "gsm8k,mtbench,mmlu", "--judge-model", "j"]
+    with FakeServer(everything) as server:
+        urls = ["--base-url", server.url, "--judge-base-url", server.url]
+        rows = run(tmp_path, "--model", "m", *urls, *flags, "--seed", "7", "--max-tokens", "99")
+    sent = {"top_p": 1.0, "max_tokens": 99, "n": 1, "seed": 7, "samples": 1}
+    settings = {row["benchmark"]: row["settings"] for row in rows}
+    assert settings["gsm8k"] == {"temperature": 0.0, **sent}
+    assert settings["mmlu"] == {"temperature": 0.0, **sent, "mode": "gen"}
+    assert settings["mtbench"] == {"temperature": "by category", **sent, "judge": "j"}
+    asked = [request for request in server.requests if request["model"] == "m"]
+    assert {request["max_tokens"] for request in asked} == {99}
+
+
+def test_the_paper_can_be_left_out(tmp_path, folder):
+    flags = ["--model", "m", "--data-dir", folder, "--benchmarks", "gsm8k"]
+    with FakeServer(everything) as server:
+        run(tmp_path, *flags, "--base-url", server.url)
+        assert "LLaMA3-8B base" in (tmp_path / "out/07_results.md").read_text()
+        run(tmp_path, *flags, "--base-url", server.url, "--no-paper")
+    table = (tmp_path / "out/07_results.md").read_text()
+    assert "LLaMA3-8B base" not in table and "| m | 33.3 [" in table
+
+
+def test_a_benchmark_is_one_module_and_its_name_in_the_list():
+    for name in benchmarks.NAMES:
+        settings, module = benchmarks.settings(name), benchmarks.module(name)
+        assert settings.columns and callable(module.load) and callable(module.score)
+        assert set(settings.ratings) <= set(settings.columns)
+        assert hasattr(module, "judge") == bool(settings.judge)
+        assert bool(settings.judge) == bool(settings.judge_max_tokens and settings.judge_calls)
 
 
 def test_kill_9_and_resume_asks_nothing_twice(tmp_path, folder):
@@ -749,26 +813,35 @@ def test_contamination_is_checked_without_a_model(tmp_path, folder, capsys):
         tmp_path / "04_sft.jsonl",
         [{"messages": [{"role": "user", "content": "What is 1 + 1? Tell me."}]}],
     )
-    stage.main(
-        [
-            "--contamination",
-            str(training),
-            "--benchmarks",
-            "gsm8k",
-            "--data-dir",
-            str(folder),
-            "--out",
-            str(tmp_path / "07_results.json"),
-        ]
-    )
-    found = json.loads((tmp_path / "07_contamination.json").read_text())["benchmarks"]["gsm8k"]
-    assert (found["tests"], found["13-gram"], found["rephrased"]) == (3, 1, None)
-    assert "| gsm8k | 3 | 1 | 1 | no judge |" in capsys.readouterr().out
+    out = tmp_path / "07_contamination.json"
+    flags = ["--benchmarks", "gsm8k", "--data-dir", str(folder), "--out", str(out)]
+    contamination.main([str(training), *flags])
+    found = json.loads(out.read_text())["benchmarks"]["gsm8k"]
+    assert (found["tests"], found["overlap"], found["rephrased"]) == (3, 1, None)
+    assert "| gsm8k | 3 | 1 | 1 (33.3%) | no judge | no judge |" in capsys.readouterr().out
+
+
+def test_contamination_shows_the_share_rephrased_beside_the_count(tmp_path, folder, capsys):
+    training = lines(tmp_path / "sft.jsonl", [{"text": "What is 2 + 1? Who knows."}])
+    out = tmp_path / "07_contamination.json"
+    flags = ["--benchmarks", "gsm8k,heldout", "--data-dir", str(folder), "--out", str(out)]
+
+    def says(messages, request):
+        return str("What is 1 + 1" in messages[0]["content"])
+
+    with FakeServer(says) as judge:
+        flags += ["--judge-model", "j", "--judge-base-url", judge.url]
+        contamination.main([str(training), *flags])
+    assert "| gsm8k | 3 | 1 | 1 (33.3%) | 1 (33.3%) | 0 |" in capsys.readouterr().out
+    report = json.loads(out.read_text())
+    assert report["benchmarks"]["gsm8k"]["rephrased share"] == pytest.approx(1 / 3)
+    assert report["not checked"] == {} and report["judge"] == "j"
 
 
 def test_help_answers_within_a_second_and_without_torch():
     code = (
-        "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None; sys.argv = ['07_eval.py', '--help'];"
+        "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None;"
+        "sys.argv = ['07_eval.py', '--help'];"
         f"import runpy; runpy.run_path({str(ROOT / '07_eval.py')!r}, run_name='__main__')"
     )
     started = time.monotonic()
@@ -779,7 +852,7 @@ def test_help_answers_within_a_second_and_without_torch():
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
-    assert done.returncode == 0 and "--compare" in done.stdout, done.stderr
+    assert done.returncode == 0 and "--benchmarks" in done.stdout, done.stderr
     assert time.monotonic() - started < 2  # a second, and a second for a busy machine
 
 

@@ -208,23 +208,44 @@ ADD = {
     "cluster": "x/0",
     "entry_point": "add",
     "text": "",
-    "code": 'import math\n\n\ndef helper(x):\n    return x\n\n\ndef add(a, b):\n    """Add.\n    >>> add(1, 2)\n    3\n    """\n',
-    "test": "def check(candidate):\n    assert candidate(1, 2) == 3\n    assert candidate(-1, 1) == 0\n",
+    "code": '''\
+import math
+
+
+def helper(x):
+    return x
+
+
+def add(a, b):
+    """Add.
+    >>> add(1, 2)
+    3
+    """
+''',
+    "test": """\
+def check(candidate):
+    assert candidate(1, 2) == 3
+    assert candidate(-1, 1) == 0
+""",
 }
 WHOLE = "def add(a, b):\n    return helper(a) + b\n"
 STYLES = {
     "fenced": "```python\n{whole}```",
-    "prose around": "Sure! Here it is:\n\n```python\n{whole}```\n\nIt adds `a` and `b`. For example:\n\n```python\nadd(1, 2)\n```\n",
+    "prose around": "Sure! Here it is:\n\n```python\n{whole}```\n\n"
+    "It adds `a` and `b`. For example:\n\n```python\nadd(1, 2)\n```\n",
     "bare": "{whole}",
     "body only": "{body}",
     "body fenced": "Complete it so:\n```\n{body}```",
-    "bare with prose": "Here is the function you asked for.\n\n{whole}\nThis function adds two numbers.",
+    "bare with prose": "Here is the function you asked for.\n\n{whole}\nIt adds two numbers.",
     "no closing fence": "```python\n{whole}",
     "a blank before the language": "``` python\n{whole}```",
     "body and a closing fence": "{body}```\nThis works.",
-    "a sketch after it": "```python\n{whole}```\nIn short:\n```python\ndef add(a, b):\n    ...\n```",
-    "a sketch before it": "```python\ndef add(a, b):\n    ...\n```\nFilled in:\n```python\n{whole}```",
-    "a fence in the docstring": '```python\ndef add(a, b):\n    """Add.\n    ```\n    add(1, 2)\n    ```\n    """\n    return a + b\n```',
+    "a sketch after it": "```python\n{whole}```\n"
+    "In short:\n```python\ndef add(a, b):\n    ...\n```",
+    "a sketch before it": "```python\ndef add(a, b):\n    ...\n```\n"
+    "Filled in:\n```python\n{whole}```",
+    "a fence in the docstring": '```python\ndef add(a, b):\n    """Add.\n'
+    '    ```\n    add(1, 2)\n    ```\n    """\n    return a + b\n```',
 }
 
 

@@ -1,8 +1,9 @@
 import pytest
 from shared_data import DATA, Scripted, needs, sample, values
 
-from autoif.evaluation.benchmarks import JUDGE_ATTEMPTS, converse, followbench
+from autoif.evaluation.benchmarks import followbench
 from autoif.evaluation.benchmarks.source import Source
+from autoif.evaluation.conversation import JUDGE_ATTEMPTS, converse
 
 
 def item(level: int, category="style", source="quora", target="", example_id=1) -> dict:

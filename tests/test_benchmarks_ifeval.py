@@ -74,7 +74,8 @@ def test_sentences_are_counted_without_network_or_nltk_data(tmp_path):
         "registry = ifeval.checkers('lm_eval', 'lm_eval.tasks', 'lm_eval.tasks.ifeval');"
         "checker = registry['length_constraints:number_sentences']('x');"
         "checker.build_description(num_sentences=2, relation='less than');"
-        "print(checker.check_following('Dr. Smith paid 3.50 dollars.'), checker.check_following('One. Two. Three.'))"
+        "print(checker.check_following('Dr. Smith paid 3.50 dollars.'));"
+        "print(checker.check_following('One. Two. Three.'))"
     )
     environment = {
         "HOME": str(tmp_path),

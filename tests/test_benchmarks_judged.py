@@ -3,8 +3,9 @@ import random
 import pytest
 from shared_data import DATA, Scripted, needs, sample, values
 
-from autoif.evaluation.benchmarks import JUDGE_ATTEMPTS, arenahard, converse, infobench, mtbench
+from autoif.evaluation.benchmarks import arenahard, infobench, mtbench
 from autoif.evaluation.benchmarks.source import Source
+from autoif.evaluation.conversation import JUDGE_ATTEMPTS, converse
 from autoif.files import UserError
 
 
@@ -73,8 +74,10 @@ def test_infobench_reads_the_first_word_or_the_only_one(text, verdict):
 def test_infobench_reads_rows_as_the_hub_has_them(tmp_path):
     (tmp_path / "infobench").mkdir()
     (tmp_path / "infobench/InfoBench.json").write_text(
-        '{"id": "user_1", "input": "", "instruction": "Name a drink.", "decomposed_questions": ["Is it a drink?"]}\n'
-        '{"id": "user_2", "input": "tea", "instruction": "Translate.", "decomposed_questions": ["German?", "One word?"]}\n'
+        '{"id": "user_1", "input": "", "instruction": "Name a drink.", '
+        '"decomposed_questions": ["Is it a drink?"]}\n'
+        '{"id": "user_2", "input": "tea", "instruction": "Translate.", '
+        '"decomposed_questions": ["German?", "One word?"]}\n'
     )
     items = infobench.load(Source(str(tmp_path)), None)
     assert [item["prompt"] for item in items] == ["Name a drink.", "Translate.\n\ntea"]
@@ -221,7 +224,7 @@ def test_arenahard_equals_bradley_terry_for_one_model():
         for game, (verdict, _) in enumerate(games):
             for_a, times = arenahard.OUTCOMES[verdict]
             model = for_a if game == 1 else 1 - for_a
-            # the official fit: strong wins three times, a tie once each way with every battle doubled
+            # the official fit: strong wins three times; every battle doubled, a tie once each way
             for won in ([0, 1] if model == 0.5 else [model, model]) * times:
                 features.append([1.0])
                 outcomes.append(int(won))

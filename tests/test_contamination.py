@@ -1,5 +1,3 @@
-import json
-
 import pytest
 from shared_data import DATA, Scripted, needs, rows
 
@@ -8,10 +6,19 @@ from autoif.evaluation.benchmarks import gsm8k, humaneval
 from autoif.evaluation.benchmarks.source import Source
 from autoif.files import UserError
 
-TEST = "A robe takes two bolts of blue fiber and half that much white fiber; how many bolts in total does it take?"
+TEST = (
+    "A robe takes two bolts of blue fiber and half that much white fiber; "
+    "how many bolts in total does it take?"
+)
 COPY = f"Answer briefly. {TEST.upper()} Three."
-PARAPHRASE = "A garment needs 2 bolts of blue fibre and half of that in white. What is the number of bolts altogether?"
-OTHER = "Write a poem about tea in the rain, please, and do not forget the cat on the roof of the old red house."
+PARAPHRASE = (
+    "A garment needs 2 bolts of blue fibre and half of that in white. "
+    "What is the number of bolts altogether?"
+)
+OTHER = (
+    "Write a poem about tea in the rain, please, and do not forget the cat "
+    "on the roof of the old red house."
+)
 
 
 def test_a_copy_shares_13_words_in_a_row_and_a_paraphrase_does_not():
@@ -64,30 +71,26 @@ def says(verdict):
     return Scripted(lambda request: verdict)
 
 
-@pytest.fixture
-def training(tmp_path):
-    path = tmp_path / "04_sft.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in (OTHER, PARAPHRASE)))
-    return path
+TESTS = [{"id": "7", "prompt": TEST}]
 
 
-def test_the_judge_decides_on_the_nearest_text(training):
+def test_the_judge_decides_on_the_nearest_text():
     judge = says("True")
-    found = contamination.check("gsm8k", [{"id": "7", "prompt": TEST}], training, judge)
-    assert (found["13-gram"], found["rephrased"], found["undecided"]) == (0, 1, 0)
+    found = contamination.check("gsm8k", TESTS, [OTHER, PARAPHRASE], judge)
+    assert (found["overlap"], found["rephrased"], found["undecided"]) == (0, 1, 0)
     assert PARAPHRASE in judge.requests[0]["messages"][0]["content"]
     assert found["pairs"][0]["nearest row"] == 2 and found["pairs"][0]["rephrased"] is True
 
 
-def test_an_unreadable_judge_decides_nothing(training):
+def test_an_unreadable_judge_decides_nothing():
     found = contamination.check(
-        "gsm8k", [{"id": "7", "prompt": TEST}], training, says("True or False, who knows")
+        "gsm8k", TESTS, [OTHER, PARAPHRASE], says("True or False, who knows")
     )
     assert (found["rephrased"], found["undecided"]) == (0, 1)
 
 
-def test_without_a_judge_the_pairs_are_listed_and_nothing_is_claimed(training):
-    found = contamination.check("gsm8k", [{"id": "7", "prompt": TEST}], training, None)
+def test_without_a_judge_the_pairs_are_listed_and_nothing_is_claimed():
+    found = contamination.check("gsm8k", TESTS, [OTHER, PARAPHRASE], None)
     assert found["rephrased"] is None and found["pairs"][0]["nearest row"] == 2
 
 
@@ -117,6 +120,7 @@ def test_lm_syss_rephrased_sets_are_found_by_retrieval_and_a_judge_and_not_by_13
         )
         return str(texts[first.removesuffix("\n\n")] == sources[second])
 
-    found = contamination.check(benchmark.__name__.split(".")[-1], items, path, Scripted(knows))
-    assert found["13-gram"] <= copied * len(items)
+    name, training = benchmark.__name__.split(".")[-1], contamination.read_training(str(path))
+    found = contamination.check(name, items, training, Scripted(knows))
+    assert found["overlap"] <= copied * len(items)
     assert found["rephrased"] >= rephrased * len(items) and found["undecided"] == 0

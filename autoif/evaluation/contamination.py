@@ -1,30 +1,44 @@
-"""Is a benchmark's test in the training data? Two detectors: shared 13-grams, and retrieval followed by a judge.
+"""Is a benchmark's test in the training data? The paper's table 4 for any training file.
 
-13-grams (our definition): texts are lower-cased and cut into runs of letters and digits; a test is flagged when any
-13 words in a row of it stand in one training text; a test of fewer words when all of it does. This sees copies, and
-no paraphrase. Retrieval, as LM-Sys's decontaminator does (arXiv 2311.04850): the training texts nearest to a test
-(here by TF-IDF of words and pairs of words, theirs by a sentence encoder) go to a judge, who says whether one of the
+    python -m autoif.evaluation.contamination out/04_sft.jsonl --benchmarks ifeval,followbench \\
+        --data-dir DIR --judge-model NAME
+
+Prints, for each benchmark, how many of its tests (and what share) overlap with the training texts
+and how many are rephrased there, and writes the pairs to look at into --out. Without a judge the
+nearest pairs are only listed.
+
+Overlap (our definition of 13-grams): texts are lower-cased and cut into runs of letters and
+digits; a test is flagged when any 13 words in a row of it stand in one training text, a test of
+fewer words when all of it does. This sees copies, and no paraphrase. Rephrased, as LM-Sys's
+decontaminator finds it (arXiv 2311.04850): the training texts nearest to a test (here by TF-IDF of
+words and pairs of words, theirs by a sentence encoder) go to a judge, who says whether one of the
 two is a rephrasing of the other.
 """
 
+import argparse
+import json
 import re
+import sys
 from collections.abc import Iterable
 
 from autoif import files
-from autoif.evaluation.benchmarks import Conversation, ask_judge, converse, user
-from autoif.files import UserError
+from autoif.evaluation import benchmarks, judge, table
+from autoif.evaluation.conversation import Conversation, ask_judge, converse, user
+from autoif.files import UserError, write_whole
+from autoif.stage import run
 
 WORDS = 13
-# On LM-Sys's sets the nearest text is the source of a rephrased problem in 98 % of cases, of a rephrased program in
-# 76 % (one of the five nearest: 87 %).
+# On LM-Sys's sets the nearest text is the source of a rephrased problem in 98 % of cases, of a
+# rephrased program in 76 % (one of the five nearest: 87 %).
 NEAREST, NEAREST_CODE = 1, 5
+BLOCK = 256  # tests compared at a time: the similarities of all would be gigabytes
 
 QUESTIONS = {
-    "code": "Two programs follow. Is the second the first one rewritten, that is, do both solve the same task in the "
-    "same way, whatever the names, comments and order of lines?",
-    "text": "Two texts follow. Does the second ask or say the same as the first in other words, so that whoever has "
-    "seen the one knows the answer to the other? A shared subject alone is not enough; the same problem with other "
-    "numbers is.",
+    "code": "Two programs follow. Is the second the first one rewritten, that is, do both solve "
+    "the same task in the same way, whatever the names, comments and order of lines?",
+    "text": "Two texts follow. Does the second ask or say the same as the first in other words, so "
+    "that whoever has seen the one knows the answer to the other? A shared subject alone is not "
+    "enough; the same problem with other numbers is.",
 }
 JUDGE_PROMPT = """{question} Answer with exactly one word, True or False.
 
@@ -34,7 +48,7 @@ JUDGE_PROMPT = """{question} Answer with exactly one word, True or False.
 [Second]
 {candidate}"""
 
-
+# What a training row may say something in.
 FIELDS = (
     "prompt",
     "messages",
@@ -53,15 +67,15 @@ FIELDS = (
 
 def training_text(row: dict) -> str:
     """All the words of a training row: of its messages, its pair, its responses or its `text`."""
-    parts = [row[name] for name in FIELDS if name in row]
-    turns = [turn for part in parts for turn in (part if isinstance(part, list) else [part])]
-    said = (
-        turn.get("content") or turn.get("value") or turn.get("text")
-        if isinstance(turn, dict)
-        else turn
-        for turn in turns
-    )
-    return "\n".join(text for text in said if isinstance(text, str))
+    said = []
+    for field in FIELDS:
+        turns = row.get(field)
+        for turn in turns if isinstance(turns, list) else [turns]:
+            if isinstance(turn, dict):
+                turn = turn.get("content") or turn.get("value") or turn.get("text")
+            if isinstance(turn, str):
+                said.append(turn)
+    return "\n".join(said)
 
 
 def read_training(path: str) -> list[str]:
@@ -77,15 +91,17 @@ def words(text: str) -> list[str]:
 
 def grams(tokens: list[str]) -> set[str]:
     """All runs of WORDS words; of fewer words, the one run there is."""
-    return (
-        {" ".join(tokens[i : i + WORDS]) for i in range(max(1, len(tokens) - WORDS + 1))}
-        if tokens
-        else set()
-    )
+    if not tokens:
+        return set()
+    starts = range(max(1, len(tokens) - WORDS + 1))
+    return {" ".join(tokens[start : start + WORDS]) for start in starts}
 
 
 def overlapping(tests: list[str], training: Iterable[str]) -> dict[int, int]:
-    """{test: first training text that shares a 13-gram with it}. Only the tests' grams are held in memory."""
+    """{test: first training text that shares a 13-gram with it}.
+
+    Only the tests' grams are held in memory.
+    """
     owners: dict[str, list[int]] = {}
     for number, test in enumerate(tests):
         for gram in grams(words(test)):
@@ -95,8 +111,9 @@ def overlapping(tests: list[str], training: Iterable[str]) -> dict[int, int]:
     for place, text in enumerate(training):
         tokens = words(text)
         for length in lengths:
-            for i in range(len(tokens) - length + 1):
-                for number in owners.get(" ".join(tokens[i : i + length]), ()):
+            for start in range(len(tokens) - length + 1):
+                gram = " ".join(tokens[start : start + length])
+                for number in owners.get(gram, ()):
                     found.setdefault(number, place)
     return found
 
@@ -108,13 +125,12 @@ def nearest(tests: list[str], training: list[str], top: int) -> list[list[tuple[
 
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
     corpus = vectorizer.fit_transform(training)
-    top, found = min(top, len(training)), []
-    for start in range(
-        0, len(tests), 256
-    ):  # a block at a time: the similarities of all would be gigabytes
-        similarity = (vectorizer.transform(tests[start : start + 256]) @ corpus.T).toarray()
-        best = np.argsort(-similarity, axis=1)[:, :top]
-        found += [[(int(i), float(row[i])) for i in order] for row, order in zip(similarity, best)]
+    found = []
+    for start in range(0, len(tests), BLOCK):
+        block = vectorizer.transform(tests[start : start + BLOCK])
+        for similar in (block @ corpus.T).toarray():
+            best = np.argsort(-similar)[:top]
+            found.append([(int(place), float(similar[place])) for place in best])
     return found
 
 
@@ -123,49 +139,111 @@ def read_judgement(text: str) -> bool | None:
     return said.pop() == "true" if len(said) == 1 else None
 
 
-def judge(test: str, candidates: list[str], kind: str) -> Conversation:
-    """Returns (True when a candidate is a rephrasing, None when none is and one stayed unreadable, the last words)."""
-    outcome, said = False, ""
+def ask(test: str, candidates: list[str], kind: str) -> Conversation:
+    """Return True when a candidate is a rephrasing; None when none is and one stayed unreadable."""
+    outcome = False
     for candidate in candidates:
         prompt = JUDGE_PROMPT.format(question=QUESTIONS[kind], test=test, candidate=candidate)
-        verdict, said = yield from ask_judge([user(prompt)], read_judgement)
+        verdict, _ = yield from ask_judge([user(prompt)], read_judgement)
         if verdict:
-            return True, said
+            return True
         if verdict is None:
             outcome = None
-    return outcome, said
+    return outcome
 
 
-def check(name: str, items: list[dict], path: str, judge_client) -> dict:
-    """What both detectors find of a benchmark in a training file; without a judge the nearest pairs are only listed."""
+def check(name: str, items: list[dict], training: list[str], judge_client) -> dict:
+    """What both detectors find of a benchmark in the training texts."""
     tests = [item.get("text", item["prompt"]) for item in items]
-    training = read_training(path)
+    kind, top = ("code", NEAREST_CODE) if name == "humaneval" else ("text", NEAREST)
     copied = overlapping(tests, training)
-    kind = "code" if name == "humaneval" else "text"
-    near = nearest(tests, training, NEAREST_CODE if kind == "code" else NEAREST)
-    found = [None] * len(tests)
-    if judge_client is not None:
-        conversations = [
-            judge(test, [training[place] for place, _ in places], kind)
-            for test, places in zip(tests, near)
-        ]
-        found = converse(judge_client, conversations, [{"max_tokens": 512}] * len(tests))
-    verdicts = [None if outcome is None else outcome[0] for outcome in found]
-    pairs = [
-        {
-            "test": item["id"],
-            "nearest row": places[0][0] + 1,
-            "cosine": round(places[0][1], 3),
-            "rephrased": verdict,
-            "13-gram in row": copied[number] + 1 if number in copied else None,
-        }
-        for number, (item, verdict, places) in enumerate(zip(items, verdicts, near))
-    ]
-    return {
+    near = nearest(tests, training, top)
+    found = {
         "tests": len(tests),
         "training rows": len(training),
-        "13-gram": len(copied),
-        "rephrased": None if judge_client is None else verdicts.count(True),
-        "undecided": None if judge_client is None else verdicts.count(None),
-        "pairs": pairs,
+        "overlap": len(copied),
+        "overlap share": len(copied) / len(tests),
+        "rephrased": None,
+        "rephrased share": None,
+        "undecided": None,
     }
+    verdicts = [None] * len(tests)
+    if judge_client is not None:
+        conversations = []
+        for test, places in zip(tests, near):
+            conversations.append(ask(test, [training[place] for place, _ in places], kind))
+        verdicts = converse(judge_client, conversations, [{"max_tokens": 512}] * len(tests))
+        found["rephrased"] = verdicts.count(True)
+        found["rephrased share"] = verdicts.count(True) / len(tests)
+        found["undecided"] = verdicts.count(None)
+    found["pairs"] = []
+    for number, (item, verdict, places) in enumerate(zip(items, verdicts, near)):
+        place, cosine = places[0]
+        found["pairs"].append(
+            {
+                "test": item["id"],
+                "nearest row": place + 1,
+                "cosine": round(cosine, 3),
+                "rephrased": verdict,
+                "overlap in row": copied[number] + 1 if number in copied else None,
+            }
+        )
+    return found
+
+
+def markdown(found: dict[str, dict]) -> str:
+    """Table 4's columns: a count and, in per cent, the share of the tests."""
+    lines = []
+    for name, row in found.items():
+        line = [name, row["tests"], row["training rows"]]
+        for column in ("overlap", "rephrased"):
+            if row[column] is None:
+                line.append("no judge")
+            else:
+                line.append(f"{row[column]} ({row[f'{column} share']:.1%})")
+        undecided = "no judge" if row["undecided"] is None else row["undecided"]
+        lines.append([*line, undecided])
+    header = ["benchmark", "tests", "training rows", "overlap", "rephrased", "undecided"]
+    return table.markdown(header, lines)
+
+
+def parse(argv) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m autoif.evaluation.contamination",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("training", metavar="FILE", help="JSONL that is trained on, of any stage")
+    parser.add_argument("--out", default="out/07_contamination.json", help="default: %(default)s")
+    benchmarks.add_flags(parser)
+    judge.add_flags(parser)
+    parser.set_defaults(mc_mode="gen")  # MMLU's tests without the examples of the other mode
+    return parser.parse_args(argv)
+
+
+def main(argv=None) -> None:
+    args = parse(argv)
+    # the held-out constraints are made of the same run: what is to be found there is known
+    names = [name for name in args.benchmarks if name != "heldout"]
+    files.refuse_unwritable(args.out)
+    training = read_training(args.training)
+    loaded, gaps = benchmarks.load(names, args)
+    found = {}
+    with judge.client(args) as judge_client:
+        for name, data in loaded.items():
+            found[name] = check(name, data.items, training, judge_client)
+    report = {
+        "file": args.training,
+        "judge": args.judge_model,
+        "benchmarks": found,
+        "not checked": {name: str(gap) for name, gap in gaps.items()},
+    }
+    write_whole(args.out, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    print(markdown(found))
+    for name, gap in gaps.items():
+        print(f"{name}: not checked: {gap}", file=sys.stderr)
+    print(f"the pairs to look at: {args.out}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,28 +1,31 @@
-"""Intervals for shares and means: Wilson, the cluster bootstrap, and the paired bootstrap of two models.
+"""Intervals for shares and means: Wilson, cluster bootstrap, paired bootstrap.
 
-A *point* is `(stratum, cluster, numerator, denominator)`. A metric is the mean over its strata of sum(numerators) /
-sum(denominators): a plain share is one stratum of 0s and 1s, FollowBench's average over six categories is six
-strata. Points that share a cluster (a prompt, a question, a group of levels) are resampled together.
+A *point* is `(stratum, cluster, numerator, denominator)`. A metric is the mean over its strata of
+sum(numerators) / sum(denominators):
+
+    a plain share              one stratum of 0s and 1s over 1
+    pooled instructions        one stratum, met over asked of each prompt
+    FollowBench's average      a stratum for each of six categories
+
+Points that share a cluster (a prompt, a question, a group of levels) are resampled together. Of one
+cluster nothing can be resampled: its interval is (None, None), which the table shows as n/a.
+
+Shapes: C clusters, S strata, R resamples.
 """
-
-import math
 
 import numpy as np
 
 Point = tuple[str, str, float, float]
 
 RESAMPLES = 1000
-Z95 = 1.959963984540054
 
 
-def wilson(successes: float, n: int) -> tuple[float, float]:
+def wilson(successes: int, n: int) -> tuple[float, float]:
     """The 95 % Wilson score interval of a share."""
-    share, z2 = successes / n, Z95**2
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z95 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return min(share, max(0.0, centre - half)), max(
-        share, min(1.0, centre + half)
-    )  # rounding may pass the share
+    from scipy.stats import binomtest  # here: it takes a second, which --help has no use for
+
+    found = binomtest(successes, n).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
 
 
 def mean(points: list[Point]) -> float:
@@ -35,64 +38,86 @@ def mean(points: list[Point]) -> float:
     return sum(above / below for above, below in totals.values()) / len(totals)
 
 
-def interval(points: list[Point]) -> dict:
-    """`{value, low, high, n, clusters, interval}`: Wilson for a plain share of independent items, else bootstrap.
+def is_plain(points: list[Point], clusters: set[str]) -> bool:
+    """Whether the points are yes or no, of one stratum, and each for itself."""
+    strata = {stratum for stratum, *_ in points}
+    if len(clusters) < len(points) or len(strata) > 1:
+        return False
+    return all(below == 1 and above in (0, 1) for _, _, above, below in points)
 
-    n is the sum of the denominators: prompts, instructions, questions, games by weight.
+
+def interval(points: list[Point]) -> dict:
+    """`{value, low, high, n, clusters, interval}` of a metric.
+
+    Wilson for a plain share of independent items, else the cluster bootstrap. n is the sum of the
+    denominators: prompts, instructions, questions, games by weight.
     """
     clusters = {cluster for _, cluster, _, _ in points}
-    described = {
+    n = sum(below for _, _, _, below in points)
+    if len(clusters) == 1:
+        low, high, kind = None, None, "n/a"
+    elif is_plain(points, clusters):
+        low, high = wilson(int(sum(above for _, _, above, _ in points)), len(points))
+        kind = "Wilson"
+    else:
+        low, high = middle(bootstrap(points, sorted(clusters)))
+        kind = "cluster bootstrap"
+    return {
         "value": mean(points),
-        "n": sum(below for _, _, _, below in points),
+        "n": n,
         "clusters": len(clusters),
+        "low": low,
+        "high": high,
+        "interval": kind,
     }
-    plain = (
-        len(clusters) == len(points)
-        and len({stratum for stratum, *_ in points}) == 1
-        and all(below == 1 and above in (0, 1) for _, _, above, below in points)
-    )
-    if plain:
-        low, high = wilson(sum(above for _, _, above, _ in points), len(points))
-        return {**described, "low": low, "high": high, "interval": "Wilson"}
-    low, high = np.percentile(bootstrap(points, sorted(clusters)), [2.5, 97.5])
-    return {**described, "low": float(low), "high": float(high), "interval": "cluster bootstrap"}
+
+
+def middle(values_R: np.ndarray) -> tuple[float, float]:
+    """The bounds of the middle 95 %."""
+    low, high = np.percentile(values_R, [2.5, 97.5])
+    return float(low), float(high)
 
 
 def bootstrap(points: list[Point], clusters: list[str], seed: int = 0) -> np.ndarray:
-    """The metric on RESAMPLES draws of `clusters` with replacement; one seed gives two models the same draws.
+    """The metric on RESAMPLES draws of `clusters` with replacement, shape (R,).
 
-    A stratum that a draw leaves empty keeps out of that draw's mean.
+    One seed gives two models the same draws. A stratum that a draw leaves empty keeps out of that
+    draw's mean.
     """
     position = {cluster: i for i, cluster in enumerate(clusters)}
     strata = sorted({stratum for stratum, *_ in points})
-    above, below = np.zeros((len(clusters), len(strata))), np.zeros((len(clusters), len(strata)))
+    above_CS = np.zeros((len(clusters), len(strata)))
+    below_CS = np.zeros((len(clusters), len(strata)))
     for stratum, cluster, numerator, denominator in points:
-        above[position[cluster], strata.index(stratum)] += numerator
-        below[position[cluster], strata.index(stratum)] += denominator
+        above_CS[position[cluster], strata.index(stratum)] += numerator
+        below_CS[position[cluster], strata.index(stratum)] += denominator
+    # how often each draw has each cluster: a draw of C out of C is a multinomial
     rng = np.random.default_rng(seed)
-    weights = rng.multinomial(
-        len(clusters), np.full(len(clusters), 1 / len(clusters)), size=RESAMPLES
-    )
-    drawn_above, drawn_below = weights @ above, weights @ below
-    ratios = np.divide(
-        drawn_above, drawn_below, out=np.full_like(drawn_above, np.nan), where=drawn_below > 0
-    )
-    return np.nanmean(ratios, axis=1)
+    even_C = np.full(len(clusters), 1 / len(clusters))
+    weights_RC = rng.multinomial(len(clusters), even_C, size=RESAMPLES)
+    above_RS, below_RS = weights_RC @ above_CS, weights_RC @ below_CS
+    empty_RS = np.full_like(above_RS, np.nan)
+    ratios_RS = np.divide(above_RS, below_RS, out=empty_RS, where=below_RS > 0)
+    return np.nanmean(ratios_RS, axis=1)
 
 
 def paired(first: list[Point], second: list[Point]) -> dict | None:
-    """`{difference, low, high, clusters}` of second - first over the clusters that both have, drawn together; None
-    without such clusters."""
-    shared = sorted({point[1] for point in first} & {point[1] for point in second})
+    """`{difference, low, high, clusters}` of second - first, their shared clusters drawn together.
+
+    None when the two share no cluster.
+    """
+    shared = {point[1] for point in first} & {point[1] for point in second}
     if not shared:
         return None
-    kept = set(shared)
-    first = [point for point in first if point[1] in kept]
-    second = [point for point in second if point[1] in kept]
-    low, high = np.percentile(bootstrap(second, shared) - bootstrap(first, shared), [2.5, 97.5])
+    first = [point for point in first if point[1] in shared]
+    second = [point for point in second if point[1] in shared]
+    low, high = None, None
+    if len(shared) > 1:
+        clusters = sorted(shared)
+        low, high = middle(bootstrap(second, clusters) - bootstrap(first, clusters))
     return {
         "difference": mean(second) - mean(first),
-        "low": float(low),
-        "high": float(high),
+        "low": low,
+        "high": high,
         "clusters": len(shared),
     }

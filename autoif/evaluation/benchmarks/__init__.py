@@ -1,95 +1,147 @@
-"""The benchmarks of 07_eval.py, one module each, and what they share.
+"""The benchmarks of 07_eval.py. A new one is a module in this folder and its name in NAMES.
 
-A benchmark module has
-    load(source, args) -> list[dict]   its items, each with `id`, `prompt` and `cluster` (what is resampled together)
-    answer(item)                       a conversation that returns the item's answers; `single_turn` for most
-    judge(item, answers)               a conversation with the judge, or None where a rule decides; returns `judged`
-    score(works, args) -> list[dict]   `{verdict, reason, points}` for each work `{item, sample, answers, judged}`;
-                                       points: {metric: [(stratum, cluster, numerator, denominator)]}, see autoif.evaluation.intervals;
-                                       "unparsable": True where the answer or the judgement had no readable form
-
-A *conversation* is a generator: it yields a request (`{"messages": [...]}`, with any setting of its own) and is sent
-the sample that came back, `{"text", "finish_reason"}`. MT-Bench's second turn and a judge that is asked again are
-then straight-line code, while `converse` keeps hundreds of them going at a time.
+A benchmark's module has
+    SETTINGS                  a `Settings`: how its owners run it, and its columns in the table
+    load(source, args)        its items, each with `id`, `prompt` and `cluster` (what is resampled
+                              together); `text`, where the prompt has a frame around the test
+    score(works, args)        one row for each work {item, sample, answers, judged}:
+                              {verdict, reason, points}; with "unparsable": True where the answer or
+                              the judgement had no readable form. Points are those of
+                              autoif.evaluation.intervals:
+                              {metric: [(stratum, cluster, above, below)]}
+and where it needs them
+    answer(item)              a conversation that returns the item's answers, other than one turn
+    judge(item, answers)      a conversation with the judge, or None where a rule decides; what it
+                              returns is the work's `judged`
+    conditions(args)          further settings to be recorded with the results
 """
 
-from collections.abc import Callable, Generator
+import argparse
+import hashlib
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
 
-from autoif.files import UserError
+from autoif.evaluation.benchmarks.source import NotSetUp, Source
+from autoif.evaluation.conversation import Conversation, single_turn
+from autoif.files import UserError, dump
+from autoif.stage import positive_int
 
-Conversation = Generator[dict, dict, object]
-
-JUDGE_ATTEMPTS = 3
-# A judge at temperature 0 would say the same unreadable thing again.
-RETRY_TEMPERATURE = 0.5
-
-
-class NotSetUp(UserError):
-    """A benchmark that would be a gap in a rerun too: it has no data, no judge, no answers."""
-
-
-def user(text: str) -> dict:
-    return {"role": "user", "content": text}
-
-
-def assistant(text: str) -> dict:
-    return {"role": "assistant", "content": text}
-
-
-def single_turn(item: dict) -> Conversation:
-    """One user turn, `item["prompt"]`; returns its answer in a list."""
-    return [(yield {"messages": [user(item["prompt"])]})]
+# In the order of the table's columns.
+NAMES = [
+    "heldout",
+    "ifeval",
+    "followbench",
+    "infobench",
+    "mtbench",
+    "arenahard",
+    "ceval",
+    "mmlu",
+    "gsm8k",
+    "humaneval",
+    "ifbench",
+]
 
 
-def ask_judge(
-    messages: list[dict], parse: Callable[[str], object]
-) -> Generator[dict, dict, tuple[object, str]]:
-    """(verdict, the judge's words); asks JUDGE_ATTEMPTS times, then the verdict is None: left out and counted."""
-    for attempt in range(JUDGE_ATTEMPTS):
-        request = {"messages": messages, "first": attempt}
-        if attempt:
-            request["temperature"] = RETRY_TEMPERATURE
-        text = (yield request)["text"]
-        verdict = parse(text)
-        if verdict is not None:
-            return verdict, text
-    return None, text
+@dataclass(frozen=True)
+class Settings:
+    """How a benchmark's owners run it; 07_eval.py's flags override temperature and max_tokens."""
+
+    temperature: float | str  # a word where each item has its own
+    max_tokens: int  # of the longest answer
+    usual_tokens: int  # of an ordinary answer, for the estimate
+    columns: tuple[str, ...]  # its metrics in the table; the others are in the results file
+    ratings: tuple[str, ...] = ()  # metrics that are no share, and so not in per cent
+    judge: str | None = None  # the owners' own
+    judge_max_tokens: int = 0  # of the longest judgement
+    judge_calls: float = 0  # judgements of an item, on average
+    samples_flag: str = "seeds"  # which flag says how many answers an item gets
+    multiple_choice: bool = False  # also by log-likelihood (--mc-mode)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A benchmark's items, the files that they are from, and whether they are a part of it."""
+
+    items: list[dict]
+    used: list[str]
+    partial: bool
+
+    def sha256(self) -> str:
+        """Equal for two models that met the same items."""
+        lines = "\n".join(map(dump, self.items))
+        return hashlib.sha256(lines.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def module(name: str) -> ModuleType:
+    return importlib.import_module(f"autoif.evaluation.benchmarks.{name}")
+
+
+def settings(name: str) -> Settings:
+    return module(name).SETTINGS
+
+
+def conversation(name: str, item: dict) -> Conversation:
+    """The conversation that gets an item's answers: one turn for most benchmarks."""
+    return getattr(module(name), "answer", single_turn)(item)
+
+
+def chosen(text: str) -> list[str]:
+    """The benchmarks that a --benchmarks flag names: `all`, or some with commas between them."""
+    names = NAMES if text == "all" else text.split(",")
+    for name in names:
+        if name not in NAMES:
+            raise argparse.ArgumentTypeError(f"{name!r} is none; choose from {','.join(NAMES)}")
+    return list(names)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say which tests are read, and from where."""
+    parser.add_argument(
+        "--benchmarks", type=chosen, default="all", help=f"all, or some of {','.join(NAMES)}"
+    )
+    parser.add_argument(
+        "--data-dir", help="folder with the benchmarks' data; what it lacks is asked from the hub"
+    )
+    parser.add_argument(
+        "--limit",
+        type=positive_int,
+        metavar="N",
+        help="only N items of each benchmark, spread evenly over it; marked as partial",
+    )
+
+
+def load(names: list[str], args) -> tuple[dict[str, Data], dict[str, NotSetUp]]:
+    """The data of the benchmarks that have some, and why the others have none.
+
+    What is absent is a gap; what is there and broken is an error.
+    """
+    loaded: dict[str, Data] = {}
+    gaps: dict[str, NotSetUp] = {}
+    for name in names:
+        source = Source(args.data_dir)
+        try:
+            every = module(name).load(source, args)
+        except NotSetUp as gap:
+            gaps[name] = gap
+            continue
+        except KeyError as field:
+            raise UserError(
+                f"{source.used[-1]} has a row without {field}; fetch it again"
+            ) from None
+        items = spread(every, args.limit)
+        loaded[name] = Data(items, source.used, partial=len(items) < len(every))
+    return loaded, gaps
 
 
 def spread(items: list[dict], limit: int | None) -> list[dict]:
-    """About `limit` items in whole clusters, evenly over the benchmark: its first ones may all be of one subject."""
+    """About `limit` items in whole clusters, evenly over the benchmark.
+
+    Its first ones may all be of one subject.
+    """
     clusters = list(dict.fromkeys(item["cluster"] for item in items))
     if limit is None or limit >= len(items):
         return items
     take = max(1, round(limit * len(clusters) / len(items)))
-    chosen = {clusters[i * len(clusters) // take] for i in range(take)}
-    return [item for item in items if item["cluster"] in chosen]
-
-
-def converse(
-    client, conversations: list[Conversation | None], settings: list[dict]
-) -> list[object]:
-    """Run all conversations to their end, a round of requests at a time; None where a request kept failing.
-
-    `settings` holds one dict a conversation, for what its requests do not say themselves. None is no conversation.
-    """
-    outcomes: list[object] = [None] * len(conversations)
-    waiting = [
-        (index, conversation, next(conversation))
-        for index, conversation in enumerate(conversations)
-        if conversation is not None
-    ]
-    while waiting:
-        requests = [{**settings[index], **request} for index, _, request in waiting]
-        following = []
-        for (index, conversation, _), samples in zip(
-            waiting, client.complete(requests), strict=True
-        ):
-            if not samples:
-                continue
-            try:
-                following.append((index, conversation, conversation.send(samples[0])))
-            except StopIteration as finished:
-                outcomes[index] = finished.value
-        waiting = following
-    return outcomes
+    kept = {clusters[i * len(clusters) // take] for i in range(take)}
+    return [item for item in items if item["cluster"] in kept]

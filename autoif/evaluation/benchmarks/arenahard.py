@@ -1,25 +1,37 @@
-"""Arena-Hard v0.1 (arXiv 2406.11939): win rate against gpt-4-0314's answers, each pair judged in both orders.
+"""Arena-Hard v0.1 (arXiv 2406.11939): win rate against gpt-4-0314, judged in both orders.
 
-The verdict is the last [[A>>B]], [[A>B]], [[A=B]], [[B>A]] or [[B>>A]]; a strong win counts three times, a tie half.
-For one model and one baseline this weighted mean is what the official Bradley-Terry fit gives, so nothing is fitted.
-Departures:
+The verdict is the last [[A>>B]], [[A>B]], [[A=B]], [[B>A]] or [[B>>A]]; a strong win counts three
+times, a tie half. For one model and one baseline this weighted mean is what the official
+Bradley-Terry fit gives, so nothing is fitted. Departures:
  1. The judge's prompt asks the same in our words, with the official verdicts.
  2. A question with an unreadable verdict is asked again, then left out (as there) and counted.
- 3. The interval resamples questions; theirs resamples games after tripling the strong ones, which is too narrow.
+ 3. The interval resamples questions; theirs resamples games after tripling the strong ones, which
+    is too narrow.
 """
 
 import re
 
-from autoif.evaluation.benchmarks import Conversation, ask_judge, user
-from autoif.evaluation.benchmarks import single_turn as answer  # noqa: F401  part of the benchmark's interface
+from autoif.evaluation.benchmarks import Settings
+from autoif.evaluation.conversation import Conversation, ask_judge, system, user
 
-SYSTEM_PROMPT = """You are an impartial judge of two AI assistants, A and B, who answered the same user prompt. Decide \
-which answer is better.
+SETTINGS = Settings(
+    temperature=0.0,
+    max_tokens=4096,
+    usual_tokens=600,
+    columns=("Arena-Hard",),
+    judge="gpt-4-1106-preview",
+    judge_max_tokens=4096,
+    judge_calls=2,
+)
 
-First write your own answer to the prompt, and only then look at theirs. Compare both with yours, and name and correct \
-what is wrong or inaccurate in them. Judge whether each answer is helpful (it does what was asked; where the prompt is \
-ambiguous, it asks or covers the readings), relevant (nothing that was not asked for) and concise (no needless \
-length). Then consider originality and what is missing that the user would have needed.
+SYSTEM_PROMPT = """You are an impartial judge of two AI assistants, A and B, who answered the same \
+user prompt. Decide which answer is better.
+
+First write your own answer to the prompt, and only then look at theirs. Compare both with yours, \
+and name and correct what is wrong or inaccurate in them. Judge whether each answer is helpful (it \
+does what was asked; where the prompt is ambiguous, it asks or covers the readings), relevant \
+(nothing that was not asked for) and concise (no needless length). Then consider originality and \
+what is missing that the user would have needed.
 
 After your explanation give exactly one of these verdicts:
 1. Assistant A is significantly better: [[A>>B]]
@@ -47,45 +59,40 @@ OUTCOMES |= {"B<<A": (1, 3), "B<A": (1, 1), "B=A": (0.5, 1), "A<B": (0, 1), "A<<
 
 
 def load(source, args) -> list[dict]:
-    hub = "lmarena-ai/arena-hard-auto"
-    questions = source.rows(
-        "arena_hard/v0.1/question.jsonl", hub, "data/arena-hard-v0.1/question.jsonl"
-    )
-    baseline = {
-        row["uid"]: row["messages"][-1]["content"]["answer"]
-        for row in source.rows(
-            "arena_hard/v0.1/model_answer/gpt-4-0314.jsonl",
-            hub,
-            "data/arena-hard-v0.1/model_answer/gpt-4-0314.jsonl",
+    def rows(file: str) -> list[dict]:
+        here, hub = f"arena_hard/v0.1/{file}", f"data/arena-hard-v0.1/{file}"
+        return source.rows(here, "lmarena-ai/arena-hard-auto", hub)
+
+    baseline = {}
+    for row in rows("model_answer/gpt-4-0314.jsonl"):
+        baseline[row["uid"]] = row["messages"][-1]["content"]["answer"]
+    items = []
+    for row in rows("question.jsonl"):
+        uid = row["uid"]
+        items.append(
+            {"id": uid, "cluster": uid, "prompt": row["prompt"], "baseline": baseline[uid]}
         )
-    }
-    return [
-        {
-            "id": row["uid"],
-            "cluster": row["uid"],
-            "prompt": row["prompt"],
-            "baseline": baseline[row["uid"]],
-        }
-        for row in questions
-    ]
+    return items
 
 
 def read_verdict(text: str) -> str | None:
-    found = re.findall(r"\[\[([AB<>=]+)\]\]", text.upper()) or re.findall(
-        r"\[([AB<>=]+)\]", text.upper()
-    )
+    """The last verdict in double brackets, else the last in single ones."""
+    text = text.upper()
+    found = re.findall(r"\[\[([AB<>=]+)\]\]", text) or re.findall(r"\[([AB<>=]+)\]", text)
     return found[-1] if found and found[-1] in OUTCOMES else None
 
 
 def judge(item: dict, answers: list[dict]) -> Conversation:
-    """Returns [(verdict or None, the judge's words)]: the baseline is A in the first game, B in the second."""
-    pair, games = (item["baseline"], answers[0]["text"]), []
-    for first, second in (pair, pair[::-1]):
-        messages = [
-            {"role": "system", "content": SYSTEM_PROMPT},
-            user(PAIR_PROMPT.format(prompt=item["prompt"], first=first, second=second)),
-        ]
-        games.append((yield from ask_judge(messages, read_verdict)))
+    """Return [(verdict or None, the judge's words)] of both games.
+
+    The baseline is A in the first game, B in the second.
+    """
+    baseline, model = item["baseline"], answers[0]["text"]
+    games = []
+    for first, second in [(baseline, model), (model, baseline)]:
+        asked = PAIR_PROMPT.format(prompt=item["prompt"], first=first, second=second)
+        game = yield from ask_judge([system(SYSTEM_PROMPT), user(asked)], read_verdict)
+        games.append(game)
     return games
 
 
@@ -94,20 +101,18 @@ def score(works: list[dict], args) -> list[dict]:
 
 
 def scored(item: dict, games: list[tuple[str | None, str]] | None) -> dict:
-    if games is None or any(verdict is None for verdict, _ in games):
-        reason = (
-            "the judge did not answer"
-            if games is None
-            else "\n---\n".join(words for _, words in games)
-        )
+    if games is None:
+        reason = "the judge did not answer"
+        return {"verdict": None, "reason": reason, "unparsable": True, "points": {}}
+    verdicts = [verdict for verdict, _ in games]
+    reason = "\n---\n".join(words for _, words in games)
+    if None in verdicts:
         return {"verdict": None, "reason": reason, "unparsable": True, "points": {}}
     won, weight = 0.0, 0
-    for game, (verdict, _) in enumerate(games):
+    for game, verdict in enumerate(verdicts):
         for_a, times = OUTCOMES[verdict]
-        won += times * (for_a if game == 1 else 1 - for_a)  # the model is B, then A
+        for_model = for_a if game == 1 else 1 - for_a  # the model is B, then A
+        won += times * for_model
         weight += times
-    return {
-        "verdict": [verdict for verdict, _ in games],
-        "reason": "\n---\n".join(words for _, words in games),
-        "points": {"Arena-Hard": [("", item["cluster"], won, weight)]},
-    }
+    points = {"Arena-Hard": [("", item["cluster"], won, weight)]}
+    return {"verdict": verdicts, "reason": reason, "points": points}

@@ -1,35 +1,42 @@
-"""C-Eval (arXiv 2305.08322): the mean over 52 subjects of the share of validation questions answered right.
+"""C-Eval (arXiv 2305.08322): the mean over 52 subjects of the share answered right.
 
-1,346 questions, zero-shot, answer only, in both modes: what its authors advise for chat models. The data's licence
-is CC BY-NC-SA 4.0: it is read from where it lies and never copied.
+1,346 questions, zero-shot, answer only, in both modes: what its authors advise for chat models. The
+data's licence is CC BY-NC-SA 4.0: it is read from where it lies and never copied.
 """
 
-from autoif.evaluation.benchmarks import choice
-from autoif.evaluation.benchmarks import single_turn as answer  # noqa: F401  part of the benchmark's interface
+from autoif.evaluation.benchmarks import Settings, choice
 
-PROMPT = (
-    "下面是一道单项选择题。请选出正确的选项，最后一行只写“答案：X”，X 为 A、B、C 或 D。\n\n{lines}"
+SETTINGS = Settings(
+    temperature=0.0,
+    max_tokens=512,
+    usual_tokens=30,
+    columns=("C-Eval",),
+    multiple_choice=True,
 )
+
+PROMPT = """\
+下面是一道单项选择题。请选出正确的选项，最后一行只写“答案：X”，X 为 A、B、C 或 D。
+
+{lines}"""
 
 
 def load(source, args) -> list[dict]:
     items = []
     for row in source.rows("ceval/val", "ceval/ceval-exam", "ceval-exam.zip"):
         subject = row["file"].removesuffix("_val")
-        item = {
-            "id": f"{subject}-{row['id']}",
-            "cluster": f"{subject}-{row['id']}",
-            "subject": subject,
-            "question": row["question"],
-            "choices": [row[letter] for letter in choice.LETTERS],
-            "target": row["answer"],
-        }
+        choices = [row[letter] for letter in choice.LETTERS]
+        lines = choice.lines(row["question"], choices)
         items.append(
             {
-                **item,
-                "text": choice.lines(item),
-                "prompt": PROMPT.format(lines=choice.lines(item)),
-                "context": choice.lines(item) + "\n答案：",
+                "id": f"{subject}-{row['id']}",
+                "cluster": f"{subject}-{row['id']}",
+                "subject": subject,
+                "question": row["question"],
+                "choices": choices,
+                "target": row["answer"],
+                "text": lines,
+                "prompt": PROMPT.format(lines=lines),
+                "context": lines + "\n答案：",
             }
         )
     return items

@@ -1,8 +1,8 @@
-"""Multiple choice, for MMLU and C-Eval: by generation on any endpoint, or by log-likelihood for a local checkpoint.
+"""Multiple choice, for MMLU and C-Eval: by generation, or by log-likelihood of a local checkpoint.
 
-The two modes give different numbers for the same model, so each row of the results names its own. Log-likelihoods
-come from lm-eval's model classes and are kept in its cache, so that a run that was killed computes none of them
-twice.
+The two modes give different numbers for the same model, so each row of the results names its own.
+Log-likelihoods come from lm-eval's model classes and are kept in its cache, so that a run that was
+killed computes none of them twice.
 """
 
 import os
@@ -12,59 +12,68 @@ from pathlib import Path
 from autoif.files import UserError
 
 LETTERS = "ABCD"
-FORM = (
-    r"(?:[\s*_$\"'`(（\[{]|\\(?:text\w*|math\w+|boxed)\{|\\\()*"  # what may stand before a letter
-)
+# what may stand before a letter: blanks, marks, LaTeX
+FORM = r"(?:[\s*_$\"'`(（\[{]|\\(?:text\w*|math\w+|boxed)\{|\\\()*"
 # a small letter only where it cannot be the article: at the end of a line or before a mark
 LETTER = r"(?:([A-D])(?![A-Za-z0-9'’])|([a-d])(?=[).,;:!\]*}'\"`]|\s*$))"
-# "Answer: B", "the answer is (B)", "the correct option is B", "\boxed{\text{B}}", "答案是B", "故选B"
+IS = r"(?i:is|should\s+be|must\s+be|would\s+be|[:：=])"
 MARKED = re.compile(
-    rf"""(?:(?i:answer){FORM}(?i:is|should\s+be|must\s+be|would\s+be|[:：=])[:：]?{FORM}(?i:option|choice)?
-                        |(?i:correct|right|best)\s+(?i:option|choice|one){FORM}(?i:is|[:：])
-                        |(?:答案|正确选项){FORM}应?该?(?:是|为|选)?[:：]?{FORM}(?:选项?)?
-                        |(?<!不)选(?!项)择?[:：]?
-                        |\\boxed\{{){FORM}{LETTER}""",
+    rf"""(?:(?i:answer){FORM}{IS}[:：]?{FORM}(?i:option|choice)?      # the answer is (B)
+           |(?i:correct|right|best)\s+(?i:option|choice|one){FORM}(?i:is|[:：])  # the best one is B
+           |(?:答案|正确选项){FORM}应?该?(?:是|为|选)?[:：]?{FORM}(?:选项?)?  # 答案是B
+           |(?<!不)选(?!项)择?[:：]?                                   # 故选B
+           |\\boxed\{{){FORM}{LETTER}                                  # \boxed{{\text{{B}}}}""",
     re.VERBOSE | re.MULTILINE,
 )
 # "Option B is correct"
 NAMED = re.compile(
-    rf"(?i:option|choice|选项){FORM}([A-D])[\s*_)）]*(?i:is|是|为)?\s*(?i:the\s+)?(?i:correct|right|best|answer|正确)"
+    rf"(?i:option|choice|选项){FORM}([A-D])[\s*_)）]*"
+    r"(?i:is|是|为)?\s*(?i:the\s+)?(?i:correct|right|best|answer|正确)"
 )
 LEADING = re.compile(r"\s*[*(（\[\"'`]*([A-D])(?:[*)）\].:、\"'`：。]|,(?!\s*[A-D]\b)|\s*$|\s*\n)")
-NEXT_QUESTION = re.compile(
-    r"\n\s*(?:Question|Q|Problem|问题)\s*\d*\s*[:：.]"
-)  # where a base model runs on
+ALONE = [
+    re.compile(r"^[\s*(（\[]*([A-D])[\s*)）\].。]*$"),
+    re.compile(r"[(（]([A-D])[)）]"),
+    re.compile(r"(?i:option|choice|选项)\s*([A-D])\b"),
+]
+# where a base model runs on
+NEXT_QUESTION = re.compile(r"\n\s*(?:Question|Q|Problem|问题)\s*\d*\s*[:：.]")
 
 
-def lines(item: dict) -> str:
-    return "\n".join(
-        [item["question"], *(f"{letter}. {text}" for letter, text in zip(LETTERS, item["choices"]))]
-    )
+def lines(question: str, choices: list[str]) -> str:
+    """The question, and a line "A. ..." for each choice."""
+    text = question
+    for letter, choice in zip(LETTERS, choices):
+        text += f"\n{letter}. {choice}"
+    return text
+
+
+def only(letters: set[str]) -> str | None:
+    """The letter of a set of one."""
+    return next(iter(letters)) if len(letters) == 1 else None
 
 
 def read_choice(text: str, choices: list[str]) -> str | None:
-    """The letter an answer settles on: the last one announced, one at its start or alone on a line, a choice's words."""
+    """The letter an answer settles on, None when it settles on none.
+
+    The last one announced ("the answer is B"), one at its start, the only one that stands alone on
+    a line or is named ("(B)", "option B"), or the only choice whose words occur.
+    """
     text = NEXT_QUESTION.split(text)[0]
     marked = sorted([*MARKED.finditer(text), *NAMED.finditer(text)], key=lambda found: found.end())
     if marked:
         return marked[-1].group(marked[-1].lastindex).upper()
     if leading := LEADING.match(text):
         return leading.group(1)
-    alone = {
-        found
-        for line in text.splitlines()
-        for found in re.findall(r"^[\s*(（\[]*([A-D])[\s*)）\].。]*$", line)
-        + re.findall(r"[(（]([A-D])[)）]", line)
-        + re.findall(r"(?i:option|choice|选项)\s*([A-D])\b", line)
-    }
-    if len(alone) == 1:
-        return alone.pop()
-    said = {
-        letter
-        for letter, choice in zip(LETTERS, choices)
-        if choice.strip() and choice.strip().lower() in text.lower()
-    }
-    return said.pop() if len(said) == 1 else None
+    alone = set()
+    for line in text.splitlines():
+        for form in ALONE:
+            alone.update(form.findall(line))
+    said = set()
+    for letter, choice in zip(LETTERS, choices):
+        if choice.strip() and choice.strip().lower() in text.lower():
+            said.add(letter)
+    return only(alone) or only(said)
 
 
 def score(works: list[dict], metric: str, by_subject: bool) -> list[dict]:
@@ -73,22 +82,21 @@ def score(works: list[dict], metric: str, by_subject: bool) -> list[dict]:
         item = work["item"]
         letter = read_choice(work["answers"][0]["text"], item["choices"])
         right = letter == item["target"]
+        stratum = item["subject"] if by_subject else ""
         rows.append(
             {
                 "verdict": right,
                 "reason": f"{letter}, expected {item['target']}",
                 "unparsable": letter is None,
                 "subject": item["subject"],
-                "points": {
-                    metric: [(item["subject"] if by_subject else "", item["cluster"], right, 1)]
-                },
+                "points": {metric: [(stratum, item["cluster"], right, 1)]},
             }
         )
     return rows
 
 
 def by_likelihood(works: list[dict], model: str, cache: Path) -> None:
-    """Add to each work the letter with the highest log-likelihood after the item's `context`, as its answer."""
+    """Add to each work, as its answer, the likeliest letter after the item's `context`."""
     if not os.path.isdir(model):
         raise UserError(
             f"--mc-mode loglik needs a checkpoint folder as --model, {model!r} is none; "
@@ -99,26 +107,20 @@ def by_likelihood(works: list[dict], model: str, cache: Path) -> None:
     from lm_eval.api.model import CachingLM
     from lm_eval.models.huggingface import HFLM
 
-    instances = [
-        Instance("loglikelihood", {}, (work["item"]["context"], f" {letter}"), index)
-        for index, work in enumerate(works)
-        for letter in LETTERS
-    ]
+    instances = []
+    for index, work in enumerate(works):
+        for letter in LETTERS:
+            asked = work["item"]["context"], f" {letter}"
+            instances.append(Instance("loglikelihood", {}, asked, index))
     cache.parent.mkdir(parents=True, exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    found = CachingLM(
-        HFLM(pretrained=model, device=device, batch_size=8), str(cache)
-    ).loglikelihood(instances)
-    choose(works, [logprob for logprob, _ in found])
+    scorer = CachingLM(HFLM(pretrained=model, device=device, batch_size=8), str(cache))
+    choose(works, [logprob for logprob, _ in scorer.loglikelihood(instances)])
 
 
 def choose(works: list[dict], logprobs: list[float]) -> None:
     """Four log-probabilities a work, in the order of LETTERS: the highest is its answer."""
     for index, work in enumerate(works):
         of_letters = logprobs[len(LETTERS) * index : len(LETTERS) * (index + 1)]
-        work["answers"] = [
-            {
-                "text": f"Answer: {LETTERS[of_letters.index(max(of_letters))]}",
-                "finish_reason": "stop",
-            }
-        ]
+        likeliest = LETTERS[of_letters.index(max(of_letters))]
+        work["answers"] = [{"text": f"Answer: {likeliest}", "finish_reason": "stop"}]

@@ -1,28 +1,47 @@
-"""FollowBench (arXiv 2310.20410, English): HSR, SSR by level and CSL over six categories of constraints.
+"""FollowBench (arXiv 2310.20410, English): HSR, SSR by level, CSL.
 
-Each group of items adds one constraint a level, 1 to 5. 470 items are judged by a model, 350 by rules. HSR: share of
-items with every constraint met; SSR: mean share of constraints met; both for a level are the mean over the
-categories, and "FB HSR", "FB SSR" the mean over the levels too. CSL: consecutive levels met, counted from 1, 0 to 5.
-A rule gives one verdict, which counts as both hard and soft. Departures:
- 1. The judge's prompt asks the same question in our words; its answer format, a list of YES and NO in the last line,
-    is theirs.
- 2. Where theirs scores an unreadable judgement as -1, the judge is asked again, then the item is left out and
-    counted.
- 3. Items are known by category, example and level, not by the text of the instruction, which occurs twice in places.
+Each group of items adds one constraint a level, 1 to 5. 470 items are judged by a model, 350 by
+rules. A rule gives one verdict, which counts as both hard and soft.
+
+    HSR   share of items with every constraint met
+    SSR   mean share of constraints met
+    CSL   consecutive levels met, counted from 1: 0 to 5
+
+HSR and SSR of a level are the mean over the categories, "FB HSR" and "FB SSR" the mean over the
+levels too. Departures:
+ 1. The judge's prompt asks the same question in our words; its answer format, a list of YES and NO
+    in the last line, is theirs.
+ 2. Where theirs scores an unreadable judgement as -1, the judge is asked again, then the item is
+    left out and counted.
+ 3. Items are known by category, example and level, not by the text of the instruction, which occurs
+    twice in places.
 """
 
 import ast
+import functools
 import re
 import string
 from collections.abc import Callable
 
-from autoif.evaluation.benchmarks import Conversation, ask_judge, user
-from autoif.evaluation.benchmarks import single_turn as answer  # noqa: F401  part of the benchmark's interface
+from autoif.evaluation.benchmarks import Settings
+from autoif.evaluation.conversation import Conversation, ask_judge, user
+
+SETTINGS = Settings(
+    temperature=0.0,
+    max_tokens=2048,
+    usual_tokens=250,
+    columns=("FB L1", "FB L2", "FB L3", "FB L4", "FB L5", "FB SSR", "FB HSR", "FB CSL"),
+    ratings=("FB CSL",),
+    judge="gpt-4-0613",
+    judge_max_tokens=1024,
+    judge_calls=470 / 820,  # the other items are decided by rules
+)
 
 CATEGORIES = ["content", "situation", "style", "format", "mixed", "example"]
 LEVELS = range(1, 6)
 
-JUDGE_PROMPT = """An initial instruction was extended with {kind} {times}; the final instruction has {count}.
+JUDGE_PROMPT = """An initial instruction was extended with {kind} {times}; the final instruction \
+has {count}.
 
 {history}#Answer to the final instruction#
 {answer}
@@ -30,14 +49,15 @@ JUDGE_PROMPT = """An initial instruction was extended with {kind} {times}; the f
 #Task#
 1) Name each added constraint.
 2) For each of them, decide whether the answer to the final instruction satisfies it.
-3) End with a line that holds nothing but a Python list of {level} element(s), each 'YES' or 'NO', in the order in \
-which the constraints were added."""
+3) End with a line that holds nothing but a Python list of {level} element(s), each 'YES' or \
+'NO', in the order in which the constraints were added."""
 
 KINDS = {
     "content": "a content constraint",
     "style": "a style constraint",
     "format": "a format constraint",
-    "situation": "a situation constraint (information that describes a particular situation or background)",
+    "situation": "a situation constraint "
+    "(information that describes a particular situation or background)",
     "mixed": "a constraint",
 }
 
@@ -45,12 +65,9 @@ KINDS = {
 def load(source, args) -> list[dict]:
     items = []
     for category in CATEGORIES:
-        rows = source.rows(
-            f"followbench/data/{category}_constraints.json",
-            "YuxinJiang/FollowBench",
-            f"data_en/{category}_constraints.json",
-        )
-        history: dict[int, list[str]] = {}
+        file = f"{category}_constraints.json"
+        rows = source.rows(f"followbench/data/{file}", "YuxinJiang/FollowBench", f"data_en/{file}")
+        history: dict[int, list[str]] = {}  # an example's instructions up to the level, from 0
         for row in rows:
             history.setdefault(row["example_id"], []).append(row["instruction"])
             if row["level"] > 0:
@@ -82,8 +99,14 @@ def has_word(text: str, word: str) -> bool:
     return re.search(rf"\b{re.escape(word)}\b", text) is not None
 
 
+def nth_matches(text: str, n: int, pattern: str) -> bool:
+    """Whether the text has an n-th sentence and the pattern occurs in it."""
+    found = sentences(text)
+    return len(found) >= n and re.search(pattern, found[n - 1]) is not None
+
+
 def nth_has_word(text: str, n: int, word: str) -> bool:
-    return len(sentences(text)) >= n and has_word(sentences(text)[n - 1], word)
+    return nth_matches(text, n, rf"\b{re.escape(word)}\b")
 
 
 def punctuation(text: str) -> int:
@@ -94,14 +117,13 @@ SUMMARY_RULES: dict[str, list[Callable[[str], bool]]] = {
     "cnn_dailymail": [
         lambda text: len(sentences(text)) == 3,
         lambda text: all(len(sentence.split()) < 15 for sentence in sentences(text)),
-        lambda text: all(
-            nth_has_word(text, n, word) for n, word in enumerate(["Potter", "actor", "films"], 1)
+        lambda text: (
+            nth_has_word(text, 1, "Potter")
+            and nth_has_word(text, 2, "actor")
+            and nth_has_word(text, 3, "films")
         ),
         lambda text: not nth_has_word(text, 2, "lavish"),
-        lambda text: (
-            len(sentences(text)) >= 3
-            and re.search(r"\b(has|have)\s+\w+", sentences(text)[2]) is not None
-        ),
+        lambda text: nth_matches(text, 3, r"\b(has|have)\s+\w+"),
     ],
     "xsum": [
         lambda text: len(sentences(text)) == 1,
@@ -153,44 +175,47 @@ TARGET_RULES: dict[str, Callable[[str, str], bool]] = {
 
 
 def advice_rule(text: str, level: int) -> bool:
-    """Format example 22: paragraphs (one more at level 5), short, of long sentences, numbered, a closing phrase."""
+    """Format example 22: paragraphs, short, of long sentences, numbered, with a closing phrase."""
     paragraphs = text.split("\n\n")
-    rules = [
-        lambda: len(paragraphs) == (4 if level == 5 else 3),
-        lambda: all(len(sentences(paragraph)) < 3 for paragraph in paragraphs[:3]),
-        lambda: all(len(sentence.split()) > 20 for sentence in sentences(text)),
-        lambda: all(
-            re.match(r"\d+\.", paragraph.lstrip()) for paragraph in paragraphs if paragraph.strip()
-        ),
-        lambda: text.endswith("Those are suggestions"),
+    wanted = 4 if level == 5 else 3  # the closing phrase is a paragraph of its own
+    verdicts = [
+        len(paragraphs) == wanted,
+        all(len(sentences(paragraph)) < 3 for paragraph in paragraphs[:3]),
+        all(len(sentence.split()) > 20 for sentence in sentences(text)),
+        all(re.match(r"\s*\d+\.|\s*$", paragraph) for paragraph in paragraphs),
+        text.endswith("Those are suggestions"),
     ]
-    return all(rule() for rule in rules[:level])
+    return all(verdicts[:level])
 
 
 def outline_rule(text: str, level: int) -> bool:
-    """Format example 30: bold markers, five numbered keywords, short points, 10 to 15 words a sentence, no '-ly'."""
+    """Format example 30: bold marks, five keywords, short points, 10 to 15 words a sentence.
+
+    At level 5 no word may end in "-ly".
+    """
     parts = re.split(r"(?<!\w\.\w.)(?<![A-Z][a-z]\.)(?<=\.|\?)\s", text)
-    numbered = [part for part in parts if any(f"{n}." in part for n in LEVELS)]
-    rules = [
-        lambda: "**" in text,
-        lambda: len(re.findall(r"\*\*[\d].+?:", text)) == 5,
-        lambda: all(len(part.split(".")) < 3 for part in numbered),
-        lambda: all(10 <= len(part.split()) <= 15 for part in parts),
-        lambda: not any(word.endswith("-ly") for word in text.split()),
+    numbered = [part for part in parts if re.search(r"[1-5]\.", part)]
+    verdicts = [
+        "**" in text,
+        len(re.findall(r"\*\*[\d].+?:", text)) == 5,
+        all(len(part.split(".")) < 3 for part in numbered),
+        all(10 <= len(part.split()) <= 15 for part in parts),
+        not any(word.endswith("-ly") for word in text.split()),
     ]
-    return all(rule() for rule in rules[:level])
+    return all(verdicts[:level])
 
 
 FORMAT_RULES = {22: advice_rule, 30: outline_rule}
 
 
 def matches_template(text: str, target: str) -> bool:
-    """The example category: the answer has the form of the target, whose {answer} stands for one line of anything."""
+    """The example category: the answer has the form of the target.
+
+    {answer} there stands for one line of anything.
+    """
     template = target.replace("{instruction}\n", "").replace("{{", "{").replace("}}", "}")
-    return (
-        re.fullmatch(".*".join(re.escape(part) for part in template.split("{answer}")), text)
-        is not None
-    )
+    pattern = ".*".join(map(re.escape, template.split("{answer}")))
+    return re.fullmatch(pattern, text) is not None
 
 
 def rule(item: dict) -> Callable[[str], bool] | None:
@@ -210,53 +235,49 @@ def rule(item: dict) -> Callable[[str], bool] | None:
 # The judge.
 
 
-def judge_prompt(item: dict, text: str) -> str:
-    def plural(n: int) -> str:
-        return f"{n} added constraint{'s' if n > 1 else ''}"
+def added(level: int) -> str:
+    return "1 added constraint" if level == 1 else f"{level} added constraints"
 
-    level = item["level"]
-    history = f"#Initial instruction#\n{item['history'][0]}\n\n"
-    history += "".join(
-        f"#Instruction with {plural(n)}#\n{item['history'][n]}\n\n" for n in range(1, level + 1)
-    )
-    times = "once" if level == 1 else f"{level} times, one at a time"
+
+def judge_prompt(item: dict, text: str) -> str:
+    level, instructions = item["level"], item["history"]
+    history = f"#Initial instruction#\n{instructions[0]}\n\n"
+    for n in range(1, level + 1):
+        history += f"#Instruction with {added(n)}#\n{instructions[n]}\n\n"
     return JUDGE_PROMPT.format(
         kind=KINDS[item["category"]],
-        times=times,
-        count=plural(level),
+        times="once" if level == 1 else f"{level} times, one at a time",
+        count=added(level),
         history=history,
         answer=text,
         level=level,
     )
 
 
-WORDS = (
-    "YES",
-    "NO",
-    "PARTIAL",
-    "MAYBE",
-    "UNKNOWN",
-    "N/A",
-)  # as the owners take them: all but YES are not met
+# As the owners take them: all but YES are not met.
+WORDS = ("YES", "NO", "PARTIAL", "MAYBE", "UNKNOWN", "N/A")
 
 
 def read_judgement(text: str, level: int) -> list[bool] | None:
-    """The YES and NO of the last line, None unless there are exactly `level`; judge text is parsed, never run."""
+    """The YES and NO of the last line, None unless there are exactly `level`.
+
+    The judge's text is parsed, never run.
+    """
     last = text.strip().strip("`").strip().split("\n")[-1]
     if level == 1:
-        return [True] if "YES" in last else [False] if "NO" in last else None
+        if "YES" in last:
+            return [True]
+        return [False] if "NO" in last else None
     found = re.search(r"\[.*\]", last)
     try:
         verdicts = ast.literal_eval(found.group()) if found else None
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         return None
-    if (
-        isinstance(verdicts, list)
-        and len(verdicts) == level
-        and all(verdict in WORDS for verdict in verdicts)
-    ):
-        return [verdict == "YES" for verdict in verdicts]
-    return None
+    if not isinstance(verdicts, list) or len(verdicts) != level:
+        return None
+    if not all(verdict in WORDS for verdict in verdicts):
+        return None
+    return [verdict == "YES" for verdict in verdicts]
 
 
 def judge(item: dict, answers: list[dict]) -> Conversation | None:
@@ -265,10 +286,9 @@ def judge(item: dict, answers: list[dict]) -> Conversation | None:
 
 
 def judged(item: dict, answers: list[dict]) -> Conversation:
-    verdicts, words = yield from ask_judge(
-        [user(judge_prompt(item, answers[0]["text"]))],
-        lambda text: read_judgement(text, item["level"]),
-    )
+    read = functools.partial(read_judgement, level=item["level"])
+    prompt = judge_prompt(item, answers[0]["text"])
+    verdicts, words = yield from ask_judge([user(prompt)], read)
     return {"verdicts": verdicts, "words": words}
 
 
@@ -276,22 +296,20 @@ def score(works: list[dict], args) -> list[dict]:
     rows = [scored(work) for work in works]
     groups: dict[tuple, dict[int, dict]] = {}
     for work, row in zip(works, rows):
-        groups.setdefault((work["item"]["cluster"], work["sample"]), {})[work["item"]["level"]] = (
-            row
-        )
+        item = work["item"]
+        groups.setdefault((item["cluster"], work["sample"]), {})[item["level"]] = row
     for (cluster, _), by_level in groups.items():
-        levels = consecutive(
-            [by_level[level]["verdict"] if level in by_level else None for level in LEVELS]
-        )
-        if levels is not None:
-            by_level[max(by_level)]["points"]["FB CSL"] = [
-                (cluster.split("-")[0], cluster, levels, 1)
-            ]
+        missing = {"verdict": None}
+        verdicts = [by_level.get(level, missing)["verdict"] for level in LEVELS]
+        levels = consecutive(verdicts)
+        if levels is not None:  # a group has one CSL, which its highest level's row carries
+            point = (cluster.split("-")[0], cluster, levels, 1)
+            by_level[max(by_level)]["points"]["FB CSL"] = [point]
     return rows
 
 
 def consecutive(verdicts: list[bool | None]) -> int | None:
-    """Levels met in a row from the first; None when the row is broken by a verdict that is missing."""
+    """Levels met in a row from the first; None when a missing verdict breaks the row."""
     for count, verdict in enumerate(verdicts):
         if verdict is None:
             return None
@@ -306,8 +324,10 @@ def scored(work: dict) -> dict:
     if decide:
         soft, reason = float(decide(text)), "rule"
     elif work["judged"] is None or work["judged"]["verdicts"] is None:
-        words = "the judge did not answer" if work["judged"] is None else work["judged"]["words"]
-        return {"verdict": None, "reason": words, "unparsable": True, "points": {}}
+        reason = "the judge did not answer"
+        if work["judged"] is not None:
+            reason = work["judged"]["words"]
+        return {"verdict": None, "reason": reason, "unparsable": True, "points": {}}
     else:
         verdicts = work["judged"]["verdicts"]
         soft, reason = sum(verdicts) / len(verdicts), work["judged"]["words"]

@@ -1,14 +1,16 @@
 """GSM8K (arXiv 2110.14168), zero-shot: 1,319 problems, the answer's number compared as a number.
 
-The number is the one after the last "####", "\\boxed{" or "answer is"; else the one that follows "answer:" at once; else the
-last number of the answer. 18, $18.00 and 18.0 are the same number; the official script, which compares strings after
-"####", is for models trained on it.
+The number is the one after the last "####", "\\boxed{" or "answer is"; else the one that follows
+"answer:" at once; else the last number of the answer. 18, $18.00 and 18.0 are the same number; the
+official script, which compares strings after "####", is for models trained on it.
 """
 
 import re
 from decimal import Decimal
 
-from autoif.evaluation.benchmarks import single_turn as answer  # noqa: F401  part of the benchmark's interface
+from autoif.evaluation.benchmarks import Settings
+
+SETTINGS = Settings(temperature=0.0, max_tokens=1024, usual_tokens=200, columns=("GSM8K",))
 
 PROMPT = """{question}
 
@@ -17,31 +19,32 @@ Think step by step, then end with a line "The answer is N.", where N is a number
 NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?|(?<![\w.])-?\.\d+")
 STRONG = re.compile(r"####(?=[\s*]*[-$€£\\]*\s*\d)|\\boxed\s*\{|answer[\s*_]*is", re.IGNORECASE)
 WEAK = re.compile(r"answer[\s*_]*[:=](?=[\s*_$€£\\(-]*\d)", re.IGNORECASE)
-NEXT_QUESTION = re.compile(
-    r"\n\s*(?:Question|Q|Problem)\s*\d*\s*[:.]"
-)  # where a base model runs on
+# where a base model runs on
+NEXT_QUESTION = re.compile(r"\n\s*(?:Question|Q|Problem)\s*\d*\s*[:.]")
+# what stands around a number and is no part of it
+AROUND = re.compile(r"[$€£*]|\\[,!;$]|\\text\w*|\\mathbf|_+(?=\d)|(?<=\d)_+(?!\d)")
 
 
 def load(source, args) -> list[dict]:
     rows = source.rows("gsm8k/test.jsonl", "openai/gsm8k", "main/test-00000-of-00001.parquet")
-    return [
-        {
-            "id": str(number),
-            "cluster": str(number),
-            "prompt": PROMPT.format(question=row["question"]),
-            "text": row["question"],
-            "target": row["answer"].split("####")[-1].strip(),
-        }
-        for number, row in enumerate(rows)
-    ]
+    items = []
+    for number, row in enumerate(rows):
+        items.append(
+            {
+                "id": str(number),
+                "cluster": str(number),
+                "prompt": PROMPT.format(question=row["question"]),
+                "text": row["question"],
+                "target": row["answer"].split("####")[-1].strip(),
+            }
+        )
+    return items
 
 
 def numbers(text: str) -> list[Decimal]:
-    """The numbers of a text: thousands separators, currency signs and LaTeX around them are no part of them."""
+    """The numbers of a text, without thousands separators, currency signs and LaTeX around them."""
     text = re.sub(r"\\[,!](?=\d)", "", text.replace("{,}", ","))
-    plain = re.sub(
-        r"[$€£*]|\\[,!;$]|\\text\w*|\\mathbf|_+(?=\d)|(?<=\d)_+(?!\d)", " ", text
-    ).replace("−", "-")
+    plain = AROUND.sub(" ", text).replace("−", "-")
     if plain.lstrip().startswith("-"):  # "-$5" has become "- 5"
         plain = re.sub(r"-\s+(?=\d)", "-", plain)
     return [Decimal(found.replace(",", "")) for found in NUMBER.findall(plain)]

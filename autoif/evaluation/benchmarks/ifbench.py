@@ -1,12 +1,14 @@
 """IFBench (arXiv 2507.02833): 58 constraints that no training set has, scored like IFEval.
 
-Allen AI's own package is not in every registry; `if-verifiable` carries its checkers. The benchmark's number is IFB
-Pr(L). Two kinds of instruction need NLTK data that no package carries (stop words, a part-of-speech tagger): where
-NLTK can neither find nor download it, the prompts that hold one are left out and counted, not failed.
+Allen AI's own package is not in every registry; `if-verifiable` carries its checkers. The
+benchmark's number is IFB Pr(L). Two kinds of instruction need NLTK data that no package carries
+(stop words, a part-of-speech tagger): where NLTK can neither find nor download it, the prompts that
+hold one are left out and counted, not failed.
 """
 
-from autoif.evaluation.benchmarks import ifeval
-from autoif.evaluation.benchmarks import single_turn as answer  # noqa: F401  part of the benchmark's interface
+from autoif.evaluation.benchmarks import Settings, ifeval
+
+SETTINGS = Settings(temperature=0.0, max_tokens=2048, usual_tokens=400, columns=("IFB Pr(L)",))
 
 
 def load(source, args) -> list[dict]:
@@ -25,12 +27,6 @@ def score(works: list[dict], args) -> list[dict]:
             rows.append(ifeval.scored(work["item"], strict, loose, "IFB "))
         except LookupError as error:
             missing = str(error).strip("*\n ").split("\n")[0]
-            rows.append(
-                {
-                    "verdict": None,
-                    "reason": f"NLTK data is missing: {missing}",
-                    "unparsable": True,
-                    "points": {},
-                }
-            )
+            reason = f"NLTK data is missing: {missing}"
+            rows.append({"verdict": None, "reason": reason, "unparsable": True, "points": {}})
     return rows

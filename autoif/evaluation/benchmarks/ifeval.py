@@ -1,11 +1,15 @@
-"""IFEval (arXiv 2311.07911) with the checkers that lm-eval ships: Pr(S), Pr(L), Ins(S), Ins(L) and a mean.
+"""IFEval (arXiv 2311.07911) with lm-eval's checkers: Pr(S), Pr(L), Ins(S), Ins(L) and a mean.
 
-Strict asks every checker about the answer as it is; loose about eight variants of it (first line, last line or both
-taken off, each also without asterisks) and any of them will do. The mean of the two strict numbers is what the Open
-LLM Leaderboard prints. Departures from lm-eval's own run, none of which changes a verdict on a given seed:
- 1. Two of the 541 prompts leave a letter to chance and langdetect draws at random: both are seeded here, by item.
- 2. A checker is built once for an item, not once for strict and once for loose, so loose is never below strict.
- 3. lm-eval's task index (nine seconds) and package imports are avoided: its checker modules are loaded by themselves.
+Strict asks every checker about the answer as it is; loose about eight variants of it (first line,
+last line or both taken off, each also without asterisks) and any of them will do. The mean of the
+two strict numbers is what the Open LLM Leaderboard prints. Departures from lm-eval's own run, none
+of which changes a verdict on a given seed:
+ 1. Two of the 541 prompts leave a letter to chance and langdetect draws at random: both are seeded
+    here, by item.
+ 2. A checker is built once for an item, not once for strict and once for loose, so loose is never
+    below strict.
+ 3. lm-eval's task index (nine seconds) and package imports are avoided: its checker modules are
+    loaded by themselves.
 """
 
 import importlib
@@ -15,9 +19,17 @@ import sys
 import types
 from pathlib import Path
 
-from autoif.evaluation.benchmarks import punkt
-from autoif.evaluation.benchmarks import single_turn as answer  # noqa: F401  part of the benchmark's interface
+from autoif.evaluation.benchmarks import Settings, punkt
 from autoif.files import UserError
+
+SETTINGS = Settings(
+    temperature=0.0,
+    max_tokens=1280,
+    usual_tokens=400,
+    columns=("Pr(S)", "Pr(L)", "Ins(S)", "Ins(L)", "mean(S)"),
+)
+# What a checker stumbles with over a text such as "...": such a text lacks what it looks for.
+STUMBLES = (IndexError, KeyError, ValueError, ZeroDivisionError, AttributeError)
 
 
 def load(source, args) -> list[dict]:
@@ -25,27 +37,30 @@ def load(source, args) -> list[dict]:
 
 
 def items(rows: list[dict]) -> list[dict]:
-    return [
-        {
-            "id": str(row["key"]),
-            "cluster": str(row["key"]),
-            "prompt": row["prompt"],
-            "instruction_ids": row["instruction_id_list"],
-            "kwargs": [
-                {name: value for name, value in kwargs.items() if value is not None}
-                for kwargs in row["kwargs"]
-            ],
-        }
-        for row in rows
-    ]
+    """Rows of IFEval's form (IFBench has it too) as items."""
+    found = []
+    for row in rows:
+        kwargs = []
+        for given in row["kwargs"]:
+            kwargs.append({name: value for name, value in given.items() if value is not None})
+        found.append(
+            {
+                "id": str(row["key"]),
+                "cluster": str(row["key"]),
+                "prompt": row["prompt"],
+                "instruction_ids": row["instruction_id_list"],
+                "kwargs": kwargs,
+            }
+        )
+    return found
 
 
 def checkers(*packages: str) -> dict[str, type]:
-    """The checker classes by instruction id, out of the last of `packages`, imported without what they do not use.
+    """The checker classes by instruction id, out of the last of `packages`.
 
-    The packages around the checkers import every dataset library, and NLTK imports SciPy and scikit-learn where it
-    finds them: seconds. While the checkers load, empty modules stand in for the former, and the latter are not to be
-    found.
+    They are imported without what they do not use. The packages around the checkers import every
+    dataset library, and NLTK imports SciPy and scikit-learn where it finds them: seconds. While the
+    checkers load, empty modules stand in for the former, and the latter are not to be found.
     """
     punkt.install()
     found = importlib.util.find_spec(packages[0])
@@ -56,7 +71,8 @@ def checkers(*packages: str) -> dict[str, type]:
     for name in packages:
         standing_in[name] = types.ModuleType(name)
         standing_in[name].__path__ = [str(folder.joinpath(*name.split(".")[1:]))]
-    standing_in = {name: module for name, module in standing_in.items() if name not in sys.modules}
+    for name in standing_in.keys() & sys.modules.keys():
+        del standing_in[name]
     sys.modules.update(standing_in)
     try:
         return importlib.import_module(f"{packages[-1]}.instructions_registry").INSTRUCTION_DICT
@@ -66,17 +82,20 @@ def checkers(*packages: str) -> dict[str, type]:
 
 
 def loose_variants(response: str) -> list[str]:
-    """The answer, and without its first line, its last line, both; each also without asterisks; none twice."""
+    """The answer; without its first line, its last, both; each also without asterisks."""
     lines = response.split("\n")
-    cut = [response] + ["\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1])]
-    return list(dict.fromkeys(cut + [text.replace("*", "") for text in cut]))
+    variants = [response]
+    for part in (lines[1:], lines[:-1], lines[1:-1]):
+        variants.append("\n".join(part).strip())
+    variants += [text.replace("*", "") for text in variants]
+    return list(dict.fromkeys(variants))
 
 
 def follows(checker, text: str) -> bool:
-    """The checker's verdict; a text that it trips over (IFBench's do, over "...") lacks what it looks for."""
+    """The checker's verdict; an empty text follows nothing."""
     try:
         return bool(text.strip() and checker.check_following(text))
-    except (IndexError, KeyError, ValueError, ZeroDivisionError, AttributeError):
+    except STUMBLES:
         return False
 
 
@@ -91,11 +110,10 @@ def check(item: dict, response: str, registry: dict[str, type]) -> tuple[list[bo
             checker.build_description(**kwargs)
             if "prompt" in (checker.get_instruction_args() or {}):
                 checker.build_description(prompt=item["prompt"])
-            strict.append(follows(checker, response))
-            loose.append(
-                strict[-1]
-                or any(follows(checker, variant) for variant in loose_variants(response)[1:])
-            )
+            variants = iter(loose_variants(response))
+            verdict = follows(checker, next(variants))  # the first is the answer as it is
+            strict.append(verdict)
+            loose.append(verdict or any(follows(checker, variant) for variant in variants))
         return strict, loose
     finally:
         random.setstate(state)
@@ -106,13 +124,15 @@ def score(works: list[dict], args) -> list[dict]:
 
     registry = checkers("lm_eval", "lm_eval.tasks", "lm_eval.tasks.ifeval")
     DetectorFactory.seed = 0
-    return [
-        scored(work["item"], *check(work["item"], work["answers"][0]["text"], registry))
-        for work in works
-    ]
+    rows = []
+    for work in works:
+        strict, loose = check(work["item"], work["answers"][0]["text"], registry)
+        rows.append(scored(work["item"], strict, loose))
+    return rows
 
 
 def scored(item: dict, strict: list[bool], loose: list[bool], prefix: str = "") -> dict:
+    """The row of an item; `prefix` keeps IFBench's metrics apart from IFEval's."""
     missed = [name for name, verdict in zip(item["instruction_ids"], strict) if not verdict]
     key = item["cluster"]
     points = {

@@ -1,24 +1,37 @@
-"""InfoBench (arXiv 2401.03601): DRFR, the share of the instructions' decomposed questions that a judge affirms.
+"""InfoBench (arXiv 2401.03601): DRFR, the share of decomposed questions that a judge affirms.
 
-500 instructions, 2,250 questions. As in the official script, the questions of an item are asked in one growing
-conversation. Departures:
+500 instructions, 2,250 questions. As in the official script, the questions of an item are asked in
+one growing conversation. Departures:
  1. The judge's rules say the same in our words; its answer is YES or NO, as theirs.
- 2. Theirs stops an item at the first unreadable answer, and the questions never asked leave the denominator. Here
-    the judge is asked again, a question that stays unreadable is left out and counted, and the others are asked.
+ 2. Theirs stops an item at the first unreadable answer, and the questions never asked leave the
+    denominator. Here the judge is asked again, a question that stays unreadable is left out and
+    counted, and the others are asked.
 """
 
 import re
 
-from autoif.evaluation.benchmarks import Conversation, ask_judge, assistant, user
-from autoif.evaluation.benchmarks import single_turn as answer  # noqa: F401  part of the benchmark's interface
+from autoif.evaluation.benchmarks import Settings
+from autoif.evaluation.conversation import Conversation, ask_judge, assistant, user
 
-JUDGE_PROMPT = """Read the generated text below, and the input if there is one. Then answer each question about the \
-generated text with YES or NO.
+SETTINGS = Settings(
+    temperature=0.0,
+    max_tokens=1024,
+    usual_tokens=300,
+    columns=("InfoBench",),
+    judge="gpt-4-0314",
+    judge_max_tokens=512,
+    judge_calls=4.5,  # 2,250 questions of 500 items
+)
 
-- YES: the generated text meets the condition of the question completely. A small flaw is enough for a NO: when the \
-question is whether every sentence is in the second person, one sentence that is not makes the answer NO.
-- NO: the generated text does not meet the condition, or it holds nothing from which the question could be answered: \
-when the question is about the second sentence and there is only one, the answer is NO.
+JUDGE_PROMPT = """Read the generated text below, and the input if there is one. Then answer each \
+question about the generated text with YES or NO.
+
+- YES: the generated text meets the condition of the question completely. A small flaw is enough \
+for a NO: when the question is whether every sentence is in the second person, one sentence that \
+is not makes the answer NO.
+- NO: the generated text does not meet the condition, or it holds nothing from which the question \
+could be answered: when the question is about the second sentence and there is only one, the \
+answer is NO.
 
 {input}Generated Text:
 "{answer}"
@@ -30,18 +43,21 @@ Question:
 
 def load(source, args) -> list[dict]:
     rows = source.rows("infobench/InfoBench.json", "kqsong/InFoBench", "InfoBench.json")
-    return [
-        {
-            "id": str(row["id"]),
-            "cluster": str(row["id"]),
-            "input": row["input"],
-            "questions": row["decomposed_questions"],
-            "prompt": f"{row['instruction']}\n\n{row['input']}"
-            if row["input"]
-            else row["instruction"],
-        }
-        for row in rows
-    ]
+    items = []
+    for row in rows:
+        prompt = row["instruction"]
+        if row["input"]:
+            prompt += f"\n\n{row['input']}"
+        items.append(
+            {
+                "id": str(row["id"]),
+                "cluster": str(row["id"]),
+                "input": row["input"],
+                "questions": row["decomposed_questions"],
+                "prompt": prompt,
+            }
+        )
+    return items
 
 
 def read_judgement(text: str) -> bool | None:
@@ -53,16 +69,15 @@ def read_judgement(text: str) -> bool | None:
 
 
 def judge(item: dict, answers: list[dict]) -> Conversation:
+    """Return the verdict on each question, None where it stayed unreadable."""
     given = f'Input:\n"{item["input"]}"\n\n' if item["input"] else ""
     messages, verdicts = [], []
     for question in item["questions"]:
-        messages.append(
-            user(
-                question + "\n"
-                if messages
-                else JUDGE_PROMPT.format(input=given, answer=answers[0]["text"], question=question)
-            )
-        )
+        asked = f"{question}\n"
+        if not messages:  # the rules and the text come with the first question
+            text = answers[0]["text"]
+            asked = JUDGE_PROMPT.format(input=given, answer=text, question=question)
+        messages = [*messages, user(asked)]
         verdict, words = yield from ask_judge(messages, read_judgement)
         messages = [*messages, assistant(words)]
         verdicts.append(verdict)
@@ -75,16 +90,11 @@ def score(works: list[dict], args) -> list[dict]:
 
 def scored(item: dict, verdicts: list[bool | None] | None) -> dict:
     if verdicts is None:
-        return {
-            "verdict": None,
-            "reason": "the judge did not answer",
-            "unparsable": True,
-            "points": {},
-        }
+        reason = "the judge did not answer"
+        return {"verdict": None, "reason": reason, "unparsable": True, "points": {}}
     read = [verdict for verdict in verdicts if verdict is not None]
-    missed = [
-        question for question, verdict in zip(item["questions"], verdicts) if verdict is False
-    ]
+    pairs = zip(item["questions"], verdicts)
+    missed = [question for question, verdict in pairs if verdict is False]
     points = {"InfoBench": [("", item["cluster"], sum(read), len(read))]} if read else {}
     return {
         "verdict": not missed if len(read) == len(verdicts) else None,

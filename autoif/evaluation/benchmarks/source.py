@@ -1,4 +1,4 @@
-"""Where benchmark data comes from: a folder given with --data-dir, else the hub; never a copy in this repository."""
+"""Benchmark data: from the folder of --data-dir, else the hub; never a copy in this repository."""
 
 import csv
 import gzip
@@ -10,12 +10,15 @@ from pathlib import Path
 from autoif.files import UserError
 
 
+class NotSetUp(UserError):
+    """A benchmark that would be a gap in a rerun too: it has no data, no judge, no answers."""
+
+
 class Source:
     """Finds a benchmark's files and remembers where each came from (`used`)."""
 
-    unreachable = (
-        ""  # why the hub could not be reached, for all sources: each try takes half a minute
-    )
+    # why the hub could not be reached, for all sources: each try takes half a minute
+    unreachable = ""
 
     def __init__(self, data_dir: str | None):
         self.data_dir = Path(data_dir) if data_dir else None
@@ -27,17 +30,19 @@ class Source:
         return bool(self.data_dir and (self.data_dir / local).exists())
 
     def rows(self, local: str, repository: str, file: str = "") -> list[dict]:
-        """The rows of `<data_dir>/<local>` (a file, or a folder of .csv files), else of the hub's dataset: of its `file`,
-        or of its train split.
+        """The rows of `<data_dir>/<local>`, else of the hub's dataset.
 
-        Rows of a folder, and of a .zip (its members under a folder named like `local`), say in `file` which they are
-        from.
+        `local` is a file or a folder of .csv files; on the hub it is `file`, or without one the
+        train split. Rows of a folder, and of a .zip (its members under a folder named like
+        `local`), say in `file` which they are from.
         """
-        path = self.data_dir / local if self.data_dir else None
         if self.has(local):
             self.used.append(local)
+            path = self.data_dir / local
             return read_folder(path) if path.is_dir() else read_file(path)
-        wanted = f"{path} does not exist" if path else "no --data-dir"
+        wanted = "no --data-dir"
+        if self.data_dir:
+            wanted = f"{self.data_dir / local} does not exist"
         found = Source.download(repository, file, wanted)
         self.used.append(f"{repository}/{file}")
         if not file:
@@ -53,38 +58,39 @@ class Source:
         from huggingface_hub.errors import LocalEntryNotFoundError
 
         try:
+            if not cls.unreachable and file:
+                return hf_hub_download(repository, file, repo_type="dataset")
             if not cls.unreachable:
-                return (
-                    hf_hub_download(repository, file, repo_type="dataset")
-                    if file
-                    else load_dataset(repository, split="train")
-                )
+                return load_dataset(repository, split="train")
         except Exception as error:  # by version: requests', httpx's, the hub's own, OSError
             words = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
             if not isinstance(error, LocalEntryNotFoundError):
-                raise UserError(
+                raise NotSetUp(
                     f"no data: {wanted}, and the hub has no {repository}/{file} ({words})"
                 ) from None
             cls.unreachable = words
-        raise UserError(
+        raise NotSetUp(
             f"no data: {wanted}, and the hub ({repository}) cannot be reached ({cls.unreachable})"
         )
 
 
 def read_file(path: Path) -> list[dict]:
-    """The rows of a .jsonl, .json (an array, or lines after all), .csv (with a header) or .parquet file, or one .gz."""
+    """The rows of a .jsonl, .json (an array, or lines after all), .csv or .parquet, or of a .gz.
+
+    A .csv file has a header.
+    """
     if path.suffix == ".parquet":
         import pyarrow.parquet
 
         return pyarrow.parquet.read_table(path).to_pylist()
-    with (
-        gzip.open(path, "rt", encoding="utf-8")
-        if path.suffix == ".gz"
-        else open(path, encoding="utf-8") as file
-    ):
-        text = file.read()
+    unpack = gzip.open if path.suffix == ".gz" else open
+    try:
+        with unpack(path, "rt", encoding="utf-8") as file:
+            text = file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); fetch it again") from None
     if path.suffix == ".csv":
-        return list(csv.DictReader(io.StringIO(text, newline="")))
+        return read_csv(text)
     try:
         if text.lstrip().startswith("["):
             return json.loads(text)
@@ -95,21 +101,25 @@ def read_file(path: Path) -> list[dict]:
         ) from None
 
 
+def read_csv(text: str) -> list[dict]:
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
 def read_folder(path: Path) -> list[dict]:
-    return [
-        {"file": file.stem, **row} for file in sorted(path.glob("*.csv")) for row in read_file(file)
-    ]
+    rows = []
+    for file in sorted(path.glob("*.csv")):
+        rows += [{"file": file.stem, **row} for row in read_file(file)]
+    return rows
 
 
 def read_zip(path: Path, folder: str) -> list[dict]:
+    """The rows of all .csv files under a folder of that name in the archive."""
+    rows = []
     with zipfile.ZipFile(path) as archive:
-        members = sorted(
-            name
-            for name in archive.namelist()
-            if Path(name).parent.name == folder and name.endswith(".csv")
-        )
-        return [
-            {"file": Path(name).stem, **row}
-            for name in members
-            for row in csv.DictReader(io.StringIO(archive.read(name).decode("utf-8"), newline=""))
-        ]
+        for name in sorted(archive.namelist()):
+            if Path(name).parent.name == folder and name.endswith(".csv"):
+                rows += [
+                    {"file": Path(name).stem, **row}
+                    for row in read_csv(archive.read(name).decode())
+                ]
+    return rows

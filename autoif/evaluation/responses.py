@@ -1,0 +1,50 @@
+"""Answers that were made elsewhere (`--responses`): JSONL rows {prompt, response}.
+
+{"prompt": "Write a letter ...", "response": "Dear ..."}
+{"prompt": "First turn?", "response": ["answer to the first turn", "answer to the second"]}
+"""
+
+from pathlib import Path
+
+from autoif import files
+from autoif.evaluation.benchmarks import NotSetUp
+from autoif.files import UserError
+
+
+def read(path: str | Path) -> dict[str, list[list[str]]]:
+    """The samples by stripped prompt, in file order; a sample is the list of its turns' answers."""
+    given: dict[str, list] = {}
+    for number, row in enumerate(files.read(path, ["prompt", "response"]), 1):
+        turns = row["response"]
+        if not isinstance(turns, list):
+            turns = [turns]
+        if not all(isinstance(text, str) for text in [row["prompt"], *turns]):
+            raise UserError(
+                f"{path}:{number}: prompt and response must be text "
+                f'(response: {row["response"]!r:.60}); an empty answer is ""'
+            )
+        given.setdefault(row["prompt"].strip(), []).append(turns)
+    return given
+
+
+def add_answers(path: str | Path, works: list[dict]) -> None:
+    """Add to each work its `answers` out of the file.
+
+    A prompt that the file lacks has failed, as in published scores: its answers are empty, with the
+    finish reason "missing".
+    """
+    given = read(path)
+    if not any(work["item"]["prompt"].strip() in given for work in works):
+        example = works[0]["item"]["prompt"][:60]
+        raise NotSetUp(f"{path} answers none of the {len(works):,} prompts, such as {example!r}")
+    for work in works:
+        prompt = work["item"]["prompt"]
+        turns = len(work["item"].get("turns", ["the prompt"]))
+        samples = given.get(prompt.strip(), [])
+        if work["sample"] < len(samples):
+            texts, reason = samples[work["sample"]], "stop"
+        else:
+            texts, reason = [""] * turns, "missing"
+        if len(texts) != turns:
+            raise UserError(f"{path}: a list of {turns} answers is wanted for {prompt[:60]!r}")
+        work["answers"] = [{"text": text, "finish_reason": reason} for text in texts]

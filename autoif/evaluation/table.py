@@ -1,0 +1,196 @@
+"""07_results.md and .png: our numbers beside the paper's, the conditions of each, and bars."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoif.evaluation import benchmarks
+from autoif.files import write_whole
+
+CONDITIONS = ["n", "unanswered", "words", "truncated", "empty", "unparsable", "missing"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One metric of one model."""
+
+    benchmark: str
+    metric: str
+    measured: dict  # {value, low, high, ...}
+    partial: bool
+    judge: str | None
+
+    @property
+    def column(self) -> str:
+        """The header that it stands under; judges differ, so a judged column names its own."""
+        return f"{self.metric} (judge {self.judge})" if self.judge else self.metric
+
+    @property
+    def owners_judge(self) -> bool:
+        """Whether it can stand beside published figures: no judge, or the owners' own."""
+        return self.judge == benchmarks.settings(self.benchmark).judge
+
+
+def scale(benchmark: str, metric: str) -> int:
+    """Shares are shown in per cent, ratings as they are."""
+    return 1 if metric in benchmarks.settings(benchmark).ratings else 100
+
+
+def ordered(benchmark: str, metrics: Iterable[str]) -> list[str]:
+    """The metrics of a benchmark: the table's columns first, then the others by name."""
+    columns = [name for name in benchmarks.settings(benchmark).columns if name in metrics]
+    return columns + sorted(set(metrics) - set(columns))
+
+
+def show(cell: Cell) -> str:
+    """`44.0 [39.9, 48.2]`: value and interval; a star where a part of the items was measured."""
+    factor = scale(cell.benchmark, cell.metric)
+    digits = 1 if factor == 100 else 2
+    mark = "*" if cell.partial else ""
+    value = f"{cell.measured['value'] * factor:.{digits}f}{mark}"
+    low, high = cell.measured["low"], cell.measured["high"]
+    if low is None:
+        return f"{value} [n/a]"
+    return f"{value} [{low * factor:.{digits}f}, {high * factor:.{digits}f}]"
+
+
+def cells_of(rows: list[dict]) -> dict[tuple[str, str], Cell]:
+    """{(model, column): cell} of the table's columns, in their order."""
+    cells = {}
+    for benchmark in benchmarks.NAMES:
+        for metric in benchmarks.settings(benchmark).columns:
+            for row in rows:
+                if row["benchmark"] == benchmark and metric in row.get("metrics", {}):
+                    partial = bool(row["partial"] or row["unanswered"])
+                    judge = row["settings"].get("judge")
+                    cell = Cell(benchmark, metric, row["metrics"][metric], partial, judge)
+                    cells[row["model"], cell.column] = cell
+    return cells
+
+
+def markdown(header: list[str], lines: list[list]) -> str:
+    """A table of Markdown."""
+    text = ""
+    for line in [header, ["---"] * len(header), *lines]:
+        cells = [str(cell).replace("|", "\\|") for cell in line]
+        text += f"| {' | '.join(cells)} |\n"
+    return text
+
+
+def grid(cells: dict[tuple[str, str], Cell], columns: list[str], bold: str = "") -> list[list[str]]:
+    """A line for each model that has one of the columns; an empty string where it lacks one."""
+    lines = []
+    for model in dict.fromkeys(model for model, _ in cells):
+        shown = []
+        for column in columns:
+            cell = cells.get((model, column))
+            shown.append("" if cell is None else show(cell))
+        if any(shown):
+            lines.append([f"{bold}{model}{bold}", *shown])
+    return lines
+
+
+def beside_paper(
+    cells: dict[tuple[str, str], Cell], paper: dict[str, list], paper_columns: list[str]
+) -> str:
+    """Ours above the paper's rows; "" when none of ours can stand there.
+
+    A judged figure stands in the paper's column only when the owners' judge gave it. Under any
+    other judge it has its own column in the first table, which names that judge.
+    """
+    comparable = {}
+    for (model, _), cell in cells.items():
+        if cell.metric in paper_columns and cell.owners_judge:
+            comparable[model, cell.metric] = cell
+    ours = grid(comparable, paper_columns, "**")
+    if not ours:
+        return ""
+    header, theirs = ["model"], []
+    judges = {cell.metric: cell.judge for cell in comparable.values()}
+    for column in paper_columns:
+        judge = judges.get(column)
+        header.append(f"{column} (judge {judge})" if judge else column)
+    for model, values in paper.items():
+        theirs.append([model, *("" if value is None else value for value in values)])
+    return "Ours (bold) beside the paper's:\n\n" + markdown(header, ours + theirs)
+
+
+def conditions(rows: list[dict]) -> str:
+    """How each number was made: one line a model and benchmark."""
+    lines = []
+    for row in rows:
+        unanswered = str(row["unanswered"])
+        if row.get("refused"):
+            unanswered += f" ({row['refused']} refused)"
+        shares = [f"{row[name]:.1%}" for name in ("truncated", "empty", "unparsable")]
+        counted = [row["n"], unanswered, f"{row['words']:.1f}", *shares, row["missing"]]
+        settings = ", ".join(f"{key} {value}" for key, value in row["settings"].items())
+        lines.append([row["model"], row["benchmark"], *counted, settings])
+    return markdown(["model", "benchmark", *CONDITIONS, "settings"], lines)
+
+
+def write(
+    path: str | Path, rows: list[dict], paper: dict[str, list], paper_columns: list[str]
+) -> str:
+    """Write and return the Markdown beside `path`; without `paper` all columns are in one table."""
+    measured = [row for row in rows if "metrics" in row]
+    cells = cells_of(rows)
+    parts = ["Shares in per cent, with 95 % intervals; * only a part of the benchmark's items.\n"]
+    others = []
+    for (_, column), cell in cells.items():
+        published = paper and cell.metric in paper_columns and cell.owners_judge
+        if column not in others and not published:
+            others.append(column)
+    if others:
+        parts.append(markdown(["model", *others], grid(cells, others)))
+    if paper and (published := beside_paper(cells, paper, paper_columns)):
+        parts.append(published)
+    parts.append(
+        "Words: the mean length of an answer. A gain that comes with shorter answers may be one in "
+        "brevity alone.\n"
+    )
+    parts.append(conditions(measured))
+    for row in rows:
+        if "gap" in row:
+            parts.append(f"- **{row['model']}, {row['benchmark']}: not run**: {row['gap']}")
+    made_with = set()
+    for row in measured:
+        made_with.add(", ".join(f"{name} {version}" for name, version in row["versions"].items()))
+    parts += [f"- made with {line}" for line in sorted(made_with)]
+    text = "\n".join(parts) + "\n"
+    write_whole(Path(path).with_suffix(".md"), text)
+    return text
+
+
+def write_bars(path: str | Path, rows: list[dict]) -> None:
+    """The table's shares as bars with their intervals, a colour a model, beside `path`."""
+    from matplotlib.figure import Figure
+
+    shares = {}
+    for key, cell in cells_of(rows).items():
+        if scale(cell.benchmark, cell.metric) == 100:
+            shares[key] = cell
+    if not shares:
+        return
+    columns = list(dict.fromkeys(column for _, column in shares))
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    width = max(5, 0.35 * len(columns) * (len(models) + 1))
+    figure = Figure(figsize=(width, 4), layout="constrained")
+    axes = figure.subplots()
+    for place, model in enumerate(models):
+        # the bars of one column stand side by side and take 0.8 of its width
+        offset = (place - (len(models) - 1) / 2) * 0.8 / len(models)
+        for x, column in enumerate(columns):
+            cell = shares.get((model, column))
+            if cell is not None:
+                value = 100 * cell.measured["value"]
+                axes.bar(x + offset, value, 0.8 / len(models), color=f"C{place}")
+                if cell.measured["low"] is not None:
+                    low, high = 100 * cell.measured["low"], 100 * cell.measured["high"]
+                    error = [[value - low], [high - value]]
+                    axes.errorbar(x + offset, value, yerr=error, capsize=2, color="black")
+        axes.bar(0, 0, color=f"C{place}", label=model)  # for the legend
+    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
+    axes.set_ylabel("per cent, 95 % interval")
+    axes.legend()
+    figure.savefig(Path(path).with_suffix(".png"), dpi=120)

