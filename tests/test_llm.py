@@ -58,6 +58,21 @@ def texts(answers: list[list[dict]]) -> list[list[str]]:
 # What is sent, and in what order it comes back
 
 
+def test_a_base_model_without_a_template_of_its_own_is_stopped_before_the_next_speaker(
+    path, tmp_path
+):
+    for name, template in (("base", None), ("chat", "{{ messages }}")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    with FakeServer() as server:
+        for name in ("base", "chat"):
+            with LLM(str(tmp_path / name), server.url, path, temperature=0, max_tokens=9) as model:
+                list(model.complete([user("a")]))
+        base, chat = server.requests
+    assert base["stop"] == ["\nUser:"] and "stop" not in chat
+
+
 def test_answers_come_in_input_order_whatever_the_order_of_arrival(path):
     with FakeServer(delay=lambda request: random.random() / 20) as server:
         prompts = [str(i) for i in range(200)]

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from autoif.files import UserError
 from autoif.llm.store import Store
-from autoif.models import fingerprint
+from autoif.models import fingerprint, stop_strings
 from autoif.stage import non_negative, positive, positive_int, positive_share, share
 
 CONCURRENCY = 64
@@ -169,6 +169,8 @@ class LLM:
             "top_p": top_p,
             "seed": seed,
         }
+        if stop := stop_strings(model):  # a base model's template has no end token of its own
+            self.sampling["stop"] = stop
         self.concurrency, self.timeout, self.keep_think = concurrency, timeout, keep_think
         self.max_failed, self.price_in, self.price_out = max_failed, price_in, price_out
         # 07_eval scores an answer without text, the other stages have no use for it
