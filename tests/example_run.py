@@ -100,8 +100,9 @@ def train(out: Path) -> None:
         tiny_models.finish(tiny_models.start(name, *map(str, arguments), *flags))
 
 
-def make(out: Path, training: bool = True) -> Path:
+def make(out: Path) -> Path:
     """Fill `out` as run_all.sh does."""
+    out.mkdir(parents=True, exist_ok=True)
     rows = constraints(out)
     queries = ["--queries", tiny_models.ROOT / "demo" / "queries.txt"]
     instructions = out / "03_instructions.jsonl"
@@ -114,8 +115,7 @@ def make(out: Path, training: bool = True) -> Path:
         )
         responses = out / "04_responses.jsonl"
         stage("06_dpo", "pairs", "--in", instructions, responses, "--out", out / "06_pairs.jsonl")
-        if training:
-            train(out)
+        train(out)
         for model in MODELS:
             stage(
                 "07_eval",
