@@ -261,10 +261,10 @@ def probes(instruction: str, query: str = QUERY) -> dict[str, str]:
 def probe(verifiers: Verifiers) -> dict[str, dict]:
     """What each probe earns: {probe: {functions, of_functions, ids, of_constraints}}.
 
-    `functions` counts those that pass it; `ids` are the constraints under which stage 04 would
-    accept it (more than half of the functions pass). A constraint on what to leave out is truly
-    kept by an empty answer, so a share above 0 is no fault by itself: it is what a policy is paid
-    for saying nothing.
+    `functions` counts those that pass it, where no other function of their constraint errs; `ids`
+    are the constraints under which stage 04 would accept it (more than half of the functions pass).
+    A constraint on what to leave out is truly kept by an empty answer, so a share above 0 is no
+    fault by itself: it is what a policy is paid for saying nothing.
     """
     rows = [row for row in verifiers.rows.values() if row.get("verifiers")]
     names = list(probes(""))
