@@ -331,3 +331,33 @@ def test_own_verifiers_go_through_stage_04_and_pairs(tmp_path):
 def test_own_seeds_are_read(tmp_path):
     seeds = tiny_models.stage("01_seed_augment").read_seeds(str(EXAMPLES / "seeds_support.txt"))
     assert len(seeds) == 10
+
+
+# ---- GRPO ----
+
+
+def test_grpo_trains_and_measures_held_out_constraints_before_and_after(tmp_path):
+    data, out = tmp_path / "trl", tmp_path / "grpo"
+    data.mkdir()
+    tiny_models.write(data / "verifiers.jsonl", ROWS)
+    for name in ("grpo", "grpo_heldout"):
+        rows = []
+        for number in range(4):
+            prompt = [{"role": "user", "content": f"Say {number}"}]
+            rows.append({"id": f"p{number}", "instruction_id": "short", "prompt": prompt})
+        tiny_models.write(data / f"{name}.jsonl", rows)
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / "grpo_trl.py"), "--data", str(data), "--out", str(out)]
+        + ["--model", tiny_models.checkpoint(tmp_path / "base"), "--steps", "3", "--batch", "4"]
+        + ["--group", "2", "--max-tokens", "8", "--samples", "1"],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.match(r"held out: [\d.]+ \[.*\] -> [\d.]+ \[", done.stdout.splitlines()[-1])
+    assert len(tiny_models.metrics(out)) == 3
+    result = json.loads((out / "result.json").read_text())
+    assert result["steps"] == 3 and {"value", "low", "high", "n"} <= set(result["after"])
+    assert (out / "curve.png").stat().st_size > 5_000
+    assert (out / "model.safetensors").is_file()
