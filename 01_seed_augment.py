@@ -22,7 +22,7 @@ from pathlib import Path
 
 from autoif import files, llm, replies
 from autoif.files import UserError
-from autoif.stage import Funnel, not_negative, positive_int, run
+from autoif.stage import Funnel, non_negative, positive_int, run
 
 # The paper's 36 seed constraints, in our words.
 SEEDS = """\
@@ -64,17 +64,20 @@ Use only words that contain the letter X
 Begin each word with the next letter of the alphabet""".splitlines()
 
 AUGMENT_PROMPT = """\
-Write {count} new constraints that a user could add to any question to control the form of the answer.
+Write {count} new constraints that a user could add to any question to control the form of the
+answer.
 
 Every constraint must be
-- about the format of the answer (length, layout, letters, words, punctuation, beginning, ending), and
+- about the format of the answer (length, layout, letters, words, punctuation, beginning, ending),
+  and
 - checkable by a short Python function that sees nothing but the text of the answer.
 
 These constraints have the right kind of form:
 {examples}
 
-Leave out whatever only a human reader could judge: tone or style of writing, metaphors, famous quotations, speaking as
-a character, and translation into another language or dialect. So none like these:
+Leave out whatever only a human reader could judge: tone or style of writing, metaphors, famous
+quotations, speaking as a character, and translation into another language or dialect. So none like
+these:
 - Tell it the way an old fisherman would
 - Compare the topic with a season of the year
 - Close with a well-known saying of a philosopher
@@ -93,27 +96,31 @@ MENTIONED = re.compile(
 )
 # Constraints that a function cannot check (section 3.1), by the words that give them away.
 NOT_FORMAT = re.compile(
-    r"\b(?:metaphor\w*|simile\w*|translat\w+|in the style of|writing style|stylistic\w*|tone of|\w+ tone|"
-    r"poetic\w*|quot(?:e|ation)s? (?:from|by)|famous|as if you (?:are|were)|pretend\w*|persona|shakespear\w*|"
-    r"pig latin|humorous\w*|sarcas\w+|emotional\w*|(?:in)?formally|"
+    r"\b(?:metaphor\w*|simile\w*|translat\w+|in the style of|writing style|stylistic\w*|tone of|"
+    r"\w+ tone|poetic\w*|quot(?:e|ation)s? (?:from|by)|famous|as if you (?:are|were)|pretend\w*|"
+    r"persona|shakespear\w*|pig latin|humorous\w*|sarcas\w+|emotional\w*|(?:in)?formally|"
     r"(?:in)?formal (?:style|language|register|english|voice|way|manner|writing|speech))\b",
     re.IGNORECASE,
 )
 
 
 def form(instruction: str) -> str:
-    """What two constraints share when they are exact duplicates: words and numbers in lower case, and signs."""
+    """What exact duplicates share: words and numbers in lower case, and signs.
+
+    'Use no commas, ever: "no".' -> 'use no commas ever no'
+    """
     return " ".join(re.findall(r"\w+", instruction.lower()) + SIGN.findall(instruction))
 
 
 def details(instruction: str) -> list[str]:
-    """Numbers, single letters and signs in their order: constraints that differ in these are never duplicates."""
+    """Numbers, single letters and signs in their order: no duplicates differ in these."""
     return re.findall(rf"\d+|\b[b-hj-zA-HJ-Z]\b|{SIGN.pattern}", instruction)
 
 
 def near_duplicates(instructions: list[str], threshold: float) -> dict[int, int]:
-    """Each instruction whose TF-IDF cosine (words and word pairs) with an earlier kept one reaches the threshold.
+    """Each instruction with its twin, an earlier kept one whose TF-IDF cosine with it is high.
 
+    Words and word pairs are counted.
     ['Use at most 20 words', 'Use no commas', 'At most 20 words: use these'] -> {2: 0}
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -200,7 +207,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--near-duplicate",
-        type=not_negative,
+        type=non_negative,
         default=0.9,
         help="TF-IDF cosine from which two are the same",
     )

@@ -1,4 +1,4 @@
-"""Write K verification functions with test cases for each constraint; keep those that agree (section 3.2).
+"""Write K verification functions with cases for each constraint; keep those that agree (3.2).
 
 Reads `01_instructions.jsonl`.
 Writes `02_verifiers.jsonl`: the constraints that keep at least one function and one case.
@@ -14,7 +14,8 @@ The four criteria, in their order:
 
 Departures from the paper:
 1. K is not stated there; the default 8 is that of the released sample.
-2. Functions that differ only in layout or comments count once (same syntax tree), cases once by value.
+2. Functions that differ only in layout or comments count once (same syntax tree), cases once by
+   value.
 3. A verdict is pass, fail or error; an error agrees with nothing.
 `--no-cross-validation` is the paper's ablation (table 3): only (a) is left, since what does not
 compile cannot be called. The released code's behaviour: `--case-agreement 0 --min-accuracy 0.7999
@@ -46,12 +47,14 @@ Then write three test cases: texts that obey the constraint and texts that do no
 Answer with one JSON object and nothing else:
 {{"func": "<the source code of the function>", "cases": [{{"input": "<text>", "output": true or false}}, ...]}}"""
 
-# How a model may write the expected output of a case.
+# How models write the expected output of a case. The released code compares the text "True" with a
+# bool, so that such a case agrees with no function.
 OUTPUTS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def parse_verifier(text: str) -> tuple[str, list[dict]] | str:
     """(code, cases) out of a completion, or the reason why there are none."""
+    # the first candidate that is an answer: an object in the prose around it has no function
     for found in replies.objects(text):
         if isinstance(found, dict) and isinstance(found.get("func"), str) and found["func"].strip():
             return found["func"], parse_cases(found.get("cases"))
@@ -60,8 +63,10 @@ def parse_verifier(text: str) -> tuple[str, list[dict]] | str:
 
 def parse_cases(cases: object) -> list[dict]:
     """The well-formed cases as {"input": "One. Two.", "output": true}; others are left out."""
+    if not isinstance(cases, list):
+        return []
     found = []
-    for case in cases if isinstance(cases, list) else []:
+    for case in cases:
         if not isinstance(case, dict) or not isinstance(case.get("input"), str):
             continue
         output = str(case.get("output")).strip().lower()
@@ -71,10 +76,13 @@ def parse_cases(cases: object) -> list[dict]:
 
 
 def parse_released(text: str) -> tuple[str, list[dict]] | str:
-    """(code, cases) as the released code reads them: valid JSON in a ```json fence, outputs that are booleans already."""
+    """(code, cases) as the released code reads them.
+
+    It takes valid JSON in a ```json fence only, and of the cases those with booleans.
+    """
     fenced = re.search(r"```json(.*?)```", text, re.DOTALL)
     try:
-        parsed = json.loads(fenced.group(1)) if fenced else None
+        parsed = fenced and json.loads(fenced.group(1))
     except json.JSONDecodeError:
         parsed = None
     if not isinstance(parsed, dict) or not isinstance(parsed.get("func"), str):
@@ -87,7 +95,7 @@ def parse_released(text: str) -> tuple[str, list[dict]] | str:
 
 
 def distinct_functions(codes: Iterable[str]) -> list[str]:
-    """The first of all functions with the same syntax tree; code that does not parse is compared as text."""
+    """The first of all functions with the same syntax tree; broken code is compared as text."""
     first = {}
     for code in codes:
         try:
@@ -116,7 +124,8 @@ def cross_validate(
 ) -> tuple[list[dict], list[dict], str | None]:
     """Criteria (a) to (d) of section 3.2 on the verdicts of every function on every case.
 
-    `results[f]["verdicts"][c]` is the verdict of function f on case c. Returns (verifiers, kept cases, drop reason).
+    `results[f]["verdicts"][c]` is the verdict of function f on case c.
+    Returns (verifiers, kept cases, drop reason).
     """
     # (a) only what can be called has a say
     functions = []
@@ -165,14 +174,18 @@ def shortage(
         return None
     if not completions:
         return "no completion"
-    return "too few functions" if functions < min_functions else "too few cases"
+    if functions < min_functions:
+        return "too few functions"
+    return "too few cases"
 
 
 def weakness(verdicts: list[str], on_empty: str) -> str | None:
-    """What makes a compiled function suspicious: one verdict for every case, or an empty answer that passes."""
+    """What is suspicious in a function: one verdict for every case, or an empty answer passes."""
     if len(verdicts) > 1 and len(set(verdicts)) == 1:
         return f"always {verdicts[0]}"
-    return "passes an empty answer" if on_empty == "pass" else None
+    if on_empty == "pass":
+        return "passes an empty answer"
+    return None
 
 
 def request(row: dict, k: int) -> dict:
@@ -183,17 +196,20 @@ def request(row: dict, k: int) -> dict:
 def parse_samples(
     samples: list[dict], counts: Counter, released: bool = False
 ) -> tuple[list[str], list[dict]]:
-    """The distinct functions and cases of a constraint's completions; what is lost on the way goes to `counts`."""
+    """The distinct functions and cases of a row's completions; `counts` says what is lost."""
     parse = parse_released if released else parse_verifier
     codes, cases = [], []
     for sample in samples:
         parsed = parse(sample["text"])
         if isinstance(parsed, str):
-            cut = ", truncated" if sample["finish_reason"] == "length" else ""
-            counts[parsed + cut] += 1
+            # cut off: more --max-tokens may help, and no other wording of the prompt will
+            if sample["finish_reason"] == "length":
+                parsed += ", truncated"
+            counts[parsed] += 1
             continue
         codes.append(parsed[0])
         cases += parsed[1]
+    # the same function twice would have two votes on each case
     functions = list(dict.fromkeys(codes)) if released else distinct_functions(codes)
     distinct = distinct_cases(cases)
     counts["completions"] += len(samples)
@@ -214,7 +230,7 @@ def with_functions(
 
 
 def jobs(item: tuple[dict, list[str], list[dict], int]) -> list[dict]:
-    """One sandbox job a function, on all cases and on the empty answer (the last verdict: a look at quality only)."""
+    """One sandbox job a function, on all cases and, for a look at its quality, an empty answer."""
     row, codes, cases, _ = item
     inputs = [case["input"] for case in cases] + [""]
     found = []

@@ -1,9 +1,9 @@
 """Turn each kept function back into a constraint; drop what contradicts the original (section 3.2).
 
 Reads `02_verifiers.jsonl`.
-Writes `03_instructions.jsonl`: the constraints without a contradiction, each with its family and its split.
+Writes `03_instructions.jsonl`: the constraints without a contradiction, with family and split.
 
-    python 03_backtranslate.py --model NAME --in out/02_verifiers.jsonl --out out/03_instructions.jsonl
+    python 03_backtranslate.py --model NAME --in out/02_verifiers.jsonl
 
 Departures from the paper:
 1. The first three functions of a constraint are looked at, as in the released code, not all eight
@@ -13,7 +13,8 @@ Departures from the paper:
    later stage trains on them or on their siblings in other numbers and words, and stage 07 measures
    on them. `--heldout 0` trains on all, as the paper does.
 3. `--nli llm` asks the supervisor instead of mDeBERTa, where no such model can be loaded.
-`--no-back-translation` is the paper's ablation (table 3): nothing is asked, nothing dropped, only split.
+`--no-back-translation` is the paper's ablation (table 3): nothing is asked, nothing dropped, all is
+split.
 """
 
 import argparse
@@ -34,15 +35,15 @@ This Python function checks whether an answer obeys a constraint that a user gav
 {code}
 ```
 
-Write the constraint as the user may have put it: one sentence that tells how to answer and asks for exactly what the
-code checks, no more and no less. Reply with that sentence only."""
+Write the constraint as the user may have put it: one sentence that tells how to answer and asks for
+exactly what the code checks, no more and no less. Reply with that sentence only."""
 
 NLI_PROMPT = """\
 Premise: {premise}
 Hypothesis: {hypothesis}
 
-Both are constraints on the form of an answer. Take the premise as given: does the hypothesis follow from it
-(entailment), is it impossible to obey both (contradiction), or neither (neutral)?
+Both are constraints on the form of an answer. Take the premise as given: does the hypothesis follow
+from it (entailment), is it impossible to obey both (contradiction), or neither (neutral)?
 Reply with one word: entailment, neutral or contradiction."""
 
 LABELS = ("entailment", "neutral", "contradiction")
@@ -54,7 +55,7 @@ def clean(text: str) -> str:
 
 
 def nli_model(pairs: Iterable[tuple[str, str]], name: str, batch_size: int) -> Iterator[str]:
-    """Yield the NLI label of each (premise, hypothesis), from a sequence classifier that is loaded once."""
+    """Yield the NLI label of each (premise, hypothesis), from a classifier that is loaded once."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -76,6 +77,7 @@ def nli_model(pairs: Iterable[tuple[str, str]], name: str, batch_size: int) -> I
             f"a model with {', '.join(LABELS)} is needed"
         )
     pairs = iter(pairs)
+    # loaded once, pairs in batches: the released code loads it again for each pair
     while batch := list(islice(pairs, batch_size)):
         premises, hypotheses = zip(*batch)
         inputs = tokenizer(
@@ -89,11 +91,12 @@ def nli_model(pairs: Iterable[tuple[str, str]], name: str, batch_size: int) -> I
 def nli_requests(pairs: Iterable[tuple[str, str]]) -> Iterator[dict]:
     for premise, hypothesis in pairs:
         content = NLI_PROMPT.format(premise=premise, hypothesis=hypothesis)
+        # greedy: a judgement, not a sample
         yield {"messages": [{"role": "user", "content": content}], "k": 1, "temperature": 0.0}
 
 
 def nli_supervisor(pairs: Iterable[tuple[str, str]], client: llm.LLM) -> Iterator[str | None]:
-    """Yield the label that the supervisor gives each (premise, hypothesis), None where it gives none."""
+    """Yield the supervisor's label of each (premise, hypothesis), None where it gives none."""
     for samples in client.complete(nli_requests(pairs)):
         yield replies.label(samples[0]["text"], LABELS) if samples else None
 
@@ -107,27 +110,31 @@ def requests(row: dict, max_functions: int) -> list[dict]:
 
 
 def translated(rows: list[dict], client: llm.LLM, max_functions: int) -> Iterator[dict]:
-    """Yield each row with `back_translations`, one a function, "" where the supervisor gave none."""
+    """Yield each row with `back_translations`, one a function, "" where there is none."""
     expand = partial(requests, max_functions=max_functions)
     for row, answers in through(client.complete, rows, expand):
         texts = []
         for samples in answers:
+            # "" keeps the place of an answer that never came: it must not look like a neutral one
             texts += [clean(sample["text"]) for sample in samples] or [""]
         yield {**row, "back_translations": texts}
 
 
 def pairs(row: dict) -> list[tuple[str, str]]:
-    """The NLI pairs of a row: the original constraint is the premise, each back-translation a hypothesis (3.2)."""
+    """The NLI pairs of a row: the premise is its constraint, the hypotheses translations (3.2)."""
     return [(row["instruction"], back) for back in row["back_translations"] if back]
 
 
 def drop_reason(row: dict) -> str | None:
-    """Only a contradiction speaks against a constraint; one without all its judgements waits for a rerun."""
+    """Only a contradiction speaks against a constraint; without all labels it waits for a rerun."""
     if "contradiction" in row["nli"]:
         return "contradiction"
+    # what is missing is no verdict: a rerun asks for it again
     if "" in row["back_translations"]:
         return "no back-translation"
-    return "no NLI label" if None in row["nli"] else None
+    if None in row["nli"]:
+        return "no NLI label"
+    return None
 
 
 def split(rows: list[dict], heldout_share: float, seed: int) -> list[dict]:
@@ -220,7 +227,7 @@ def main(argv: list[str] | None = None) -> None:
         kept = consistent(rows, args, funnel, counts)
     funnel.refuse_empty("Does the NLI model, or the supervisor that judges, tell the labels apart?")
 
-    # split: families are known only when all constraints are
+    # split: families are known only when all constraints are, so this waits for the last one
     names = set()
     with files.writer(args.out) as write:
         for row in split(kept, args.heldout, args.seed):

@@ -1,25 +1,28 @@
-"""Answer queries under each constraint; keep what the functions accept and a judge finds helpful (section 3.3).
+"""Answer queries under each constraint; keep what the functions accept and a judge likes (3.3).
 
 Reads `03_instructions.jsonl` (its `train` split) and user queries.
-Writes `04_responses.jsonl`, every response with its verdicts (stage 06 pairs the good with the bad),
-`04_sft.jsonl`, the kept ones as messages, and `04_queries.jsonl`, the queries that passed the filters,
-a tenth of them held out for stage 07.
+Writes
+    `04_responses.jsonl`    every response with its verdicts; stage 06 pairs the good with the bad
+    `04_sft.jsonl`          the kept ones as messages
+    `04_queries.jsonl`      the queries that passed the filters, a tenth of them held out for 07
 
-    python 04_responses.py --model NAME --queries ShareGPT.json      # the supervisor writes the data
-    python 04_responses.py --model POLICY --sft out/04_sft.jsonl --no-score --out out/online_1/04_responses.jsonl
-    python 04_responses.py --show 3                                  # look at 3 random rows of --out
+    python 04_responses.py --model NAME --queries ShareGPT.json    # the supervisor writes the data
+    python 04_responses.py --show 3                                # look at 3 random rows of --out
 
 A query file is ShareGPT JSON (streamed), JSONL rows with `query`, or text lines; English ones of 20
-to 300 characters are used, as in the released code. The second command is the online loop of section
-3.4: the policy is asked the prompts of the training samples, each time the same ones, as they stand;
-the supervisor is asked through a template that tells it to follow the constraint.
+to 300 characters are used, as in the released code. The supervisor is asked through a template that
+tells it to follow the constraint. In the online loop (3.4) the policy is asked the prompts of the
+training samples as they stand, in each iteration the same ones:
+
+    python 04_responses.py --model POLICY --sft out/04_sft.jsonl --no-score \\
+        --out out/online_1/04_responses.jsonl
 
 Departures from the paper:
 1. Answers that ran into `--max-tokens` are never kept for training: they would teach to stop in
    mid-sentence.
 2. A judge's reply without a score is a counted drop; the released code counts it as 0.
-3. A tenth of the queries is held out, so that stage 07 measures on other queries as well as on other
-   constraints; `--heldout-queries 0` trains on all.
+3. A tenth of the queries is held out, so that stage 07 measures on other queries as well as on
+   other constraints; `--heldout-queries 0` trains on all.
 `--no-score` is the paper's ablation (table 3). The released code's behaviour: `--min-accuracy 0
 --min-score 8.01`.
 """
@@ -27,7 +30,7 @@ Departures from the paper:
 import argparse
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -35,12 +38,12 @@ from pathlib import Path
 from autoif import files, llm, queries, replies, sandbox, verifiers
 from autoif.files import UserError
 from autoif.prompt import accuracy, join
-from autoif.stage import Funnel, not_negative, positive_int, run, share, through
+from autoif.stage import Funnel, non_negative, positive_int, run, share, through
 
 RESPONSE_PROMPT = """\
-Answer the query of a user. The user has also set a constraint on the form of the answer: follow it strictly, to the
-letter, all through the answer, and answer the query as well as it allows. Write the answer only, nothing about the
-constraint.
+Answer the query of a user. The user has also set a constraint on the form of the answer: follow it
+strictly, to the letter, all through the answer, and answer the query as well as it allows. Write
+the answer only, nothing about the constraint.
 
 [Constraint]
 {instruction}
@@ -49,7 +52,8 @@ constraint.
 {query}"""
 
 SCORE_PROMPT = """\
-A user asked a question and set a constraint on the form of the answer. Judge whether the answer helps with the question.
+A user asked a question and set a constraint on the form of the answer. Judge whether the answer
+helps with the question.
 
 [Question]
 {query}
@@ -60,13 +64,13 @@ A user asked a question and set a constraint on the form of the answer. Judge wh
 [Answer]
 {response}
 
-The constraint may force an unusual form on the answer; do not hold the form against it. Explain in a few sentences how
-well the content answers the question. Then give a score from 0 (has nothing to do with the question) to 10 (answers it
-fully) on a last line of its own, in exactly this form:
+The constraint may force an unusual form on the answer; do not hold the form against it. Explain in
+a few sentences how well the content answers the question. Then give a score from 0 (has nothing to
+do with the question) to 10 (answers it fully) on a last line of its own, in exactly this form:
 Score: <number>"""
 
-# Table 5: raw samples, SFT rows, DPO pairs, share scored above 8; printed into stats.json beside ours. Its column of
-# MBPP pass rates (the supervisor's coding, not its data) is not reproduced.
+# Table 5, written into stats.json beside ours. Its column of MBPP pass rates (how well the
+# supervisor writes code) is not reproduced.
 PAPER_TABLE_5 = {
     "columns": ["raw samples", "SFT rows", "DPO pairs", "share above 8"],
     "LLaMA3-70B": [85_000, 15_000, 6_000, 0.26],
@@ -78,11 +82,12 @@ FORM = {**verifiers.ROW, "split": {"train", "heldout"}}
 
 
 def joined(rows: list[dict], pool: list[str], per_instruction: int, seed: int) -> Iterator[dict]:
-    """One row for each constraint and query: `per_instruction` queries, drawn for each constraint by itself.
+    """Yield a row for each constraint and query; queries are drawn for each constraint by itself.
 
-    {"id": "i00002.0", "instruction_id": "i00002", "instruction": "...", "query": "...", "prompt": "...", "verifiers": [...]}
+    {"id": "i00002.0", "instruction_id": "i00002", "instruction": ..., "query": ..., "prompt": ...}
     """
     for row in rows:
+        # a generator of its own: its queries stay when other constraints come or go
         drawn = random.Random(f"{seed} {row['id']}").sample(pool, min(per_instruction, len(pool)))
         for number, query in enumerate(drawn):
             yield {
@@ -96,7 +101,7 @@ def joined(rows: list[dict], pool: list[str], per_instruction: int, seed: int) -
 
 
 def of_samples(rows: list[dict], path: str, limit: int | None) -> Iterator[dict]:
-    """The prompts of the training samples in `path`, each once, with the ids that they had there (section 3.4)."""
+    """Yield the prompts of the training samples in `path`, each once, under their ids (3.4)."""
     constraints = {row["id"]: row for row in rows}
     asked = defaultdict(dict)  # constraint -> prompt -> row: those of a constraint come together
     fields = {"id": str, "instruction_id": str, "messages": [{"role": str, "content": str}]}
@@ -106,8 +111,8 @@ def of_samples(rows: list[dict], path: str, limit: int | None) -> Iterator[dict]
         ending = join("", row["instruction"]) if row else ""
         if row is None or not prompt.endswith(ending):
             raise UserError(
-                f"{path}:{number}: {of!r} is no train constraint of --in that its prompt ends with; "
-                "give the 03_instructions.jsonl that it was made of"
+                f"{path}:{number}: {of!r} is no train constraint of --in that its prompt ends "
+                "with; give the 03_instructions.jsonl that it was made of"
             )
         asked[of][prompt] = {
             "id": sample["id"].rpartition(".")[0],
@@ -122,7 +127,7 @@ def of_samples(rows: list[dict], path: str, limit: int | None) -> Iterator[dict]
 
 
 def request(row: dict, k: int, template: bool) -> list[dict]:
-    """What the model is asked: the supervisor through the template, a policy the prompt as it is trained on."""
+    """What is asked: the supervisor through the template, a policy the prompt as it stands."""
     content = row["prompt"]
     if template:
         content = RESPONSE_PROMPT.format(instruction=row["instruction"], query=row["query"])
@@ -137,6 +142,7 @@ def by_constraint(asked: Iterable[tuple]) -> Iterator[list[tuple[dict, list[dict
 
 def jobs(group: list[tuple[dict, list[dict]]]) -> list[dict]:
     """One sandbox job a function, on all responses to all prompts of its constraint."""
+    # in one job, as a function is loaded and locked in once however many answers it sees
     inputs = []
     for _, samples in group:
         inputs += [sample["text"] for sample in samples]
@@ -151,7 +157,10 @@ def jobs(group: list[tuple[dict, list[dict]]]) -> list[dict]:
 def with_verdicts(
     group: list[tuple[dict, list[dict]]], results: list[dict], min_accuracy: float
 ) -> Iterator[dict]:
-    """Yield the rows of `04_responses.jsonl`: every response with the verdicts of all functions and their accuracy."""
+    """Yield the rows of `04_responses.jsonl`: every response with its verdicts and accuracy.
+
+    `results[f]["verdicts"]` are those of function f on all responses of the group, in order.
+    """
     columns = zip(*(result["verdicts"] for result in results))  # the verdicts of one response
     for row, samples in group:
         responses = []
@@ -169,6 +178,16 @@ def with_verdicts(
         yield {**kept, "pass_rate": pass_rate(responses, min_accuracy), "responses": responses}
 
 
+def verified(
+    asked: Iterable[tuple], execute: Callable, min_accuracy: float, said: dict[str, set]
+) -> Iterator[dict]:
+    """Yield the rows of `04_responses.jsonl`; `said` collects the verdicts of each function."""
+    for group, results in through(execute, by_constraint(asked), jobs):
+        for result in results:
+            said[result["id"]].update(result["verdicts"])
+        yield from with_verdicts(group, results, min_accuracy)
+
+
 def pass_rate(responses: list[dict], min_accuracy: float) -> float | None:
     """The share of a prompt's responses that the functions accept; None without a response."""
     if not responses:
@@ -178,31 +197,37 @@ def pass_rate(responses: list[dict], min_accuracy: float) -> float | None:
 
 
 def outcome(rate: float | None) -> str:
-    """Whether a prompt's responses are all accepted, all refused, or mixed: only mixed ones can make a pair."""
+    """Whether a prompt's responses are all accepted, all refused, or mixed (makes a pair)."""
     if rate is None:
         return "without a response"
     return {0.0: "all fail", 1.0: "all pass"}.get(rate, "mixed")
 
 
 def drop_reason(response: dict, earlier: list[dict], min_accuracy: float) -> str | None:
-    """Why a response is no candidate for training (before the quality score), None when it is one."""
+    """Why a response is not worth a quality score, None when it is."""
+    # before all else: a cut answer may pass, and would teach to stop in mid-sentence
     if response["finish_reason"] == "length":
         return "truncated"
     if response["accuracy"] <= min_accuracy:
         return "verdict errors" if "error" in response["verdicts"] else "accuracy"
+    # the same text twice would weigh twice in the loss
     if any(other["text"] == response["text"] for other in earlier):
         return "duplicate"
     return None
 
 
 def score_reason(response: dict, min_score: float) -> str | None:
+    """Why the judge's score keeps a response from training, None when it does not."""
+    # a judge that gave no number has not judged: the released code counts that as 0
     if response["score"] is None:
         return "no score found"
-    return f"score under {min_score:g}" if response["score"] < min_score else None
+    if response["score"] < min_score:
+        return f"score under {min_score:g}"
+    return None
 
 
 def reasons(row: dict, min_accuracy: float, min_score: float | None) -> list[str | None]:
-    """Why each response is dropped, None for the kept ones; `min_score` None: they have no scores."""
+    """Why each response is dropped, None for the kept; without `min_score` by verdicts only."""
     found = []
     for number, response in enumerate(row["responses"]):
         reason = drop_reason(response, row["responses"][:number], min_accuracy)
@@ -231,7 +256,7 @@ def score_requests(row: dict, min_accuracy: float) -> list[dict]:
 
 
 def scored(rows: Iterable[dict], client: llm.LLM, min_accuracy: float) -> Iterator[dict]:
-    """Yield the rows with the judge's scores; a reply that was cut off has none, since a cut "10" is a "1"."""
+    """Yield the rows with the judge's scores; a cut reply has none, since a cut "10" is a "1"."""
     expand = partial(score_requests, min_accuracy=min_accuracy)
     for row, answers in through(client.complete, rows, expand):
         for response, samples in zip(candidates(row, min_accuracy), answers):
@@ -241,7 +266,7 @@ def scored(rows: Iterable[dict], client: llm.LLM, min_accuracy: float) -> Iterat
 
 
 def sft_row(row: dict, number: int) -> dict:
-    """The training sample of a response: its prompt as it stands, without the supervisor's template."""
+    """The training sample of a response: the bare prompt, without the supervisor's template."""
     return {
         "id": f"{row['id']}.{number}",
         "instruction_id": row["instruction_id"],
@@ -256,6 +281,7 @@ def show(args: argparse.Namespace) -> None:
     """Print random rows of `--out` with what became of each response: `--show`."""
     rows = list(files.read(args.out, ["prompt", "pass_rate", "responses"], "04_responses.py"))
     for row in random.Random(args.seed).sample(rows, min(args.show, len(rows))):
+        # a run with --no-score left none: there its absence is no reason
         has_scores = any(response["score"] is not None for response in row["responses"])
         dropped = reasons(row, args.min_accuracy, args.min_score if has_scores else None)
         print(f"\n{row['id']}, pass rate {row['pass_rate']}\n{row['prompt']}")
@@ -275,7 +301,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--sft",
         metavar="FILE",
-        help="instead of --queries: ask the prompts of these training samples, without a template (3.4)",
+        help="instead of --queries: ask the prompts of these training samples, bare (3.4)",
     )
     parser.add_argument(
         "--show", type=positive_int, metavar="N", help="only print N random rows of --out"
@@ -300,7 +326,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--min-score",
-        type=not_negative,
+        type=non_negative,
         default=8.0,
         help="drop a response under this quality score (3.3)",
     )
@@ -340,10 +366,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def read_queries(args: argparse.Namespace) -> tuple[list[str], dict]:
-    """The train queries, and numbers for stats.json; what passed the filters is written beside `--out`."""
+    """The train queries, and numbers for stats.json; all that pass are written beside `--out`."""
     rows, dropped = queries.load(
         args.queries, args.min_chars, args.max_chars, args.language, args.heldout_queries
     )
+    if set(dropped) == {"no human turn"} and not rows:
+        raise UserError(
+            f"--queries {args.queries}: no record has 'query', nor a human turn in "
+            "'conversations' or 'messages'; rename the field that holds the query"
+        )
     pool = [row["query"] for row in rows if row["split"] == "train"]
     if not pool:
         raise UserError(
@@ -385,27 +416,24 @@ def main(argv: list[str] | None = None) -> None:
     # try: a function that cannot be called would make every answer of its constraint worthless
     verifiers.refuse_broken(train, args.input, **sandbox.options(args))
 
-    verified = out.with_name(f".{out.name}.verified")  # between the passes: a judge costs more
+    between = out.with_name(f".{out.name}.verified")  # between the passes: a judge costs more
     said = defaultdict(set)  # the verdicts of each function over all responses
     execute = partial(sandbox.run, **sandbox.options(args))
     with llm.LLM.from_args(args, stage="04_responses") as client:
-        with files.writer(verified) as write:
+        with files.writer(between) as write:
             # ask: K responses a prompt
             expand = partial(request, k=args.k, template=not args.sft)
             asked = through(client.complete, prompts, expand)
 
             # verify: each function on all responses to its constraint, as they arrive
-            for group, results in through(execute, by_constraint(asked), jobs):
-                for result in results:
-                    said[result["id"]].update(result["verdicts"])
-                for row in with_verdicts(group, results, args.min_accuracy):
-                    counts.update(["prompts", f"prompts {outcome(row['pass_rate'])}"])
-                    for _ in range(args.k - len(row["responses"])):  # empty, or kept failing
-                        funnel.drop("no answer", {"id": row["id"], "prompt": row["prompt"]})
-                    write(row)
+            for row in verified(asked, execute, args.min_accuracy, said):
+                counts.update(["prompts", f"prompts {outcome(row['pass_rate'])}"])
+                for _ in range(args.k - len(row["responses"])):  # empty, or kept failing
+                    funnel.drop("no answer", {"id": row["id"], "prompt": row["prompt"]})
+                write(row)
 
         # score: does it answer the query? Only what the functions accept is shown to the judge
-        found, min_score = files.read(verified), args.min_score
+        found, min_score = files.read(between), args.min_score
         if args.no_score:
             print("04_responses: no quality scores (--no-score), as in the paper's ablation")
             min_score = None
@@ -430,7 +458,7 @@ def main(argv: list[str] | None = None) -> None:
                 "Does the model follow such constraints at all? See --max-tokens where answers are "
                 "truncated, and --no-score where it is no judge"
             )
-    verified.unlink()
+    between.unlink()
     constant = [f"functions always {min(each)}" for each in said.values() if len(each) == 1]
     counts.update(constant)
     above = round(counts["scored above 8"] / counts["scored"], 4) if counts["scored"] else None

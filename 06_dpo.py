@@ -1,19 +1,21 @@
 """Make preference pairs of verified rows (`pairs`) and train the policy on them with DPO (`train`).
 
-`pairs` reads rows of 03 (instruction level: their cases) and of 04 (query level: their responses), in any mix, and
-writes 06_pairs.jsonl: pairs for the training samples of --sft, whose prompts are those of the paper (3.4, appendix D;
-an instruction-level pair needs a sample of its constraint), or without --sft for every prompt. `train` reads it and writes a directory that `from_pretrained` and vLLM load, with metrics.jsonl,
-curves.png and tensorboard/ in it. Paper: sections 3.4 and 4 and its table of settings, which are the defaults.
+`pairs` reads rows of 03 (instruction level: their cases) and of 04 (query level: their responses),
+in any mix, and writes 06_pairs.jsonl: pairs for the training samples of --sft, as the paper derives
+them (3.4, appendix D; an instruction-level pair needs a sample of its constraint), or without --sft
+for every prompt. `train` reads it and writes a directory that `from_pretrained` and vLLM load, with
+metrics.jsonl, curves.png and tensorboard/ in it. Paper: sections 3.4 and 4 and its table of settings, which are the defaults.
 
-    python 06_dpo.py pairs --in out/03_instructions.jsonl out/04_responses.jsonl --sft out/04_sft.jsonl --out out/06_pairs.jsonl
+    python 06_dpo.py pairs --in out/03_instructions.jsonl out/04_responses.jsonl \\
+        --sft out/04_sft.jsonl --out out/06_pairs.jsonl
     torchrun --nproc_per_node=8 06_dpo.py train --in out/06_pairs.jsonl --model out/05_sft --out out/06_dpo
 
 A killed run goes on from its last resume point when the same command is repeated. Departures from the paper:
 1. Pairs longer than --max-length are dropped and counted, not cut.
 2. Every step has exactly --batch pairs: batches run across epochs, and the last is filled from one more shuffle.
 3. A verifier that crashed says nothing: its case or response is neither chosen nor rejected (released code: rejected).
-4. An answer that was cut off is neither chosen nor rejected, unless --reject-truncated; and a chosen one has the quality
-   score of stage 04 where there are scores.
+4. An answer that was cut off is neither chosen nor rejected, unless --reject-truncated; a chosen
+   one has the quality score of stage 04 where there are scores.
 5. Weight decay (0) and Adam's betas (0.9, 0.999) are ours; the paper states neither.
 """
 
@@ -27,7 +29,7 @@ from pathlib import Path
 
 from autoif import files, models
 from autoif.files import UserError
-from autoif.stage import Funnel, not_negative, positive_int, run, share
+from autoif.stage import Funnel, non_negative, positive_int, run, share
 from autoif.training import engine as train
 
 
@@ -43,17 +45,20 @@ def candidates(row: dict) -> list[dict]:
 
 
 def good_enough(response: dict, min_score: float | None) -> bool:
-    """Whether a response has the quality score; True where its row has no scores (`min_score` None), as cases have none."""
+    """Whether a response has the quality score; without `min_score` (a row without scores) it has."""
     return min_score is None or (response.get("score") or 0) >= min_score
 
 
 def sides(
     candidates: list[dict], min_accuracy: float, min_score: float, reject_truncated: bool
 ) -> tuple[list[dict], list[dict]]:
-    """The candidates to choose (accuracy above `min_accuracy`) and to reject (every verdict "fail"), each text once (3.4).
+    """The candidates to choose and those to reject, each text once (3.4).
 
-    An answer that was cut off is on neither side: chosen, it would teach to stop early, and rejected, to be brief.
-    `reject_truncated` rejects it all the same.
+    chosen      accuracy above `min_accuracy`, and the quality score where there are scores
+    rejected    every verdict "fail"
+
+    An answer that was cut off is on neither side: chosen, it would teach to stop early, and
+    rejected, to be brief. `reject_truncated` rejects it all the same.
     """
     has_scores = any(each.get("score") is not None for each in candidates)
     chosen, rejected = {}, {}
@@ -74,13 +79,19 @@ def sides(
 
 
 def match(
-    chosen: list[dict], rejected: list[dict], count: int, rng: random.Random
+    chosen: list[dict],
+    rejected: list[dict],
+    count: int,
+    rng: random.Random,
+    texts: int | None = None,
 ) -> list[tuple[dict, dict]]:
-    """At most `count` pairs in random order, in which no text comes again before the others of its side have come.
+    """At most `count` pairs in random order, out of at most `texts` of each side.
 
+    No text comes again before the others of its side have come:
     2 chosen, 2 rejected:  c0 r0, c1 r1, then shifted by one: c0 r1, c1 r0
     """
-    chosen, rejected = rng.sample(chosen, len(chosen)), rng.sample(rejected, len(rejected))
+    chosen = rng.sample(chosen, len(chosen))[:texts]
+    rejected = rng.sample(rejected, len(rejected))[:texts]
     rounds = math.lcm(len(chosen), len(rejected))  # after so many pairs the same ones would come
     found = []
     for at in range(min(count, len(chosen) * len(rejected))):
@@ -90,7 +101,7 @@ def match(
 
 
 def pair_row(row: dict, level: str, number: int, good: dict, bad: dict) -> dict:
-    """A row of 06_pairs.jsonl; `truncated` names the sides that have no end, behind which `train` puts no end token."""
+    """A row of 06_pairs.jsonl; `train` puts no end token behind the sides in `truncated`."""
     prompt = row["prompt"] if "responses" in row else row["instruction"]
     pair = {
         "id": f"{row['id']}/{level}/{number}",
@@ -105,7 +116,7 @@ def pair_row(row: dict, level: str, number: int, good: dict, bad: dict) -> dict:
 
 
 def training_samples(path: str | None) -> tuple[set[str], set[str]] | None:
-    """The prompts and the constraints (ids) of a 04_sft.jsonl; None: there is no such file, every prompt counts."""
+    """The prompts and the ids of the constraints in a 04_sft.jsonl; None without a file."""
     if path is None:
         return None
     prompts, constraints = set(), set()
@@ -116,7 +127,7 @@ def training_samples(path: str | None) -> tuple[set[str], set[str]] | None:
 
 
 def read_verified(paths: list[str]) -> Iterator[dict]:
-    """The rows of 03 and 04 in `paths`; those that no split keeps apart from the held-out ones are an error."""
+    """Yield the rows of 03 and 04 in `paths`; cases without a split may be held out: an error."""
     case = {"input": str, "accuracy": (int, float)}
     response = {"text": str, "verdicts": list, "accuracy": (int, float)}
     forms = {
@@ -144,7 +155,7 @@ def read_verified(paths: list[str]) -> Iterator[dict]:
 
 
 def thinned(rows: list[dict], fraction: float, seed: int) -> list[dict]:
-    """A fraction of the pairs in their order, at least one: each smaller fraction is a part of the larger ones."""
+    """A fraction of the pairs in their order; a smaller fraction is a part of a larger one."""
     wanted = math.ceil(len(rows) * fraction)
     shuffled = random.Random(seed).sample(range(len(rows)), len(rows))
     return [rows[place] for place in sorted(shuffled[:wanted])]
@@ -158,7 +169,7 @@ def pairs(args):
         of_responses = "responses" in row
         level = args.level if of_responses else "instruction"
 
-        # inputs are those of the training samples (3.4, appendix D): their prompts, their constraints
+        # inputs are those of the training samples (3.4, appendix D): prompts, constraints
         outside = False
         if samples:
             prompts, constraints = samples
@@ -177,7 +188,8 @@ def pairs(args):
             funnel.drop(f"{level}: nothing to reject", row)
         else:
             funnel.keep()
-            for good, bad in match(chosen, rejected, args.pairs_per_prompt, rng):
+            matched = match(chosen, rejected, args.pairs_per_prompt, rng, args.texts_per_side)
+            for good, bad in matched:
                 count[level] += 1
                 made.append(pair_row(row, level, count[level], good, bad))
 
@@ -305,7 +317,7 @@ def parse(argv):
     )
     parser.add_argument(
         "--min-score",
-        type=not_negative,
+        type=non_negative,
         default=8.0,
         help="chosen has this quality score, where its prompt has scores (paper: 8, section 3.3)",
     )
@@ -319,6 +331,11 @@ def parse(argv):
         type=positive_int,
         default=1,
         help="at most (paper: not stated; released code: 4)",
+    )
+    parser.add_argument(
+        "--texts-per-side",
+        type=positive_int,
+        help="out of so many texts to choose and to reject (default: all; released code: 2)",
     )
     parser.add_argument(
         "--fraction",

@@ -1,12 +1,13 @@
-"""Families of constraints: which ones ask for the same in other numbers and words (our addition, not the paper's).
+"""Families of constraints: which ones ask for the same in other numbers and words (ours).
 
     Use no more than 20 words      <- one family: held out together, or trained on together
     Do not use more than 18 words
     Keep the answer under 30 words
 
-Two constraints are tied when their wording has the same `form`, or when half of the functions of one have the `shape` of
-functions of the other. A family is everything that ties connect. Stage 03 writes its name into each row and holds out whole families, since a
-constraint with a sibling in training measures memory, not obedience to something new.
+Two constraints are tied when their wording has the same `form`, or when half of the functions of
+one have the `shape` of functions of the other. A family is everything that ties connect. Stage 03
+writes its name into each row and holds out whole families, since a constraint with a sibling in
+training measures memory, not obedience to something new. The paper splits nothing.
 """
 
 import ast
@@ -39,27 +40,31 @@ SAME = [
 ]
 # Names of signs, and number words: which sign and which number is what siblings differ in.
 SIGN = (
-    r"\b(?:commas?|apostrophes?|colons?|semicolons?|hyphens?|dash(?:es)?|full stops?|periods?|asterisks?|"
-    r"(?:exclamation|question) (?:marks?|points?)|slash(?:es)?|ampersands?|percent signs?|underscores?)\b"
+    r"\b(?:commas?|apostrophes?|colons?|semicolons?|hyphens?|dash(?:es)?|full stops?|periods?|"
+    r"asterisks?|(?:exclamation|question) (?:marks?|points?)|slash(?:es)?|ampersands?|"
+    r"percent signs?|underscores?)\b"
 )
 NUMBER = (
-    r"\b(?:\d[\d,.]*\d|\d|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen|fifteen|"
-    r"sixteen|seventeen|eighteen|nineteen|twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred|thousand|"
+    r"\b(?:\d[\d,.]*\d|\d|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|"
+    r"thirteen|fourteen|fifteen|sixteen|seventeen|eighteen|nineteen|twenty|thirty|forty|fifty|"
+    r"sixty|seventy|eighty|ninety|hundred|thousand|"
     r"first|second|third|fourth|fifth|dozen|half|once|twice|thrice|single)\b"
 )
 QUOTED = r"""["“”][^"“”]*["“”]|(?<!\w)['‘][^'‘’]*['’](?!\w)|`[^`]*`"""
 # Words that say nothing about what is asked for.
 FILLER = set(
-    "a an the your you of in to with that which it its is are be be as by for and or any all each every whole "
-    "entire please must should answer answers response responses reply replies respond text write writing keep "
-    "make give stay limit restrict let form only put count total length long there this than".split()
+    "a an the your you of in to with that which it its is are be as by for and or any all each "
+    "every whole entire please must should answer answers response responses reply replies respond "
+    "text write writing keep make give stay limit restrict let form only put count total length "
+    "long there this than".split()
 )
 
 
 def quoted(text: str) -> str:
     """The kind of a quoted text or a string: which one it is is what siblings differ in.
 
-    "water", "I think" -> word    "q" -> letter    "12" -> number    ", " -> sign    r"\\bcat\\b" -> \\bword\\b
+    "water", "I think" -> word    "q" -> letter    "12" -> number    ", " -> sign
+    r"\\bcat\\b" -> \\bword\\b
     """
     if re.fullmatch(r"\s*\d+\s*", text):
         return "number"
@@ -96,13 +101,13 @@ def form(instruction: str) -> str:
 
 
 class _Shape(ast.NodeTransformer):
-    """Rewrites a function so that what siblings differ in is gone: constants, names of variables, < for <=."""
+    """Takes out of a function what siblings differ in: constants, names of variables, < or <=."""
 
     def __init__(self, own_names: set[str]):
         self.own_names, self.places = own_names, {}
 
     def place(self, name: str) -> str:
-        """The name of a variable is the place where it first appears: equal up to renaming is equal."""
+        """A variable is named by its first appearance: equal up to renaming is equal."""
         if name not in self.own_names:
             return name
         return self.places.setdefault(name, f"v{len(self.places)}")
@@ -138,42 +143,51 @@ class _Shape(ast.NodeTransformer):
 
 
 def shape(code: str) -> str | None:
-    """The syntax tree of a function without what siblings differ in; None when it does not parse or ignores its input.
+    """The syntax tree of a function without what siblings differ in.
 
-    `def evaluate(response): return len(response.split()) <= 20` and
-    `def evaluate(text): words = ...` differ; the first and `return 30 > len(answer.split())` have the same shape.
+    These two have the same shape:
+        def evaluate(response): return len(response.split()) <= 20
+        def evaluate(answer): return 30 > len(answer.split())
+
+    None for a function that does not parse or ignores its input.
     """
     try:
         tree = ast.parse(code)
-        function = next(
-            node
+        own_names, read = names_in(tree)
+        arguments = [
+            node.args.args
             for node in tree.body
-            if isinstance(node, ast.FunctionDef) and node.name == "evaluate" and node.args.args
-        )
-    except (SyntaxError, ValueError, RecursionError, MemoryError, StopIteration):
-        return None
-    own_names, read = {"evaluate"}, set()
+            if isinstance(node, ast.FunctionDef) and node.name == "evaluate"
+        ]
+        if not any(each and each[0].arg in read for each in arguments):
+            return None  # `return True` would tie everything to everything
+        imports = (ast.Import, ast.ImportFrom)
+        tree.body = [node for node in tree.body if not isinstance(node, imports)]
+        return ast.dump(_Shape(own_names).visit(tree))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None  # all that ast raises on hostile text
+
+
+def names_in(tree: ast.Module) -> tuple[set[str], set[str]]:
+    """The names that a module gives (functions, arguments, variables), and those that it reads."""
+    own, read = {"evaluate"}, set()
     for node in ast.walk(tree):
         if isinstance(node, ast.arg):
-            own_names.add(node.arg)
+            own.add(node.arg)
         elif isinstance(node, ast.FunctionDef):
-            own_names.add(node.name)
+            own.add(node.name)
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            own_names.add(node.id)
+            own.add(node.id)
         elif isinstance(node, ast.Name):
             read.add(node.id)
-    if function.args.args[0].arg not in read:
-        return None  # `return True` would tie everything to everything
-    imports = (ast.Import, ast.ImportFrom)
-    tree.body = [node for node in tree.body if not isinstance(node, imports)]
-    return ast.dump(_Shape(own_names).visit(tree))
+    return own, read
 
 
 def related(shapes: list[set[str]]) -> Iterator[tuple[int, int]]:
     """Yield the rows (by number) that at least half of the functions of one of them tie together.
 
-    Half, since single functions miss their constraint: one that counts words where it should count sentences would
-    tie the two kinds, and soon everything to everything.
+    Half, since single functions miss their constraint: one that counts words where it should count
+    sentences would tie the two kinds, and soon everything to everything.
     """
     having: dict[str, list[int]] = {}
     shared = Counter()
@@ -189,7 +203,8 @@ def related(shapes: list[set[str]]) -> Iterator[tuple[int, int]]:
 def families(rows: list[dict], seed: int = 0) -> list[str]:
     """The name of each row's family: of all forms in it, the one whose hash is smallest.
 
-    ['At most 20 words', 'At most 18 words', 'No commas'] -> ['# most word', '# most word', '_sign not']
+    ['At most 20 words', 'At most 18 words', 'No commas']
+    -> ['# most word', '# most word', '_sign not']
     """
     parent: dict[str, str] = {}
 
@@ -217,16 +232,17 @@ def families(rows: list[dict], seed: int = 0) -> list[str]:
 
 
 def place(name: str, seed: int) -> bytes:
-    """Where a family stands in the queue for the held-out side: a hash of its name and the seed, nothing else."""
+    """Where a family stands in the queue for the held-out side: a hash of its name and the seed."""
     return hashlib.sha256(f"{seed} {name}".encode("utf-8", "surrogatepass")).digest()
 
 
 def heldout(names: list[str], share: float, seed: int) -> set[str]:
-    """The families to hold out: in the order of their hashes, as long as about `share` of the rows is not reached.
+    """The families to hold out: in the order of their hashes, until about `share` of the rows is.
 
-    A family that would overshoot the share by more than half of itself is passed over, so that one large family does
-    not empty the training side. When constraints are added, a family changes sides only at the margin of the share, or
-    when a new constraint joins two families or gives one a name with a smaller hash.
+    A family that would overshoot the share by more than half of itself is passed over, so that one
+    large family does not empty the training side. When constraints are added, a family changes
+    sides only at the margin of the share, or when a new constraint joins two families or gives one
+    a name with a smaller hash.
     """
     size = Counter(names)
     wanted, chosen, count = share * len(names), set(), 0

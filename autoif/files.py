@@ -31,7 +31,7 @@ def refuse_unwritable(path: str | Path) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: str | Path):
-    """`with whole_file(path) as file: file.write(...)`: the file appears, whole, when the block ends without an error."""
+    """`with whole_file(path) as file:` the file appears, whole, when the block ends well."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     refuse_unwritable(path)
@@ -59,7 +59,7 @@ def write_whole(path: str | Path, text: str) -> None:
 
 
 def dump(row: dict) -> str:
-    """One JSON line without its newline; a row with lone surrogates (models write them) is escaped to stay UTF-8."""
+    """One JSON line without its newline; lone surrogates (models write them) are escaped."""
     line = json.dumps(row, ensure_ascii=False)
     try:
         line.encode("utf-8")
@@ -71,8 +71,10 @@ def dump(row: dict) -> str:
 def mismatch(value, form) -> str | None:
     """What is wrong with a JSON value, None when it has the form.
 
-    str, bool, (int, float)      of this type         "train", "heldout" in a set    one of these
-    [form]                       a list, not empty    {"code": str}                  an object with these fields
+    str, bool, (int, float)    of this type
+    {"train", "heldout"}       one of these
+    [form]                     a list, not empty, of values that have the form
+    {"code": str}              an object that has these fields
     """
     if isinstance(form, set):
         return None if value in form else f"must be one of {', '.join(sorted(form))}"
@@ -96,9 +98,9 @@ def mismatch(value, form) -> str | None:
 def read(
     path: str | Path, fields: Iterable[str] | dict[str, object] = (), made_by: str = ""
 ) -> Iterator[dict]:
-    """Yield the rows of `path` one by one; UserError names file, line and value of a row that cannot be used.
+    """Yield the rows of `path`; UserError names file, line and value of one that cannot be used.
 
-    `fields` are the names that every row must have, or {name: form} with forms as `mismatch` has them.
+    `fields` are the names that every row must have, or {name: form}, forms as in `mismatch`.
     `made_by` is the stage to run when the file or a field is missing.
     """
     hint = f"; run {made_by} first" if made_by else ""
@@ -134,7 +136,7 @@ def read(
 
 
 def read_all(path: str | Path, fields: dict[str, object], made_by: str = "") -> list[dict]:
-    """All rows of `path`, every one checked, and no id twice: for a stage that is about to spend money on them."""
+    """All rows of `path`, each checked, no id twice: for a stage that will spend money on them."""
     rows, seen = [], {}
     for number, row in enumerate(read(path, fields, made_by), 1):
         first = seen.setdefault(row["id"], number)
@@ -150,6 +152,6 @@ def read_all(path: str | Path, fields: dict[str, object], made_by: str = "") -> 
 
 @contextlib.contextmanager
 def writer(path: str | Path):
-    """`with writer(path) as write: write(row)`: the file appears, whole, when the block ends without an error."""
+    """`with writer(path) as write: write(row)`: the file appears when the block ends well."""
     with whole_file(path) as file:
         yield lambda row: file.write(dump(row) + "\n")

@@ -1,49 +1,55 @@
-"""A base model as a chat server can serve it: itself, or, where its tokenizer has no chat template (LLaMA3-8B), a folder of
-links to it with the template that training falls back to.
+"""A model on disk: fingerprint, tokenizer, chat template, end tokens, and a form to serve it in.
 
-    python -m autoif.models meta-llama/Meta-Llama-3-8B out/base      prints what to serve
+    python -m autoif.models meta-llama/Meta-Llama-3-8B out/base
+
+fills a folder with links to the model and with what it lacks to answer in a chat.
 """
 
 import hashlib
-import os
+import json
 import sys
 from pathlib import Path
 
-from autoif.files import UserError
+from autoif.files import UserError, write_whole
 from autoif.stage import run
 
-# For base models without a template: plain words and the model's own end token, since new special tokens are untrained.
+# For base models without a template: plain words and the model's own end token, since new special
+# tokens are untrained. A line break, not a blank, stands before the answer: "Assistant: " + "Paris"
+# would train a pair of tokens that no text has.
 FALLBACK_TEMPLATE = (
-    "{{ bos_token or '' }}{% for message in messages %}{{ message['role'] | capitalize + ': ' + message['content'] | trim }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"
+    "{{ bos_token or '' }}"
+    "{% for message in messages %}"
+    "{{ message['role'] | capitalize + ':\\n' + message['content'] | trim }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:\\n' }}{% endif %}"
+)
+# A base model was never trained on that template: it goes on as the user where its answer ends.
+FALLBACK_STOP = ["\nUser:"]
+
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
+SETTINGS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
 )
 
 
 def fingerprint(model: str) -> str:
-    """`model`, or for a checkpoint directory a fingerprint of its weights: retraining at the same path changes it."""
-    names = ["*.safetensors", "pytorch_model*.bin", "*.gguf"]
-    weights = (
-        sorted(path for name in names for path in Path(model).glob(name))
-        if os.path.isdir(model)
-        else []
-    )
+    """`model`, or for a checkpoint directory a hash: retraining at the same path changes it."""
+    folder = Path(model)
+    weights = sorted(path for pattern in WEIGHTS for path in folder.glob(pattern))
     if not weights:
         return model
-    names = [
-        "config.json",
-        "generation_config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "chat_template.jinja",
-    ]
+    settings = [folder / name for name in SETTINGS if (folder / name).exists()]
     digest = hashlib.sha256()
-    for path in weights + [Path(model) / name for name in names if (Path(model) / name).exists()]:
+    for path in weights + settings:
         size = path.stat().st_size
         digest.update(f"{path.name} {size} ".encode())
-        with open(
-            path, "rb"
-        ) as file:  # 128 blocks of 4 KB: whole when small, milliseconds when it is 15 GB
+        with open(path, "rb") as file:
+            # 128 blocks of 4 KB: whole when small, milliseconds when it is 15 GB
             for block in range(128):
                 file.seek(max(block * 4096, size * block // 128))
                 digest.update(file.read(4096))
@@ -57,22 +63,89 @@ def read_tokenizer(model: str):
     try:
         return AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
-        raise UserError(f"model {model} has no tokenizer: {str(error).splitlines()[0]}") from None
+        words = str(error).splitlines()[0]
+        raise UserError(f"model {model} has no tokenizer: {words}") from None
 
 
-def templated(model: str, folder: str | Path) -> str:
-    """`model`, or `folder` with links to its files and a chat template."""
+def chat_tokenizer(model: str):
+    """The tokenizer with a chat template, its own or FALLBACK_TEMPLATE, and an end token."""
+    tokenizer = read_tokenizer(model)
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = FALLBACK_TEMPLATE
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"the tokenizer of {model} has no end token; set eos_token in its tokenizer_config.json"
+        )
+    return tokenizer
+
+
+def end_of_turn(tokenizer) -> int:
+    """The token that the chat template puts behind an answer, else the tokenizer's own.
+
+    Qwen2's base model ends a text with <|endoftext|>, its template ends an answer with <|im_end|>.
+    """
+    question, answer = (
+        {"role": "user", "content": "Is it?"},
+        {"role": "assistant", "content": "Yes"},
+    )
+    text = tokenizer.apply_chat_template([question, answer], tokenize=False)
+    tail = tokenizer(text[text.rindex("Yes") :], add_special_tokens=False)["input_ids"]
+    special = [token for token in tail if token in set(tokenizer.all_special_ids)]
+    return special[-1] if special else tokenizer.eos_token_id
+
+
+def stop_strings(model: str) -> list[str]:
+    """What a request to `model` stops at besides end tokens: only the fallback template has it."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return []
+    jinja, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if jinja.exists():
+        template = jinja.read_text(encoding="utf-8")
+    elif config.exists():
+        template = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
+    else:
+        return []
+    return FALLBACK_STOP if template in (None, FALLBACK_TEMPLATE) else []
+
+
+def generation_config(end_tokens: list[int]) -> dict:
+    """A generation config that changes no sampling: end tokens, nothing of what a base had.
+
+    `do_sample` is there for whoever calls `generate`: without it transformers answers greedily.
+    """
+    return {"do_sample": True, "eos_token_id": end_tokens, "pad_token_id": end_tokens[0]}
+
+
+def known_end_tokens(folder: Path) -> set[int]:
+    """The end tokens that a model's own configurations name."""
+    known = set()
+    for name in ("config.json", "generation_config.json"):
+        if (folder / name).exists():
+            found = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token_id")
+            known.update(found if isinstance(found, list) else [found])
+    return known - {None}
+
+
+def servable(model: str, folder: str | Path) -> str:
+    """Fill `folder` with links to `model`, its chat template and end tokens; returns `folder`.
+
+    Base and trained models are served alike: a base model that does not know its template's end
+    token would run into every length limit, and lose to the trained one for that alone.
+    """
     from huggingface_hub import snapshot_download
 
-    tokenizer = read_tokenizer(model)
-    if tokenizer.chat_template is not None:
-        return model
-    folder, source = (
-        Path(folder),
-        Path(model) if Path(model).is_dir() else Path(snapshot_download(model)),
-    )
-    tokenizer.chat_template = FALLBACK_TEMPLATE
-    tokenizer.save_pretrained(folder)  # before the links: they lead to the model's own files
+    folder = Path(folder)
+    tokenizer = chat_tokenizer(model)
+    source = Path(model) if Path(model).is_dir() else Path(snapshot_download(model))
+    ends = known_end_tokens(source) | {tokenizer.eos_token_id, end_of_turn(tokenizer)}
+
+    # what differs is written first: a link in its place would lead to the model's own file
+    folder.mkdir(parents=True, exist_ok=True)
+    if tokenizer.chat_template == FALLBACK_TEMPLATE:
+        tokenizer.save_pretrained(folder)
+    config = json.dumps(generation_config(sorted(ends)), indent=2) + "\n"
+    write_whole(folder / "generation_config.json", config)
     for file in source.iterdir():
         if not (folder / file.name).exists():
             (folder / file.name).symlink_to(file.resolve())
@@ -82,7 +155,7 @@ def templated(model: str, folder: str | Path) -> str:
 def main() -> None:
     if len(sys.argv) != 3:
         raise UserError("usage: python -m autoif.models MODEL FOLDER")
-    print(templated(*sys.argv[1:]))
+    print(servable(*sys.argv[1:]))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""How a constraint and a query become one user turn, and how a response is scored: the same in 04, 06 and 07."""
+"""How constraint and query become one user turn, and how a response is scored, in 04, 06 and 07."""
 
 
 def join(query: str, instruction: str) -> str:
-    """The user turn: the query, then the constraint on a line of its own (section 3.3); no punctuation is added."""
+    """The user turn: the query, then the constraint on a line of its own (3.3), nothing added."""
     return f"{query.strip()}\n{instruction.strip()}"
 
 

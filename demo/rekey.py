@@ -1,10 +1,11 @@
 """Make the recorded supervisor completions match reworded prompts.
 
-A stage finds a completion by its key, the hash of the very prompt. Every recording says in `for` what it is about: a
-sample (01), a constraint (02), a function or a pair of constraints (03). From that its key is computed anew.
+A stage finds a completion by its key, the hash of the very prompt. Every recording says in `for`
+what it is about: a sample (01), a constraint (02), a function or a pair of constraints (03). From
+that its key is computed anew.
 
     python demo/rekey.py --check    # only list the recordings that no longer match
-    python demo/rekey.py            # rewrite their keys: right only where they still answer the new prompts
+    python demo/rekey.py            # rewrite their keys: where they still answer the new prompts
 """
 
 import argparse
@@ -44,10 +45,14 @@ def recordings(name: str):
     """Yield every recording of a stage with the key of today's prompt."""
     stage = importlib.import_module(name)
     args = stage.parse(["--model", MODEL, *FLAGS[name]])
+    sampling = {
+        flag: getattr(args, flag) for flag in ("temperature", "max_tokens", "top_p", "seed")
+    }
     for record in files.read(DEMO / "completions" / f"{name}.jsonl"):
-        asked = request(stage, args, record)
-        temperature = asked.get("temperature", args.temperature)
-        yield record, llm.key(MODEL, asked["messages"], temperature, args.max_tokens)
+        asked = {**sampling, **request(stage, args, record)}
+        asked.pop("k", None)
+        asked.pop("first", None)
+        yield record, llm.key(MODEL, **asked)
 
 
 def stale() -> list[str]:

@@ -1,9 +1,11 @@
-"""An OpenAI-compatible server for the tests: scripted answers, and every fault a real one has been seen to have.
+"""An OpenAI-compatible server for the tests: scripted answers, and the faults of real ones.
 
-python tests/fake_server.py --port 8001 --faults 0.3 --script answers.py    # with answer(messages, request) -> text
+    python tests/fake_server.py --port 8001 --faults 0.3 --script answers.py
 
-with FakeServer(lambda messages, request: "yes", faults=script("429", "html")) as server:
-    LLM("model", server.url, ...)
+where answers.py has `answer(messages, request) -> text`, or in a test
+
+    with FakeServer(lambda messages, request: "yes", faults=script("429", "html")) as server:
+        LLM("model", server.url, ...)
 """
 
 import argparse
@@ -22,7 +24,7 @@ FAULTS = ["429", "500", "drop", "half", "html", "broken json", "no choices", "st
 
 
 def echo(messages: list[dict], request: dict) -> str:
-    """The default answer: depends on the prompt only, so that any order of requests gives the same completions."""
+    """The default answer: it depends on the prompt alone, whatever the order of requests."""
     return "echo: " + messages[-1]["content"]
 
 
@@ -55,33 +57,37 @@ def but_not(part: str, words: str) -> Callable[[dict], tuple[int, str] | None]:
 
 
 class FakeServer:
-    """Serves in a thread of its own. `requests` holds the bodies received, `answered` the number of texts by prompt.
+    """Serves in a thread of its own.
 
-    `answer(messages, request)` gives the text, or a whole message (dict), or a list of texts, one a choice.
-    `n`: "takes", "ignores" (as `transformers serve` does) or "refuses" with 400. `refuse`: a status and words (or the
-    whole body) for every request, or a function of the request that gives them or None. `delay`: seconds to an answer, or a function of the request that gives them.
+    `requests` holds the bodies received, `answered` the number of texts by prompt.
+
+    answer(messages, request)  the text, a whole message (dict), or a list of texts, one a choice
+    n                          "takes", "ignores" (some servers do) or "refuses" with 400
+    refuse                     status and words (or the whole body) for every request, or a
+                               function of the request that gives them or None
+    delay                      seconds to an answer, or a function of the request that gives them
+    counts                     usage of "all" samples, of the "first" alone, or "none"; "llama.cpp"
+                               counts the first and says so in `timings`
     """
 
     def __init__(
         self,
         answer=echo,
         *,
-        faults=script(),
+        faults=None,
         n: str = "takes",
         refuse=None,
         delay=0.0,
         retry_after: float = 0.02,
         finish_reason: str = "stop",
+        counts: str = "all",
         port: int = 0,
         keep: bool = True,
     ):
-        self.answer, self.faults, self.n, self.refuse, self.delay = answer, faults, n, refuse, delay
-        self.retry_after, self.finish_reason, self.port, self.keep = (
-            retry_after,
-            finish_reason,
-            port,
-            keep,
-        )
+        self.answer, self.n, self.refuse, self.delay = answer, n, refuse, delay
+        self.faults = faults or script()
+        self.retry_after, self.finish_reason, self.counts = retry_after, finish_reason, counts
+        self.port, self.keep = port, keep
         self.requests, self.answered, self.faulted, self.keys = [], Counter(), Counter(), set()
         self.in_flight = self.most_in_flight = 0
         self._number = itertools.count()
@@ -98,89 +104,78 @@ class FakeServer:
         finally:
             self.in_flight -= 1
 
-    async def _reply(self, http: web.Request, request: dict) -> web.Response:
+    async def _reply(self, http: web.Request, request: dict) -> web.StreamResponse:
         headers = {"x-request-id": f"req-{next(self._number)}"}
         if self.keep:
             self.requests.append(request)
             self.keys.add(http.headers["authorization"].removeprefix("Bearer "))
         refusal = self.refuse(request) if callable(self.refuse) else self.refuse
+        if request.get("n", 1) > 1 and self.n == "refuses":
+            refusal = refusal or (400, f"n={request['n']} is not supported")
         if refusal:
             status, words = refusal
-            body = (
-                words
-                if isinstance(words, dict)
-                else {"error": {"message": words, "type": "refused"}}
-            )
-            return web.json_response(body, status=status, headers=headers)
+            if isinstance(words, str):
+                words = {"error": {"message": words, "type": "refused"}}
+            return web.json_response(words, status=status, headers=headers)
         if fault := self.faults(request):
             self.faulted[fault] += 1
-            if fault in ("429", "500"):
-                headers["retry-after"] = str(self.retry_after)
-                return web.json_response(
-                    {"error": {"message": "try later"}}, status=int(fault), headers=headers
-                )
-            if fault == "drop":
-                http.transport.abort()
-                await asyncio.sleep(0)
-            if fault == "half":  # the headers promise more than the body holds
-                response = web.StreamResponse(
-                    headers={"content-length": "1000", "content-type": "application/json"}
-                )
-                await response.prepare(http)
-                await response.write(b'{"choices": [')
-                http.transport.close()
-                return response
-            if fault == "html":
-                return web.Response(
-                    text="<html><h1>Bad gateway</h1></html>",
-                    content_type="text/html",
-                    headers=headers,
-                )
-            if fault == "broken json":
-                return web.Response(
-                    text='{"choices": [{"mess', content_type="application/json", headers=headers
-                )
-            if fault == "no choices":
-                return web.json_response(
-                    {"object": "chat.completion", "choices": []}, headers=headers
-                )
-            if fault == "stall":
-                await asyncio.sleep(3600)
+            return await self._fault(http, fault, headers)
         if self.delay:
             await asyncio.sleep(self.delay(request) if callable(self.delay) else self.delay)
-        n = request.get("n", 1)
-        if n > 1 and self.n == "refuses":
-            return web.json_response(
-                {"error": {"message": f"n={n} is not supported"}}, status=400, headers=headers
-            )
-        n = 1 if self.n == "ignores" else n
+        return web.json_response(self._completion(request), headers=headers)
+
+    async def _fault(self, http: web.Request, fault: str, headers: dict) -> web.StreamResponse:
+        if fault in ("429", "500"):
+            headers["retry-after"] = str(self.retry_after)
+            body = {"error": {"message": "try later"}}
+            return web.json_response(body, status=int(fault), headers=headers)
+        if fault == "half":  # the headers promise more than the body holds
+            promised = {"content-length": "1000", "content-type": "application/json"}
+            response = web.StreamResponse(headers=promised)
+            await response.prepare(http)
+            await response.write(b'{"choices": [')
+            http.transport.close()
+            return response
+        if fault == "drop":
+            http.transport.abort()
+            await asyncio.sleep(0)
+        if fault == "stall":
+            await asyncio.sleep(3600)
+        text, kind = {
+            "html": ("<html><h1>Bad gateway</h1></html>", "text/html"),
+            "broken json": ('{"choices": [{"mess', "application/json"),
+            "no choices": ('{"object": "chat.completion", "choices": []}', "application/json"),
+        }.get(fault, ("", "text/plain"))
+        return web.Response(text=text, content_type=kind, headers=headers)
+
+    def _completion(self, request: dict) -> dict:
+        n = 1 if self.n == "ignores" else request.get("n", 1)
         text = self.answer(request["messages"], request)
         texts = text if isinstance(text, list) else [text] * n
         if self.keep:
             self.answered[json.dumps(request["messages"])] += len(texts)
-        messages = [
-            text if isinstance(text, dict) else {"role": "assistant", "content": text}
-            for text in texts
-        ]
-        usage = {
-            "prompt_tokens": 10,
-            "completion_tokens": 5 * len(texts),
-            "total_tokens": 10 + 5 * len(texts),
+        choices = []
+        for index, text in enumerate(texts):
+            message = text if isinstance(text, dict) else {"role": "assistant", "content": text}
+            choice = {"index": index, "message": message, "finish_reason": self.finish_reason}
+            choices.append(choice)
+        completion = {
+            "id": "chat-1",
+            "object": "chat.completion",
+            "created": 0,
+            "model": request["model"],
+            "choices": choices,
         }
-        return web.json_response(
-            {
-                "id": "chat-1",
-                "object": "chat.completion",
-                "created": 0,
-                "model": request["model"],
-                "usage": usage,
-                "choices": [
-                    {"index": index, "message": message, "finish_reason": self.finish_reason}
-                    for index, message in enumerate(messages)
-                ],
-            },
-            headers=headers,
-        )
+        if self.counts != "none":
+            tokens = 5 * len(texts) if self.counts == "all" else 5
+            completion["usage"] = {
+                "prompt_tokens": 10,
+                "completion_tokens": tokens,
+                "total_tokens": 10 + tokens,
+            }
+        if self.counts == "llama.cpp":
+            completion["timings"] = {"predicted_n": 5}
+        return completion
 
     async def serve(self, ready: Callable[[], None] = lambda: None) -> None:
         """Serve until cancelled."""

@@ -94,6 +94,45 @@ def test_constraints_that_no_function_can_check_are_named_as_such():
     assert stage.drop_reason("word " * 50, 200, True) == "over-long"
 
 
+@pytest.mark.parametrize(
+    "instruction",
+    [
+        'Do not use the word "famous"',
+        'Use the word "metaphor" twice',
+        "Do not use formal greetings",
+        "Mention the word sarcasm at least once",
+        "Begin with 'As if you were there'",
+        "End the answer with “formally yours”",
+    ],
+)
+def test_words_that_a_constraint_only_mentions_are_no_style(instruction):
+    assert stage.drop_reason(instruction, 200, True) is None
+
+
+@pytest.mark.parametrize(
+    "instruction",
+    [
+        "Write formally",
+        "Use informal language",
+        "Answer in a formal style",
+        'Write in the style of "Moby Dick"',
+        "Quote a famous person",
+        'Use a "simile" or a metaphor',
+    ],
+)
+def test_style_that_is_asked_for_is_dropped_unless_the_filter_is_off(instruction):
+    assert stage.drop_reason(instruction, 200, True) == "style, metaphor or translation"
+    assert stage.drop_reason(instruction, 200, False) is None
+
+
+def test_the_prompt_shows_what_is_not_wanted_and_none_of_it_would_pass_for_format():
+    unwanted = stage.AUGMENT_PROMPT.partition("So none like")[2]
+    assert len([line for line in unwanted.splitlines() if line.startswith("- ")]) >= 4
+    assert not {stage.form(seed) for seed in stage.SEEDS} & set(
+        map(stage.form, unwanted.splitlines())
+    )
+
+
 def test_near_duplicates_are_dropped_but_not_those_that_differ_in_a_number():
     rows = [
         "Use at most 20 words in the answer",
@@ -141,15 +180,28 @@ def test_each_request_shows_its_own_sample_of_the_seeds(tmp_path):
 
 
 def test_the_output_is_the_same_whatever_the_concurrency(tmp_path):
-    answer = lambda messages, request: (
-        f"- Use exactly {sum(map(ord, messages[0]['content'])) % 97} words"
-    )  # noqa: E731
+    def answer(messages, request):
+        return f"- Use exactly {sum(map(ord, messages[0]['content'])) % 97} words"
+
     outputs = []
     for concurrency in ("1", "8"):
         folder = tmp_path / concurrency
         with FakeServer(answer) as server:
             outputs.append(run(folder, server, "--concurrency", concurrency).read_bytes())
     assert outputs[0] == outputs[1]
+
+
+def test_the_style_filter_can_be_switched_off(tmp_path):
+    with FakeServer(lambda messages, request: "- Use a metaphor") as server:
+        rows = list(files.read(run(tmp_path, server, "--no-style-filter")))
+    assert "Use a metaphor" in [row["instruction"] for row in rows]
+
+
+def test_seeds_that_are_no_text_are_named(tmp_path):
+    (tmp_path / "seeds").write_bytes(b"\xff\xfe\x00")
+    for path, words in ((tmp_path / "seeds", "is no UTF-8 text"), (tmp_path, "is a directory")):
+        with pytest.raises(UserError, match=words):
+            stage.main(["--model", "m", "--seeds", str(path), "--out", str(tmp_path / "x.jsonl")])
 
 
 def test_a_missing_seed_file_is_named(tmp_path):

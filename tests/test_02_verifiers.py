@@ -34,7 +34,10 @@ def test_json_is_found_fenced_bare_or_in_prose(wrap):
 
 
 def test_real_newlines_and_trailing_commas_are_repaired():
-    text = '{"func": "def evaluate(response):\n    return \\"a\\" in response", "cases": [{"input": "a", "output": true},],}'
+    text = (
+        '{"func": "def evaluate(response):\n    return \\"a\\" in response", '
+        '"cases": [{"input": "a", "output": true},],}'
+    )
     assert stage.parse_verifier(text) == (
         'def evaluate(response):\n    return "a" in response',
         [{"input": "a", "output": True}],
@@ -42,7 +45,10 @@ def test_real_newlines_and_trailing_commas_are_repaired():
 
 
 def test_backticks_and_braces_in_the_answer_end_no_json():
-    fence = "def evaluate(response):\n    return response.startswith('```') and response.endswith('```')"
+    fence = (
+        "def evaluate(response):\n"
+        "    return response.startswith('```') and response.endswith('```')"
+    )
     cases = [("```\nx\n```", True), ("x", False)]
     answer = json.dumps(completion(fence, cases))
     for text in (
@@ -177,8 +183,66 @@ def test_the_row_carries_verifiers_and_cases(tmp_path):
     }
 
 
-# Accuracies of the functions that the authors' script 3 keeps of their sample, and the number of cases it keeps, when each
-# function runs in one namespace (their two dictionaries hide helpers: one function less in the last row).
+def test_without_cross_validation_all_that_compiles_and_every_case_is_kept(tmp_path):
+    other = LOWER.replace("==", "in")
+    answers = [
+        completion(),
+        completion(other),
+        completion(TRUE, [("abc", False)]),
+        completion(BROKEN, [("Abc", True)]),
+    ]
+    [row] = run(tmp_path, answers)
+    assert [verifier["code"] for verifier in row["verifiers"]] == [LOWER, other]
+    assert len(row["cases"]) == 2
+    [row] = run(tmp_path, answers, "--no-cross-validation")
+    assert [verifier["code"] for verifier in row["verifiers"]] == [LOWER, other, TRUE]
+    assert len(row["cases"]) == 4  # with a contradictory one and one that few functions agree with
+
+
+def test_nothing_kept_is_an_error_that_names_the_likeliest_cause_and_leaves_no_file(tmp_path):
+    with pytest.raises(UserError, match="1 in -> 0 kept .no verifier compiles 1.*write Python"):
+        run(tmp_path, [completion(BROKEN)])
+    assert not (tmp_path / "02.jsonl").exists() and not (tmp_path / "stats.json").exists()
+    assert list(files.read(tmp_path / "02.dropped.jsonl"))[0]["reason"] == "no verifier compiles"
+
+
+def test_a_failing_rerun_leaves_the_dropped_rows_and_the_numbers_of_the_output_that_stays(tmp_path):
+    source = tmp_path / "01.jsonl"
+    run(tmp_path, [completion()])
+    kept = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    (tmp_path / "completions" / "02_verifiers.jsonl").unlink()
+    with pytest.raises(UserError, match="0 kept"):
+        run(tmp_path, [completion(BROKEN)])
+    found = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    assert found == kept and source.exists()
+
+
+def own(tmp_path, *codes):
+    path = tmp_path / "own.jsonl"
+    rows = [
+        {"id": f"o{n}", "instruction": f"Constraint {n}", "verifiers": [{"code": code}]}
+        for n, code in enumerate(codes)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_check_tries_own_functions_and_names_what_cannot_be_called(tmp_path, capsys):
+    stage.main(["--check", own(tmp_path, LOWER, CRASH)])
+    assert "all 2 functions of 2 constraints can be called" in capsys.readouterr().out
+    misnamed = LOWER.replace("evaluate", "check")
+    missing = "import no_such_module\n" + LOWER
+    with pytest.raises(UserError, match="3 of 4 functions cannot be called"):
+        stage.main(["--check", own(tmp_path, LOWER, misnamed, BROKEN, missing)])
+    named = capsys.readouterr().out.splitlines()
+    assert "o1, function 1 (Constraint 1): no evaluate" in named[0]
+    assert "o2, function 1 (Constraint 2): syntax" in named[1]
+    assert "o3, function 1 (Constraint 3): missing module" in named[2]
+
+
+# Accuracies of the functions that the authors' script 3 keeps of their sample, and the number of
+# cases it keeps, when each function runs in one namespace (their two dictionaries hide helpers: one
+# function less in the last row).
 RELEASED = [
     ([0.8125, 0.9375], 16),
     ([1.0] * 3, 13),
@@ -199,9 +263,10 @@ def test_the_released_settings_keep_the_released_functions_with_the_released_acc
         )
     )
     answers = {row["instruction"]: row["gpt-answer"] for row in sample}
-    find = lambda messages: next(
-        each for each in answers if f"\n{each}\n" in messages[0]["content"]
-    )  # noqa: E731
+
+    def find(messages):
+        return next(each for each in answers if f"\n{each}\n" in messages[0]["content"])
+
     with FakeServer(lambda messages, request: answers[find(messages)]) as server:
         stage.main(
             [

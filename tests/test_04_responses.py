@@ -211,6 +211,141 @@ def test_a_judgement_without_a_score_is_a_counted_drop(tmp_path):
     refused(tmp_path, "duplicate 6, no score found 2", judge_without_score)
 
 
+def test_the_supervisor_is_asked_through_a_template_and_the_sample_keeps_the_bare_prompt(tmp_path):
+    asked = []
+
+    def answer(messages, request):
+        asked.append(messages[0]["content"])
+        return "all fine"
+
+    _, sft, _ = run(tmp_path, answer, "--no-score")
+    for text in asked:
+        assert "strictly" in text and "Use lower case" in text
+        assert any(query in text for query in QUERIES)
+    bare = {row["messages"][0]["content"] for row in sft}
+    assert bare <= {join(query, "Use lower case") for query in QUERIES} and not bare & set(asked)
+
+
+def test_the_online_loop_asks_the_bare_prompts_of_the_samples_each_time_the_same(tmp_path):
+    responses, sft, _ = run(tmp_path, answers, "--no-score", splits=("train", "train", "heldout"))
+    prompts = {row["id"]: row["prompt"] for row in responses}
+    samples = [row for row in sft if not row["id"].startswith(("i0.1", "i1.0"))]
+    assert {row["id"].rpartition(".")[0] for row in samples} == {"i0.0", "i1.1"}
+    path = tmp_path / "some_sft.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in samples[::-1]))
+    common = ["--model", "policy", "--in", str(tmp_path / "03.jsonl"), "--no-score", "--k", "4"]
+    for iteration in ("1", "2"):
+        out = tmp_path / iteration / "04_responses.jsonl"
+        with FakeServer(answers) as server:
+            flags = ["--base-url", server.url, "--sft", str(path), "--out", str(out)]
+            stage.main([*common, *flags, "--seed", iteration])
+        rows = list(files.read(out))
+        assert {row["id"]: row["prompt"] for row in rows} == {
+            each: prompts[each] for each in ("i0.0", "i1.1")
+        }
+        assert {row["query"] for row in rows} <= set(QUERIES)
+        asked = {request["messages"][0]["content"] for request in server.requests}
+        assert asked == {row["prompt"] for row in rows}
+
+
+def test_samples_of_another_run_are_refused(tmp_path):
+    run(tmp_path, answers, "--no-score")
+    path = tmp_path / "other.jsonl"
+    message = {"role": "user", "content": "What is new?\nUse upper case"}
+    path.write_text(json.dumps({"id": "x.0.0", "instruction_id": "i0", "messages": [message]}))
+    flags = ["--model", "m", "--in", str(tmp_path / "03.jsonl"), "--sft", str(path)]
+    with pytest.raises(UserError, match="other.jsonl:1: 'i0' is no train constraint"):
+        stage.main([*flags, "--out", str(tmp_path / "x" / "04_responses.jsonl")])
+
+
+def test_the_samples_that_are_read_are_never_overwritten(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        out = str(tmp_path / "04_responses.jsonl")
+        stage.main(["--model", "m", "--sft", str(tmp_path / "04_sft.jsonl"), "--out", out])
+    assert "would be overwritten" in capsys.readouterr().err
+
+
+def test_a_function_is_one_job_with_the_responses_to_all_prompts_of_its_constraint(
+    tmp_path, monkeypatch
+):
+    jobs, real = [], stage.sandbox.run
+
+    def spy(given, **options):
+        def passed():
+            for job in given:
+                jobs.append(job)
+                yield job
+
+        return real(passed(), **options)
+
+    monkeypatch.setattr(stage.sandbox, "run", spy)
+    run(tmp_path, answers, "--no-score", verifiers=(LOWER, SHORT), splits=("train", "train"))
+    verdict_jobs = [job for job in jobs if job["inputs"] != [""]]
+    assert [job["id"] for job in verdict_jobs] == ["i0.0", "i0.1", "i1.0", "i1.1"]
+    assert [len(job["inputs"]) for job in verdict_jobs] == [8] * 4
+
+
+def test_a_function_that_cannot_be_called_is_named_before_anything_is_asked(tmp_path):
+    for code, words in (
+        ("def check(response): return True", "no evaluate"),
+        ("import no_such_module\n" + LOWER, "missing module"),
+        ("def evaluate(response) return", "syntax"),
+    ):
+        with pytest.raises(UserError, match=f"i0, function 2 .Use lower case.: {words}"):
+            run(tmp_path, lambda *_: pytest.fail("asked"), verifiers=(LOWER, code))
+
+
+@pytest.mark.parametrize(
+    "splits, words",
+    [
+        (("Train",), "03.jsonl:1: 'split' must be one of heldout, train, but is \"Train\""),
+        (("heldout",), "has no row with split 'train'"),
+    ],
+)
+def test_a_split_that_is_none_is_an_error(tmp_path, splits, words):
+    with pytest.raises(UserError, match=words):
+        run(tmp_path, answers, splits=splits)
+
+
+def test_a_row_says_which_share_of_its_responses_is_accepted(tmp_path):
+    responses, _, stats = run(tmp_path, answers, "--no-score")
+    assert [row["pass_rate"] for row in responses] == [0.75, 0.75]
+    assert stats["prompts mixed"] == 2 and stage.pass_rate([], 0.5) is None
+
+
+def test_the_share_scored_above_8_stands_beside_the_papers(tmp_path):
+    _, _, stats = run(tmp_path, answers)
+    assert stats["raw samples"] == 8 and stats["scored"] == 4 and stats["share above 8"] == 0.5
+    assert stats["paper_table_5"]["GPT-4"] == [210_000, 25_000, 15_000, 0.34]
+
+
+def test_held_out_queries_are_never_trained_on_and_hang_on_the_query_alone(tmp_path, monkeypatch):
+    many = [f"What should I know about the number {n} today?" for n in range(100)]
+    monkeypatch.setattr(stage, "QUERIES", many, raising=False)
+    monkeypatch.setitem(globals(), "QUERIES", many)
+    run(tmp_path, answers, "--no-score", "--heldout-queries", "0.2")
+    kept = list(files.read(tmp_path / "04_queries.jsonl"))
+    assert set(kept[0]) == {"query", "langdetect", "split"}
+    held = queries.kept(str(tmp_path / "04_queries.jsonl"), "heldout")
+    train = queries.kept(str(tmp_path / "04_queries.jsonl"), "train")
+    assert 10 <= len(held) <= 30 and not set(held) & set(train) and len(held + train) == 100
+    asked = {row["query"] for row in files.read(tmp_path / "04_responses.jsonl")}
+    assert asked <= set(train)
+    assert [queries.side(query, 0.2) for query in many[::-1]].count("heldout") == len(held)
+    (tmp_path / "plain.txt").write_text("\n".join(many))
+    assert queries.kept(str(tmp_path / "plain.txt"), "heldout") == many
+
+
+def test_show_prints_rows_with_the_reason_of_each_response(tmp_path, capsys):
+    run(tmp_path, answers)
+    capsys.readouterr()
+    stage.main(["--show", "1", "--out", str(tmp_path / "04_responses.jsonl")])
+    shown = capsys.readouterr().out
+    for reason in ("[kept]", "[score under 8]", "[accuracy]", "[duplicate]", "pass rate 0.75"):
+        assert reason in shown
+    assert shown.count("Use lower case") == 1
+
+
 def test_held_out_constraints_are_not_answered(tmp_path):
     responses, _, _ = run(tmp_path, answers, "--no-score", splits=("heldout", "train"))
     assert {row["instruction_id"] for row in responses} == {"i1"}

@@ -5,8 +5,10 @@ import math
 import random
 
 import pytest
+import shared_data
 import tiny_models
 import torch
+from shared_data import needs
 
 from autoif.training import packed
 
@@ -99,6 +101,55 @@ def test_pairs_are_made_for_the_training_samples_only(tmp_path):
     rows = run_pairs(tmp_path, instructions, responses, flags=["--sft", sft])
     assert [row["id"] for row in rows] == ["i1/instruction/1", "i1.1/query/1"]
     assert len(run_pairs(tmp_path, instructions, responses)) == 5
+
+
+@needs("autoif_sample/dpo_query_eval_score_results.jsonl")
+def test_the_released_flags_make_the_pairs_of_the_released_script(tmp_path):
+    """Their script makes 6 pairs of their sample (5 where it draws a repeated text twice).
+
+    Their rows have no verdicts, only accuracies of 0 and 1.
+    """
+    rows, able = [], {}
+    for number, row in enumerate(
+        shared_data.rows("autoif_sample/dpo_query_eval_score_results.jsonl")
+    ):
+        responses = [
+            {"text": text, "accuracy": share, "verdicts": ["pass" if share else "fail"]}
+            for text, share in row["response"]
+        ]
+        rows.append({"id": f"a{number}", "prompt": row["query"], "responses": responses})
+        good = {text for text, accuracy in row["response"] if accuracy >= 0.5}
+        able[row["query"]] = good, {text for text, _ in row["response"]} - good
+    flags = ["--pairs-per-prompt", "4", "--texts-per-side", "2", "--min-accuracy", "0.4999"]
+    pairs = run_pairs(tmp_path, rows, flags=flags)
+    assert len(pairs) == 6
+    for pair in pairs:
+        good, bad = able[pair["prompt"][0]["content"]]
+        assert pair["chosen"][0]["content"] in good and pair["rejected"][0]["content"] in bad
+
+
+@pytest.mark.parametrize(
+    "flag, value", [("--fraction", "2"), ("--min-accuracy", "-1"), ("--pairs-per-prompt", "0")]
+)
+def test_values_out_of_range_end_the_parser_of_pairs(flag, value, capsys):
+    with pytest.raises(SystemExit):
+        dpo.parse(["pairs", "--in", "x", "--out", "o", flag, value])
+    assert f"argument {flag}: must be" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"responses": [{"text": "a"}]}, "in0.jsonl:1 must have 'verdicts'"),
+        ({"responses": "text"}, "in0.jsonl:1"),
+        ({"prompt": ["x"]}, "in0.jsonl:1 has 'prompt', which must be a text"),
+        ({"id": 7}, "in0.jsonl:1: 'id' must be a text, but is 7"),
+    ],
+)
+def test_a_row_of_the_wrong_form_is_named(tmp_path, change, words):
+    row = {"id": "r1", "prompt": "Go.", "responses": [candidate("GO", "pass")]}
+    with pytest.raises(dpo.UserError, match=words):
+        run_pairs(tmp_path, [{**row, **change}])
 
 
 def test_cases_without_a_split_are_refused_since_held_out_ones_may_be_among_them(tmp_path):
@@ -293,7 +344,10 @@ def test_loss_rewards_and_gradients_equal_trl(tmp_path):
 
 def test_a_run_learns_the_pairs_and_computes_the_reference_once(tmp_path):
     model = tiny_models.checkpoint(tmp_path / "sft")
-    say = lambda role, text: [{"role": role, "content": text}]
+
+    def say(role, text):
+        return [{"role": role, "content": text}]
+
     path = tiny_models.write(
         tmp_path / "pairs.jsonl",
         [
@@ -334,7 +388,7 @@ def test_a_run_learns_the_pairs_and_computes_the_reference_once(tmp_path):
         and rows[-1]["margin"] > 0.1
         and rows[-1]["chosen"] - rows[-1]["rejected"] == pytest.approx(rows[-1]["margin"], abs=1e-5)
     )
-    # an online iteration: the policy goes on, the reference stays, and its log-probabilities are found on the disk
+    # an online iteration: the policy goes on, the reference stays, its log-probabilities are there
     output = tiny_models.finish(
         tiny_models.start(
             "06_dpo.py",

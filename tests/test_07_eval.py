@@ -493,7 +493,7 @@ def test_a_refused_prompt_is_counted_and_neither_blocks_nor_is_asked_for_ever(tm
 
 
 def test_allowed_gaps_are_those_that_a_rerun_would_not_fill(tmp_path, folder, monkeypatch):
-    monkeypatch.setattr("autoif.llm.client.RETRIES", 0)
+    monkeypatch.setattr("autoif.llm.endpoint.RETRIES", 0)
     flags = ["--model", "m", "--data-dir", folder, "--allow-gaps", "--judge-model", "j"]
     with FakeServer(everything) as server, FakeServer(faults=always("500")) as judge:
         rows = run(
@@ -697,10 +697,10 @@ def test_bad_input_ends_with_exit_code_2_and_says_what_to_do(tmp_path):
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (["--limit", "-1"], "--limit: must be a whole number of at least 1, not '-1'"),
+        (["--limit", "-1"], "--limit: must be at least 1, not -1"),
         (["--limit", "0"], "--limit: must be"),
         (["--seeds", "0"], "--seeds: must be"),
-        (["--seeds", "two"], "--seeds: must be a whole number of at least 1, not 'two'"),
+        (["--seeds", "two"], "--seeds: invalid int value: 'two'"),
         (["--queries-per-instruction", "0"], "--queries-per-instruction: must be"),
         (["--queries-per-instruction", "-1"], "--queries-per-instruction: must be"),
         (["--benchmarks", "ifevil"], "'ifevil' is none; choose from"),

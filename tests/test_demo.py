@@ -1,4 +1,4 @@
-"""The demo's recorded supervisor completions, through stages 01 to 03 as they are, without endpoint, key or network."""
+"""The demo's recorded completions, through stages 01 to 03, without endpoint, key or network."""
 
 import importlib.util
 import json
@@ -130,7 +130,8 @@ def test_lists_are_recorded_with_dashes_numbers_and_stars_and_prose_around_them(
 
 
 def test_constraints_die_in_every_way_that_the_default_thresholds_allow(stats):
-    # "no verifier accurate" is none: a kept case has more than half of the functions behind it, so one must be accurate
+    # "no verifier accurate" is none of them: a kept case has more than half of the functions behind
+    # it, so one must be accurate
     assert set(stats["02_verifiers"]["dropped"]) == {
         "too few functions",
         "no verifier compiles",

@@ -1,4 +1,4 @@
-"""All stages in their order, on a tiny random model, against a supervisor and policies that are scripted."""
+"""All stages in their order, on a tiny random model, against a scripted supervisor and policies."""
 
 import hashlib
 import json

@@ -16,7 +16,8 @@ def rows(*instructions, code=None):
 
 SIBLINGS = [
     ["Use no more than 20 words", "Do not use more than 18 words", "Keep the answer under 30 words",
-     "Answer in at most ten words", "Use fewer than 25 words", "Limit your reply to a maximum of 40 words",
+     "Answer in at most ten words", "Use fewer than 25 words",
+     "Limit your reply to a maximum of 40 words",
      "Your answer must not exceed fifty words", "Respond with 12 words or fewer"],
     ["Use at least 50 words", "Write no fewer than 80 words", "Use more than forty words"],
     ['Include the word "water"', "Use the word 'river'", 'Your answer must contain the word “moon”',
@@ -63,8 +64,8 @@ def test_different_constraints_stay_apart():
         (WORDS.format(20), WORDS.format(20).replace("<=", ">="), False),
         (WORDS.format(20), "def evaluate(response):\n    return len(response) <= 20", False),
         (
-            "import re\ndef evaluate(x):\n    words = re.findall(r'\\bcat\\b', x)\n    return bool(words)",
-            "import re\ndef evaluate(y):\n    found = re.findall(r'\\bwater\\b', y)\n    return bool(found)",
+            "import re\ndef evaluate(x):\n    y = re.findall(r'\\bcat\\b', x)\n    return bool(y)",
+            "import re\ndef evaluate(a):\n    b = re.findall(r'\\bhen\\b', a)\n    return bool(b)",
             True,
         ),
         (
@@ -86,6 +87,8 @@ def test_functions_tie_when_they_are_equal_up_to_constants_and_names(one, other,
 def test_a_function_that_ignores_its_input_or_does_not_parse_ties_nothing():
     assert families.shape("def evaluate(response): return True") is None
     assert families.shape("def evaluate(response) return") is None
+    assert families.shape("def evaluate(r): return " + "not " * 5000 + "r") is None
+    assert families.shape("def evaluate(r): return " + "-" * 80 + "len(r)")
     code = "def evaluate(response): return True"
     assert len(set(families.families(rows("Use no commas", "Answer in French", code=code)))) == 2
 

@@ -1,4 +1,4 @@
-"""A stage that is killed at any moment, against a server with every fault: a rerun ends with the same bytes."""
+"""A stage killed at any moment, against a server with every fault: a rerun ends the same."""
 
 import json
 import os
@@ -100,5 +100,6 @@ def test_kill_9_at_random_moments_and_every_fault_change_no_byte_and_buy_nothing
     assert kills >= 1 and process.returncode == 0
     for name in ("04_responses.jsonl", "04_sft.jsonl", "04_responses.dropped.jsonl"):
         assert (rough / name).read_bytes() == (calm / name).read_bytes(), name
-    # what was bought and not stored was in flight when the stage was killed: at most 8 requests of 4 samples each time
+    # what was bought and not stored was in flight when the stage was killed: at most 8 requests of
+    # 4 samples each time
     assert stored <= answered <= stored + kills * 8 * 4

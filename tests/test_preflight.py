@@ -1,25 +1,38 @@
 import pytest
+import transformers
 from fake_server import FakeServer, always, without
 from tiny_models import checkpoint
 
 from autoif.files import UserError
-from autoif.serving import preflight
+from autoif.serving import engines, preflight
 
 
-def check(monkeypatch, tmp_path, url="", **settings):
+def check(monkeypatch, tmp_path, url="", gpus=8, **settings):
     monkeypatch.setenv("OPENAI_BASE_URL", url)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(preflight, "gpus", lambda processes: ([80e9] * 8, None))
-    flags = {
-        "supervisor": "big",
-        "base": "",
-        "queries": "",
-        "nli": "llm",
-        "out": str(tmp_path),
-        "processes": "8",
-        **settings,
-    }
+    monkeypatch.setattr(engines, "gpu_memory", lambda: [80e9] * gpus)
+    monkeypatch.setattr(engines, "vllm", lambda: "vllm")
+    flags = {"supervisor": "big", "out": str(tmp_path), "processes": "8", **settings}
     preflight.main([word for name, value in flags.items() for word in (f"--{name}", value)])
+
+
+def qwen2(folder, size):
+    """The configuration of a Qwen2 of 7B or 72B parameters; no weights."""
+    hidden, intermediate, layers, heads, key_heads = {
+        "7B": (3584, 18944, 28, 28, 4),
+        "72B": (8192, 29568, 80, 64, 8),
+    }[size]
+    transformers.Qwen2Config(
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads,
+        vocab_size=152_064,
+        tie_word_embeddings=False,
+        max_position_embeddings=32_768,
+    ).save_pretrained(folder)
+    return str(folder)
 
 
 def test_everything_that_is_missing_is_listed_at_once_each_with_its_fix(
@@ -39,11 +52,36 @@ def test_everything_that_is_missing_is_listed_at_once_each_with_its_fix(
     assert "plan:" in capsys.readouterr().out
 
 
-def test_a_batch_that_does_not_divide_is_shown_with_its_arithmetic():
-    assert "128 is no multiple of 8 processes x micro-batch 3 = 24" in preflight.arithmetic(
-        "SFT", "--micro-batch 3", 128, 8
-    )
-    assert preflight.arithmetic("SFT", "--batch 512", 128, 64) is None
+def test_a_model_that_cannot_be_served_is_told_before_anything_is_spent(monkeypatch, tmp_path):
+    base = qwen2(tmp_path / "Qwen2-72B", "72B")
+    with pytest.raises(UserError, match=r"72.7 B parameters x 2 bytes / 1 .* = 154 GB each"):
+        check(monkeypatch, tmp_path, base=base, gpus=1)
+
+
+def test_vllm_that_is_missing_is_told_before_anything_is_spent(monkeypatch, tmp_path):
+    base = qwen2(tmp_path / "Qwen2-7B", "7B")
+    monkeypatch.setenv("VLLM", "no-such-program")
+    monkeypatch.setattr(engines, "gpu_memory", lambda: [80e9])
+    with pytest.raises(UserError, match="set VLLM="):
+        preflight.main(["--supervisor", "big", "--out", str(tmp_path), "--base", base])
+
+
+def test_a_large_model_wants_a_gpu_and_data_alone_does_not(monkeypatch, tmp_path):
+    base = qwen2(tmp_path / "Qwen2-7B", "7B")
+    with pytest.raises(UserError, match="no GPU, and .* has 7.6 B parameters to train"):
+        check(monkeypatch, tmp_path, base=base, gpus=0)
+    with pytest.raises(UserError) as error:
+        check(monkeypatch, tmp_path, base=base, gpus=0, until="04")
+    assert "GPU" not in str(error.value) and "benchmark data" not in str(error.value)
+
+
+def test_a_judge_that_wrote_the_data_is_warned_about(monkeypatch, tmp_path, capsys):
+    with pytest.raises(UserError):
+        check(monkeypatch, tmp_path, judge="big")
+    assert "the judge is the supervisor" in capsys.readouterr().out
+    with pytest.raises(UserError):
+        check(monkeypatch, tmp_path, judge="other")
+    assert "warning" not in capsys.readouterr().out
 
 
 def test_a_refused_key_and_an_unknown_model_are_told_apart():

@@ -1,4 +1,6 @@
+import argparse
 import errno
+import importlib
 import json
 import subprocess
 import sys
@@ -8,7 +10,7 @@ import pytest
 
 from autoif import files
 from autoif.files import UserError
-from autoif.stage import Funnel, through
+from autoif.stage import Funnel, non_negative, positive_int, share, through
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -48,9 +50,9 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
 
 def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path):
     path = tmp_path / "out.jsonl"
-    with pytest.raises(UserError, match=r"out\.jsonl cannot be written, the disk is full"):
-        with files.writer(path):
-            raise OSError(errno.ENOSPC, "No space left on device")
+    full = pytest.raises(UserError, match=r"out\.jsonl cannot be written, the disk is full")
+    with full, files.writer(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -64,6 +66,93 @@ def test_reasons_add_up_to_the_input(tmp_path, capsys):
         "05_x": {"in": 7, "kept": 4, "dropped": {"odd": 3}, "extra": 3}
     }
     assert [row["n"] for row in files.read(tmp_path / "05.dropped.jsonl")] == [1, 3, 5]
+
+
+def test_nothing_is_written_beside_an_output_before_the_stage_has_finished(tmp_path):
+    (tmp_path / "05.dropped.jsonl").write_text('{"reason": "old"}\n')
+    funnel = Funnel("05_x", tmp_path / "05.jsonl")
+    funnel.drop("odd", {"n": 1})
+    assert (tmp_path / "05.dropped.jsonl").read_text() == '{"reason": "old"}\n'
+    (tmp_path / "05.jsonl").write_text("")
+    with pytest.raises(UserError, match="nothing was kept.*1 in -> 0 kept .odd 1.. Why"):
+        funnel.refuse_empty("Why")
+    assert (tmp_path / "05.dropped.jsonl").read_text() == '{"reason": "old"}\n'
+    assert {path.name for path in tmp_path.iterdir()} == {"05.jsonl", "05.dropped.jsonl"}
+
+
+def test_broken_stats_are_named_before_any_work(tmp_path):
+    (tmp_path / "stats.json").write_text("{")
+    with pytest.raises(UserError, match="stats.json cannot be read.*mend or delete it"):
+        Funnel("05_x", tmp_path / "05.jsonl")
+
+
+def test_an_output_that_cannot_be_a_file_is_named_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file/05.dropped.jsonl cannot be written"):
+        Funnel("05_x", tmp_path / "file" / "05.jsonl")
+    with pytest.raises(UserError, match="is a directory; name a file in it"):
+        files.write_whole(tmp_path, "")
+
+
+@pytest.mark.parametrize(
+    "kind, good, bad",
+    [
+        (positive_int, {"1": 1, "12": 12}, ["0", "-1", "1.5", "x", ""]),
+        (share, {"0": 0, "1": 1, "0.5": 0.5, "1/64": 1 / 64}, ["2", "-1", "nan", "x", "1/0"]),
+        (non_negative, {"0": 0, "8.01": 8.01}, ["-1", "nan", "inf", "x"]),
+    ],
+)
+def test_flags_out_of_range_end_the_parser(kind, good, bad):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--flag", type=kind)
+    for text, value in good.items():
+        assert parser.parse_args([f"--flag={text}"]).flag == value
+    for text in bad:
+        with pytest.raises(SystemExit) as ended:
+            parser.parse_args([f"--flag={text}"])
+        assert ended.value.code == 2
+
+
+BAD_FLAGS = [
+    ("01_seed_augment.py", "--limit", "-1"),
+    ("01_seed_augment.py", "--shown", "0"),
+    ("01_seed_augment.py", "--near-duplicate", "nan"),
+    ("02_verifiers.py", "--min-accuracy", "2"),
+    ("02_verifiers.py", "--case-agreement", "-1"),
+    ("02_verifiers.py", "--min-cases", "0"),
+    ("03_backtranslate.py", "--heldout", "2"),
+    ("03_backtranslate.py", "--heldout", "-1"),
+    ("03_backtranslate.py", "--max-functions", "0"),
+    ("04_responses.py", "--queries-per-instruction", "-1"),
+    ("04_responses.py", "--queries-per-instruction", "0"),
+    ("04_responses.py", "--min-score", "nan"),
+    ("04_responses.py", "--heldout-queries", "1.1"),
+    ("04_responses.py", "--show", "0"),
+]
+
+
+@pytest.mark.parametrize("stage, flag, value", BAD_FLAGS)
+def test_a_value_out_of_range_ends_a_stage_with_exit_code_2_and_its_name(
+    stage, flag, value, capsys
+):
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(stage.removesuffix(".py")).main(["--model", "m", flag, value])
+    assert ended.value.code == 2
+    assert f"argument {flag}: must be" in capsys.readouterr().err
+
+
+def test_a_row_is_checked_against_the_form_that_it_must_have():
+    form = {"id": str, "split": {"train", "heldout"}, "verifiers": [{"code": str}]}
+    good = {"id": "a", "split": "train", "verifiers": [{"code": "x", "accuracy": 1.0}], "more": 1}
+    assert files.mismatch(good, form) is None
+    for change, words in (
+        ({"id": 5}, "has 'id', which must be a text"),
+        ({"split": None}, "has 'split', which must be one of heldout, train"),
+        ({"verifiers": [{"code": None}]}, "must be a text"),
+        ({"verifiers": {}}, "must be a list with at least one element"),
+        ({"verifiers": ["x"]}, "must be an object with code"),
+    ):
+        assert words in files.mismatch({**good, **change}, form)
 
 
 def test_results_of_a_stream_return_to_their_items_in_order_and_lazily():
@@ -87,7 +176,8 @@ def test_results_of_a_stream_return_to_their_items_in_order_and_lazily():
 @pytest.mark.parametrize("stage", sorted(path.name for path in ROOT.glob("0?_*.py")))
 def test_help_needs_neither_torch_nor_transformers(stage):
     code = (
-        "import sys, runpy; sys.modules.update(dict.fromkeys(['torch', 'transformers', 'deepspeed', 'sklearn', 'openai']));"
+        "import sys, runpy; absent = ['torch', 'transformers', 'deepspeed', 'sklearn', 'openai'];"
+        "sys.modules.update(dict.fromkeys(absent));"
         f"sys.argv = ['{stage}', '--help']; runpy.run_path('{stage}', run_name='__main__')"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

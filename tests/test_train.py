@@ -9,7 +9,6 @@ import tiny_models
 import torch
 import transformers
 
-from autoif import models
 from autoif.files import UserError
 from autoif.training import engine as train
 from autoif.training import packed
@@ -288,31 +287,3 @@ def test_steps_after_the_resume_point_are_logged_once(tmp_path):
         3,
         4,
     ]
-
-
-def test_a_base_model_without_a_chat_template_is_served_with_the_one_it_is_trained_with(tmp_path):
-    base = tiny_models.checkpoint(tmp_path / "base", "base")
-    before = sorted((path.name, path.read_bytes()) for path in (tmp_path / "base").iterdir())
-    served = models.templated(base, tmp_path / "served")
-    assert (
-        transformers.AutoTokenizer.from_pretrained(served).chat_template == models.FALLBACK_TEMPLATE
-    )
-    assert transformers.AutoModelForCausalLM.from_pretrained(served).num_parameters() > 0
-    assert (
-        sorted((path.name, path.read_bytes()) for path in (tmp_path / "base").iterdir()) == before
-    )
-    chat = tiny_models.checkpoint(tmp_path / "chat", "qwen2")
-    assert (
-        models.templated(chat, tmp_path / "unused") == chat and not (tmp_path / "unused").exists()
-    )
-
-
-def test_the_fallback_template_begins_with_the_models_first_token():
-    made = tiny_models.tokenizer("base")
-    made.chat_template = models.FALLBACK_TEMPLATE
-    assert (
-        made.apply_chat_template(ASK, tokenize=False, add_generation_prompt=True)
-        == "User: Say hi.\nAssistant: "
-    )
-    made.bos_token = "</s>"
-    assert made.apply_chat_template(ASK, tokenize=False).startswith("</s>User: ")

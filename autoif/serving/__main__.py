@@ -2,25 +2,28 @@
 
     python -m autoif.serving out/05_sft -- python 07_eval.py --model out/05_sft --benchmarks heldout
 
-The command finds the server in $OPENAI_BASE_URL. `vllm serve` is used when vLLM is installed, else `transformers serve`;
-$SERVE overrides both, with {model} and {port} in it: SERVE="vllm serve {model} --port {port} --tensor-parallel-size 8".
-The server ends with the command, and with this process however it ends.
+The command finds the server in $OPENAI_BASE_URL and asks for the model by the name given here. With
+GPUs the engine is vLLM ($VLLM, or the one on the path) on all of them, else llama.cpp; $SERVE, a
+command line with {model} and {port} in it, overrides both. The server ends with the command, and
+with this process however it ends.
 """
 
+import argparse
 import ctypes
 import os
-import shlex
-import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 from autoif.files import UserError
+from autoif.models import servable
+from autoif.serving import engines, llamacpp
 from autoif.stage import run
 
 START_SECONDS = 1800  # a 72B model is read from a network disk in minutes
@@ -33,57 +36,44 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def command_line(model: str, port: int) -> list[str]:
-    """The server's command line, from $SERVE or from what is installed."""
-    template = os.environ.get("SERVE")
-    if not template:
-        beside = Path(
-            sys.executable
-        ).parent  # the environment's own programs, also when it is not activated
-        vllm = shutil.which("vllm", path=f"{beside}{os.pathsep}{os.environ.get('PATH', '')}")
-        transformers = shutil.which(
-            "transformers", path=f"{beside}{os.pathsep}{os.environ.get('PATH', '')}"
-        )
-        if vllm:
-            template = f"{vllm} serve {{model}} --host 127.0.0.1 --port {{port}}"
-        elif transformers:
-            template = f"{transformers} serve {{model}} --continuous-batching --host 127.0.0.1 --port {{port}}"
-        else:
-            raise UserError(
-                "neither vllm nor transformers is installed; pip install vllm, or set $SERVE to a command "
-                "with {model} and {port}"
-            )
-    return [
-        word.replace("{model}", model).replace("{port}", str(port))
-        for word in shlex.split(template)
-    ]  # JSON flags have braces too
+def command_line(args: argparse.Namespace, folder: Path, port: int) -> list[str]:
+    """The server's command line; what it serves is made of the model in the empty `folder`."""
+    template, memory = os.environ.get("SERVE"), engines.gpu_memory()
+    if template:
+        return engines.own_command(template, servable(args.model, folder), port)
+    if memory:
+        shape = engines.shape(args.model)
+        engines.split(args.model, shape, memory)  # before minutes of download and links
+        return engines.vllm_command(args.model, servable(args.model, folder), port, shape, memory)
+    gguf = llamacpp.converted(args.model, folder, args.weights)
+    return engines.llama_command(gguf, args.model, port, args.slots, args.context)
 
 
 def die_with_parent() -> None:
-    """In the child, before it starts: a group of its own, and SIGKILL when this process is gone (kill -9 included)."""
+    """In the child: a group of its own, and SIGKILL when this process is gone, by kill -9 too."""
     os.setsid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def wait_until_ready(server: subprocess.Popen, url: str, log: Path) -> None:
-    """Return when `url` answers. /health is what vLLM, SGLang and transformers share; /v1/models may need a hub cache."""
+    """Return when the server says that it is well."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if server.poll() is not None:
+            last = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
             raise UserError(
-                f"the server ended with exit code {server.returncode}; the end of {log}:\n"
-                + "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+                f"the server ended with exit code {server.returncode}; the end of {log}:\n{last}"
             )
         try:
             with urllib.request.urlopen(f"{url}/health", timeout=5):
                 return
         except (urllib.error.URLError, OSError):
-            time.sleep(0.5)
+            time.sleep(0.2)
     raise UserError(f"the server is not ready after {START_SECONDS} s; see {log}")
 
 
 def stop(server: subprocess.Popen) -> None:
-    """End the server's whole process group; it has 3 seconds to go by itself: what it was answering is nobody's."""
+    """End the server's whole process group, in 3 seconds: what it was answering is nobody's."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(server.pid, sign)
@@ -94,40 +84,65 @@ def stop(server: subprocess.Popen) -> None:
             continue
 
 
-def main() -> None:
-    if len(sys.argv) < 4 or sys.argv[2] != "--":
-        raise UserError("usage: python -m autoif.serving MODEL -- COMMAND ...")
-    model, command, port = sys.argv[1], sys.argv[3:], free_port()
-    log = Path(os.environ.get("SERVE_LOG", "out/logs")) / f"serve_{Path(model).name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    for name in (
-        "no_proxy",
-        "NO_PROXY",
-    ):  # for the check below and the command's client: the server is on this machine
-        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
-    # Ctrl-C and kill of this process go through `finally` as well
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    began = time.monotonic()
+def serve(args: argparse.Namespace, folder: Path, log: Path) -> int:
+    """Run the command beside the server; returns the command's exit code."""
+    began, port = time.monotonic(), free_port()
+    line = command_line(args, folder, port)
     with open(log, "a") as output:
         server = subprocess.Popen(
-            command_line(model, port),
+            line,
+            stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            stdin=subprocess.DEVNULL,
             preexec_fn=die_with_parent,
         )
     try:
         url = f"http://127.0.0.1:{port}"
         wait_until_ready(server, url, log)
-        print(
-            f"serving {model} on port {port} after {time.monotonic() - began:.0f} s; log: {log}",
-            flush=True,
-        )
-        code = subprocess.run(
-            command, env={**os.environ, "OPENAI_BASE_URL": f"{url}/v1"}
-        ).returncode
+        seconds = time.monotonic() - began
+        print(f"serving {args.model} on port {port} after {seconds:.0f} s; log: {log}", flush=True)
+        environment = {**os.environ, "OPENAI_BASE_URL": f"{url}/v1"}
+        return subprocess.run(args.command, env=environment).returncode
     finally:
         stop(server)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m autoif.serving",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", help="checkpoint directory, or a name on the hub")
+    parser.add_argument("command", nargs="+", help="after --, what runs beside the server")
+    group = parser.add_argument_group("llama.cpp (no GPU)")
+    group.add_argument("--slots", type=int, default=16, help="answers at a time")
+    group.add_argument(
+        "--context", type=int, default=4096, help="tokens of a prompt and its answer"
+    )
+    group.add_argument("--weights", choices=["q8_0", "bf16"], default="q8_0")
+    words = sys.argv[1:] if argv is None else argv
+    if "--" not in words:
+        parser.error("give the command after --")
+    at = words.index("--")
+    args = parser.parse_args([*words[:at], "command"])
+    args.command = words[at + 1 :]
+    if not args.command:
+        parser.error("give the command after --")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    log = Path(os.environ.get("SERVE_LOG", "out/logs")) / f"serve_{Path(args.model).name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    # for the check below and the command's client: the server is on this machine
+    for name in ("no_proxy", "NO_PROXY"):
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
+    # Ctrl-C and kill of this process go through `finally` as well
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with tempfile.TemporaryDirectory() as folder:
+        code = serve(args, Path(folder), log)
     sys.exit(code)
 
 

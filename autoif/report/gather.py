@@ -1,0 +1,277 @@
+"""Read a run's folder into what the page shows; a part whose stage has not run is left out.
+
+Of many rows a sample is kept, drawn with a seed that the page states. All counts are of all rows.
+"""
+
+import json
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from autoif import files, reward
+from autoif.evaluation import intervals
+from autoif.files import UserError
+
+PROBED = 500  # constraints, at most, that the probes are run on: seconds, not minutes
+MODELS = ["05_sft", "06_offline", "online_*/06_dpo"]  # where run_all.sh trains
+MAIN = "stage 04"  # the name of the run's own responses, beside online_1, online_2, ...
+
+
+def rows_of(path: Path) -> Iterable[dict]:
+    """The rows of a file, none where there is no such file."""
+    return files.read(path) if path.is_file() else []
+
+
+def read_json(path: Path, default: object) -> object:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
+
+
+def sample(rows: Iterable[dict], size: int, rng: random.Random) -> Iterator[tuple[dict, list]]:
+    """Yield (row, the sample so far) for each row: after the last one, `size` rows drawn evenly."""
+    kept = []
+    for number, row in enumerate(rows):
+        if number < size:
+            kept.append(row)
+        elif (place := rng.randrange(number + 1)) < size:
+            kept[place] = row
+        yield row, kept
+
+
+def share(count: int, total: int) -> float | None:
+    return count / total if total else None
+
+
+# ---- constraints and their functions ----
+
+
+def verdict_of(row: dict, function: int) -> str | None:
+    """The one verdict that a function gives all cases of its constraint; None where they differ."""
+    verdicts = {case["verdicts"][function] for case in row["cases"] if case.get("verdicts")}
+    return verdicts.pop() if len(verdicts) == 1 and len(row["cases"]) > 1 else None
+
+
+def quality(rows: Iterable[dict]) -> dict:
+    """What the kept functions and cases are like, over all constraints."""
+    found = {
+        "functions": Counter(),
+        "cases": Counter(),
+        "accuracy": [],
+        "agreement": [],
+        "constant": Counter(),
+        "split": Counter(),
+        "families": Counter(),
+    }
+    for row in rows:
+        found["functions"][len(row["verifiers"])] += 1
+        found["cases"][len(row["cases"])] += 1
+        found["split"][row.get("split", "not yet split")] += 1
+        if "family" in row:
+            found["families"][row["family"]] += 1
+        found["accuracy"] += [verifier["accuracy"] for verifier in row["verifiers"]]
+        found["agreement"] += [case["agreement"] for case in row["cases"] if "agreement" in case]
+        for function in range(len(row["verifiers"])):
+            found["constant"][verdict_of(row, function)] += 1
+    return found
+
+
+def probed(rows: list[dict], seed: int, options: dict) -> dict:
+    """What earns a reward without an answer, on at most PROBED constraints."""
+    drawn = random.Random(seed).sample(rows, min(PROBED, len(rows)))
+    verifiers = reward.Verifiers({row["id"]: row for row in drawn}, "the run", **options)
+    try:
+        return {"found": reward.probe(verifiers), "of": len(rows)}
+    except UserError as error:  # no sandbox here: the rest of the page does without
+        return {"error": str(error), "of": len(rows)}
+    finally:
+        verifiers.close()
+
+
+def dropped_constraints(out: Path) -> Iterator[dict]:
+    for stage in ("01_instructions", "02_verifiers", "03_instructions"):
+        for row in rows_of(out / f"{stage}.dropped.jsonl"):
+            functions = [{"code": code} for code in row.get("functions", [])]
+            yield {"verifiers": functions, "cases": [], **row, "stage": stage}
+
+
+def shown_constraint(row: dict, sides: dict) -> dict:
+    """A constraint as the page shows it, kept or dropped; `sides` are those of its cases' pairs."""
+    names = ("id", "instruction", "source", "family", "split", "reason", "stage")
+    shown = {name: row[name] for name in names if name in row}
+    shown["functions"] = [
+        {"code": verifier["code"], "accuracy": verifier.get("accuracy")}
+        for verifier in row.get("verifiers", [])
+    ]
+    shown["cases"] = [
+        {**case, "side": sides.get((row.get("id"), case["input"]))} for case in row.get("cases", [])
+    ]
+    labels = row.get("nli", [])
+    shown["back"] = list(zip(row.get("back_translations", []), labels))
+    return shown
+
+
+def constraints(out: Path, size: int, seed: int, options: dict) -> dict | None:
+    """Quality, probes and a sample of constraints, of the latest stage that has finished."""
+    written = [out / f"{name}.jsonl" for name in ("03_instructions", "02_verifiers")]
+    path = next((path for path in written if path.is_file()), None)
+    kept = list(files.read(path)) if path else list(rows_of(out / "01_instructions.jsonl"))
+    if not kept:
+        return None
+    rng = random.Random(seed)
+    shown = rng.sample(kept, min(size, len(kept)))
+    lost = list(dropped_constraints(out))
+    lost = rng.sample(lost, min(size, len(lost)))
+    sides = paired(out, {row["id"] for row in shown})
+    return {
+        "count": len(kept),
+        "quality": quality(kept) if path else None,
+        "probes": probed(kept, seed, options) if path else None,
+        "families": {row["id"]: row["family"] for row in kept if "family" in row},
+        "shown": [shown_constraint(row, sides) for row in shown + lost],
+    }
+
+
+# ---- responses ----
+
+
+def outcomes(folder: Path, wanted: set[str]) -> tuple[set[str], dict[str, list]]:
+    """(ids of kept responses, drop reasons by prompt in the order of its responses)."""
+    kept = set()
+    for row in rows_of(folder / "04_sft.jsonl"):
+        if row["id"].rpartition(".")[0] in wanted:
+            kept.add(row["id"])
+    dropped = defaultdict(list)
+    for row in rows_of(folder / "04_responses.dropped.jsonl"):
+        if row["id"] in wanted and "text" in row:  # one without a text was never answered
+            dropped[row["id"]].append(row["reason"])
+    return kept, dropped
+
+
+def paired(folder: Path, wanted: set[str]) -> dict[tuple[str, str], str]:
+    """{(prompt's id, text): "chosen" or "rejected"} of the pairs made of these prompts."""
+    sides = {}
+    for row in rows_of(folder / "06_pairs.jsonl"):
+        prompt = row["id"].split("/")[0]
+        if prompt in wanted:
+            for side in ("chosen", "rejected"):
+                sides[prompt, row[side][-1]["content"]] = side
+    return sides
+
+
+def pass_rate(row: dict) -> float:
+    """As stage 04 noted it, else the share of responses that more than half the functions pass."""
+    if row.get("pass_rate") is not None:
+        return row["pass_rate"]
+    return sum(each["accuracy"] > 0.5 for each in row["responses"]) / len(row["responses"])
+
+
+def outcome_of(number: int, row: dict, kept: set[str], dropped: dict[str, list]) -> str:
+    if f"{row['id']}.{number}" in kept:
+        return "kept"
+    reasons = dropped[row["id"]]
+    return reasons.pop(0) if reasons else "not accounted for"
+
+
+def shown_prompt(row: dict, source: str, kept: set, dropped: dict, sides: dict) -> dict:
+    """A prompt with its responses as the page shows them."""
+    responses = []
+    for number, response in enumerate(row["responses"]):
+        responses.append(
+            {
+                **response,
+                "outcome": outcome_of(number, row, kept, dropped),
+                "side": sides.get((row["id"], response["text"])),
+            }
+        )
+    names = ("id", "instruction_id", "instruction", "query", "prompt")
+    shown = {name: row[name] for name in names if name in row}
+    rate = pass_rate(row) if responses else None
+    return {**shown, "source": source, "pass_rate": rate, "responses": responses}
+
+
+def responses(folder: Path, name: str, size: int, seed: int) -> dict | None:
+    """Pass rates, lengths and a sample of prompts of one 04_responses.jsonl."""
+    path = folder / "04_responses.jsonl"
+    if not path.is_file():
+        return None
+    rates, lengths, drawn = [], {"passed": [], "not passed": []}, []
+    truncated, scored, above_8 = 0, 0, 0
+    for row, drawn in sample(files.read(path), size, random.Random(seed)):  # noqa: B007
+        if row["responses"]:
+            rates.append(pass_rate(row))
+        for response in row["responses"]:
+            side = "passed" if response["accuracy"] > 0.5 else "not passed"
+            lengths[side].append(len(response["text"]))
+            truncated += response.get("finish_reason") == "length"
+            scored += response.get("score") is not None
+            above_8 += (response.get("score") or 0) > 8
+    wanted = {row["id"] for row in drawn}
+    kept, dropped = outcomes(folder, wanted)
+    sides = paired(folder, wanted)
+    return {
+        "rates": rates,
+        "lengths": lengths,
+        "truncated": share(truncated, sum(map(len, lengths.values()))),
+        "scored": scored,
+        "above_8": above_8,
+        "shown": [shown_prompt(row, name, kept, dropped, sides) for row in drawn],
+    }
+
+
+# ---- training and results ----
+
+
+def curves(out: Path) -> dict[str, list[dict]]:
+    """{model's folder: its metrics.jsonl}, the trained models in their order."""
+    found = {}
+    for pattern in MODELS:
+        for folder in sorted(out.glob(pattern)):
+            steps = list(rows_of(folder / "metrics.jsonl"))
+            if steps:
+                found[str(folder.relative_to(out))] = steps
+    return found
+
+
+def by_family(out: Path, results: list[dict], families: dict[str, str]) -> dict[str, dict]:
+    """{family: {model: interval}} of the held-out benchmark's items."""
+    points = defaultdict(lambda: defaultdict(list))
+    for result in results:
+        if result["benchmark"] != "heldout" or "items" not in result:
+            continue
+        for row in rows_of(out / result["items"]):
+            constraint = row.get("constraint") or re.sub(r"-\d+$", "", row["id"])
+            family = families.get(constraint)
+            if family is not None:
+                points[family][result["model"]] += row["points"].get("Held-out", [])
+    measured = {}
+    for family, models in sorted(points.items()):
+        measured[family] = {name: intervals.interval(found) for name, found in models.items()}
+    return measured
+
+
+def gather(out: Path, size: int, seed: int, options: dict) -> dict:
+    """Everything on the page; see the functions above for what each part holds."""
+    made = constraints(out, size, seed, options)
+    asked, stats = {}, {}
+    for folder in [out, *sorted(out.glob("online_*"))]:
+        name = MAIN if folder == out else folder.name
+        stats[name] = read_json(folder / "stats.json", {})
+        found = responses(folder, name, size, seed)
+        if found:
+            asked[name] = found
+    if made is None and not any(stats.values()):
+        raise UserError(f"{out} holds no row of a run; give the folder that run_all.sh wrote (OUT)")
+    results = read_json(out / "07_results.json", [])
+    families = made["families"] if made else {}
+    return {
+        "name": out.resolve().name,
+        "stats": stats,
+        "constraints": made,
+        "responses": asked,
+        "curves": curves(out),
+        "results": results,
+        "by_family": by_family(out, results, families),
+        "size": size,
+        "seed": seed,
+    }

@@ -1,0 +1,360 @@
+"""Lay a gathered run out as one HTML page that needs no network and no server."""
+
+import json
+from pathlib import Path
+
+from autoif.report.draw import bars, bins, curve, dots, escape
+from autoif.report.gather import MAIN
+
+HERE = Path(__file__).parent
+STAGES = {  # stage: (what comes in, what is kept)
+    "01_seed_augment": ("lines", "constraints"),
+    "02_verifiers": ("constraints", "with functions and cases that agree"),
+    "03_backtranslate": ("constraints", "that their functions do not contradict"),
+    "04_responses": ("responses", "SFT rows"),
+    "06_dpo pairs": ("prompts and constraints", "with a pair"),
+}
+RATINGS = {"FB CSL", "MT turn 1", "MT turn 2", "MT-Bench"}  # the others are shares
+CURVES = ["loss", "accuracy", "margin"]  # of metrics.jsonl, where a stage logs them
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<title>AutoIF: {name}</title><style>
+{css}</style></head><body>
+<header><h1>AutoIF <span>{name}</span></h1><nav>{links}</nav></header>
+<main>
+{sections}
+</main>
+<footer>Samples are drawn with seed {seed}: {size} at most of each kind. All counts are of all
+rows.</footer>
+<script type="application/json" id="data">{data}</script>
+<script>
+{script}</script></body></html>
+"""
+
+
+def percent(value: float | None, digits: int = 0) -> str:
+    return "–" if value is None else f"{value * 100:.{digits}f} %"
+
+
+def table(header: list, rows: list[list], kind: str = "") -> str:
+    """A table whose cells are text; the first column is its rows' names."""
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    lines = []
+    for row in rows:
+        cells = "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+        lines.append(f"<tr><th>{escape(row[0])}</th>{cells}</tr>")
+    body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
+    return f'<div class="scroll"><table class="{kind}">{body}</table></div>'
+
+
+def figure(picture: str, title: str, words: str = "") -> str:
+    said = f"<p>{escape(words)}</p>" if words else ""
+    return f"<figure><figcaption>{escape(title)}</figcaption>{picture}{said}</figure>"
+
+
+def section(name: str, title: str, *parts: str) -> str:
+    return f'<section id="{name}"><h2>{escape(title)}</h2>{"".join(parts)}</section>'
+
+
+def legend(names: list[str]) -> str:
+    items = []
+    for place, name in enumerate(names):
+        items.append(f'<span><i class="back{place % 8}"></i>{escape(name)}</span>')
+    return f'<p class="legend">{"".join(items)}</p>'
+
+
+# ---- the funnel, and table 5 ----
+
+
+def step(stage: str, numbers: dict, widest: int) -> str:
+    """One stage: a bar of what was kept of what came in, and the reasons of the rest."""
+    taken, kept = numbers["in"], numbers["kept"]
+    incoming, outgoing = STAGES[stage]
+    width = max(100 * taken / widest, 4) if widest else 4
+    filled = 100 * kept / taken if taken else 0
+    reasons = sorted(numbers.get("dropped", {}).items(), key=lambda each: -each[1])
+    chips = "".join(f"<li>{escape(reason)} <b>{count:,}</b></li>" for reason, count in reasons)
+    return (
+        f'<div class="step"><h3>{escape(stage)}</h3><p><b>{kept:,}</b> {outgoing} of {taken:,} '
+        f'{incoming}</p><div class="bar" style="width:{width:.1f}%">'
+        f'<i style="width:{filled:.1f}%"></i></div><ul class="chips">{chips}</ul></div>'
+    )
+
+
+def funnel(run: dict) -> str:
+    parts = []
+    for name, stats in run["stats"].items():
+        stages = [(stage, stats[stage]) for stage in STAGES if stage in stats]
+        if stages:
+            widest = max(numbers["in"] for _, numbers in stages)
+            title = f"<h3 class=loop>{escape(name)}</h3>" if name != MAIN else ""
+            parts.append(title + "".join(step(*each, widest) for each in stages))
+    return section("funnel", "From seeds to pairs", *parts, table_5(run)) if parts else ""
+
+
+def table_5(run: dict) -> str:
+    """Our counts beside those of the paper's table 5, which stage 04 writes to stats.json."""
+    stats = run["stats"][MAIN]
+    numbers = stats.get("04_responses", {})
+    if "paper_table_5" not in numbers:
+        return ""
+    pairs = sum(stats.get("06_dpo pairs", {}).get("pairs", {}).values())
+    above, scored = 0, 0
+    shown = run["responses"].get(MAIN)
+    if shown:
+        above, scored = shown["above_8"], shown["scored"]
+    ours = [f"{numbers['in']:,}", f"{numbers['kept']:,}", f"{pairs:,}" if pairs else "–"]
+    ours.append(percent(above / scored) if scored else "not scored")
+    columns, rows = numbers["paper_table_5"]["columns"], [["this run", *ours]]
+    for supervisor, values in numbers["paper_table_5"].items():
+        if supervisor != "columns":
+            *counts, part = values
+            rows.append([f"paper, {supervisor}", *(f"{n:,}" for n in counts), percent(part)])
+    words = (
+        "<p class=note>Table 5 of the paper. Share above 8: of the responses that were scored.</p>"
+    )
+    return table(["", *columns], rows, "beside") + words
+
+
+# ---- verifiers ----
+
+
+def counted(found: dict) -> tuple[list[int], list[str]]:
+    """The values and labels of a histogram of small whole numbers; the last bar is open at 24."""
+    most = min(24, max(found))
+    labels = [str(number) for number in range(1, most)] + [f"{most}+" if most == 24 else str(most)]
+    values = [found.get(number, 0) for number in range(1, most)]
+    values.append(sum(count for number, count in found.items() if number >= most))
+    return values, labels
+
+
+def shares(values: list[float]) -> tuple[list[int], list[str]]:
+    labels = [f"{tenth * 10} %" for tenth in range(10)]
+    return bins(values, 0, 1, 10), labels
+
+
+def probes(found: dict | None) -> str:
+    """What fools the functions, as a table."""
+    if found is None:
+        return ""
+    if "error" in found:
+        return f"<p class=note>Probes were not run: {escape(found['error'])}</p>"
+    rows = []
+    for name, numbers in found["found"].items():
+        functions = numbers["functions"] / max(numbers["of_functions"], 1)
+        accepted = len(numbers["ids"]) / max(numbers["of_constraints"], 1)
+        some = ", ".join(numbers["ids"][:4])
+        rows.append([name, percent(functions), percent(accepted), some])
+    of = next(iter(found["found"].values()))["of_constraints"]
+    return (
+        "<h3>Probes for reward hacking</h3><p class=note>Answers that answer nothing: the share of "
+        "functions that pass each, and of constraints under which it would be accepted. Some are "
+        "fairly earned (an empty answer has no commas); all are what a policy is paid for saying "
+        f"nothing. {of:,} of {found['of']:,} constraints were probed.</p>"
+        + table(["probe", "functions", "constraints", "such as"], rows)
+    )
+
+
+def verifiers(run: dict) -> str:
+    made = run["constraints"]
+    if not made or not made["quality"]:
+        return ""
+    found = made["quality"]
+    constant = {name: count for name, count in found["constant"].items() if name}
+    functions = sum(found["constant"].values())
+    said = ", ".join(f"always {name} {count:,}" for name, count in constant.items()) or "none"
+    split = ", ".join(f"{name} {count:,}" for name, count in found["split"].items())
+    values, labels = counted(found["functions"])
+    pictures = [
+        figure(bars({"constraints": values}, labels, "functions"), "Functions a constraint")
+    ]
+    values, labels = counted(found["cases"])
+    pictures.append(figure(bars({"constraints": values}, labels, "cases"), "Cases a constraint"))
+    values, labels = shares(found["accuracy"])
+    words = "Share of its constraint's kept cases that a kept function gets right."
+    pictures.append(figure(bars({"functions": values}, labels, "accuracy"), "Accuracy", words))
+    if found["agreement"]:
+        values, labels = shares(found["agreement"])
+        words = "Share of all functions that agree with a kept case."
+        pictures.append(figure(bars({"cases": values}, labels, "agreement"), "Agreement", words))
+    facts = [
+        ["constraints", f"{made['count']:,} ({split})"],
+        ["functions", f"{functions:,}"],
+        ["one verdict for every case", said],
+    ]
+    if found["families"]:
+        largest = ", ".join(f"{name} {count:,}" for name, count in found["families"].most_common(8))
+        facts.append(["families", f"{len(found['families']):,} ({largest})"])
+    stats = run["stats"][MAIN].get("02_verifiers", {})
+    errors = [
+        f"{name[16:]} {count:,}" for name, count in stats.items() if name[:15] == "function error:"
+    ]
+    if errors:
+        facts.append(["errors of functions", ", ".join(errors)])
+    grid = f'<div class="grid">{"".join(pictures)}</div>'
+    return section(
+        "verifiers", "Verifiers", table(["", ""], facts, "facts"), grid, probes(made["probes"])
+    )
+
+
+# ---- responses ----
+
+
+def outcome_bar(rates: list[float]) -> str:
+    """How many prompts all, some or none of the responses pass: only mixed ones teach."""
+    counts = {
+        "all fail": sum(rate == 0 for rate in rates),
+        "mixed": sum(0 < rate < 1 for rate in rates),
+        "all pass": sum(rate == 1 for rate in rates),
+    }
+    parts, total = [], len(rates) or 1
+    for place, (name, count) in enumerate(counts.items()):
+        words = f"{name} {count:,} ({percent(count / total)})"
+        parts.append(
+            f'<i class="part{place}" style="flex:{count} 0 0" title="{escape(words)}"></i>'
+        )
+    said = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    return f'<div class="stack">{"".join(parts)}</div><p class=note>{said}</p>'
+
+
+def responses(run: dict) -> str:
+    parts = []
+    for name, found in run["responses"].items():
+        values, labels = shares(found["rates"])
+        longest = max(max(lengths, default=0) for lengths in found["lengths"].values()) or 1
+        edges = [f"{longest * tenth // 10:,}" for tenth in range(10)]
+        groups = {side: bins(found["lengths"][side], 0, longest, 10) for side in found["lengths"]}
+        passed = "the share of a prompt's responses that more than half of the functions pass"
+        cut = f"{percent(found['truncated'], 1)} of the responses ran into the token limit."
+        pictures = [
+            figure(bars({"prompts": values}, labels, "pass rate"), "Pass rate a prompt", passed),
+            figure(bars(groups, edges, "length"), "Characters a response", cut),
+        ]
+        parts.append(f"<h3>{escape(name)}</h3>" + outcome_bar(found["rates"]))
+        parts.append(f'<div class="grid">{"".join(pictures)}</div>' + legend(list(groups)))
+    return section("responses", "Responses", *parts) if parts else ""
+
+
+# ---- training, results ----
+
+
+def training(run: dict) -> str:
+    parts = []
+    for name, steps in run["curves"].items():
+        pictures = []
+        for metric in CURVES:
+            points = [(row["step"], row[metric]) for row in steps if metric in row]
+            if points:
+                last = f"{points[0][1]:.4g} at step {points[0][0]}, {points[-1][1]:.4g} at the end"
+                pictures.append(figure(curve(points, f"{name}, {metric}"), metric, last))
+        parts.append(f'<h3>{escape(name)}</h3><div class="grid">{"".join(pictures)}</div>')
+    return section("training", "Training", *parts) if parts else ""
+
+
+def interval_row(name: str, metric: dict) -> tuple:
+    return name, metric["value"], metric.get("low"), metric.get("high")
+
+
+def cell(name: str, metric: dict | None) -> str:
+    """`44.0 [39.9, 48.2]`, in per cent unless the metric is a rating."""
+    if metric is None:
+        return ""
+    scale, digits = (1, 2) if name in RATINGS else (100, 1)
+    shown = f"{metric['value'] * scale:.{digits}f}"
+    if metric.get("low") is None:
+        return shown
+    return f"{shown} [{metric['low'] * scale:.{digits}f}, {metric['high'] * scale:.{digits}f}]"
+
+
+def results(run: dict) -> str:
+    metrics: dict[str, dict[str, dict]] = {}
+    for row in run["results"]:
+        for name, metric in row.get("metrics", {}).items():
+            metrics.setdefault(name, {})[row["model"]] = metric
+    gaps = [
+        f"{row['model']}, {row['benchmark']}: {row['gap']}"
+        for row in run["results"]
+        if "gap" in row
+    ]
+    if not metrics and not gaps:
+        return ""
+    models = list(dict.fromkeys(row["model"] for row in run["results"]))
+    pictures, rows = [], []
+    for name, found in metrics.items():
+        measured = [interval_row(model, found[model]) for model in models if model in found]
+        pictures.append(figure(dots(measured, name), name))
+        rows.append([name, *(cell(name, found.get(model)) for model in models)])
+    parts = ["<p class=note>In per cent (ratings as they are), with 95 % intervals.</p>"]
+    parts += [f'<div class="grid">{"".join(pictures)}</div>', table(["", *models], rows)]
+    if run["by_family"]:
+        kinds = []
+        for family, found in run["by_family"].items():
+            kinds.append([family, *(cell("", found.get(model)) for model in models)])
+        parts += ["<h3>Held-out constraints, by family</h3>", table(["family", *models], kinds)]
+    parts += [f"<p class=note>Not run: {escape(gap)}</p>" for gap in gaps]
+    return section("results", "Results", *parts)
+
+
+# ---- the head, the samples, the page ----
+
+
+def tiles(run: dict) -> str:
+    """The run in a few large numbers."""
+    stats, found = run["stats"][MAIN], {}
+    if run["constraints"]:
+        found["constraints"] = f"{run['constraints']['count']:,}"
+        quality = run["constraints"]["quality"]
+        found["functions"] = f"{sum(quality['constant'].values()):,}" if quality else "–"
+    if "04_responses" in stats:
+        found["responses"] = f"{stats['04_responses']['in']:,}"
+        found["SFT rows"] = f"{stats['04_responses']['kept']:,}"
+    if "06_dpo pairs" in stats:
+        found["pairs"] = f"{sum(stats['06_dpo pairs'].get('pairs', {}).values()):,}"
+    for row in run["results"]:
+        if row["benchmark"] == "heldout" and "metrics" in row:
+            value = next(iter(row["metrics"].values()))["value"]
+            found[f"held-out, {row['model']}"] = percent(value, 1)
+    items = "".join(f"<div><b>{number}</b>{escape(name)}</div>" for name, number in found.items())
+    return f'<section class="tiles">{items}</section>'
+
+
+SAMPLES = """
+<div class="controls" role="search">
+<div class="views"></div>
+<input type="search" placeholder="search text, code, ids" aria-label="search">
+<select aria-label="outcome"></select><select aria-label="source"></select>
+<output></output></div><div class="cards"></div>
+<button class="more" hidden>show more</button>"""
+
+
+def embedded(value: object) -> str:
+    """JSON that nothing in it can leave its script tag by, whatever a model wrote."""
+    text = json.dumps(value, ensure_ascii=True)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def page(run: dict) -> str:
+    made = run["constraints"]
+    data = {
+        "constraints": made["shown"] if made else [],
+        "prompts": [row for found in run["responses"].values() for row in found["shown"]],
+    }
+    samples = section("samples", "Samples", SAMPLES)
+    parts = [funnel(run), verifiers(run), responses(run), training(run), results(run), samples]
+    names = ["funnel", "verifiers", "responses", "training", "results", "samples"]
+    there = [name for name, part in zip(names, parts) if part]
+    return PAGE.format(
+        name=escape(run["name"]),
+        css=(HERE / "page.css").read_text(encoding="utf-8"),
+        script=(HERE / "samples.js").read_text(encoding="utf-8"),
+        links="".join(f'<a href="#{name}">{name}</a>' for name in there),
+        sections=tiles(run) + "\n".join(part for part in parts if part),
+        data=embedded(data),
+        seed=run["seed"],
+        size=f"{run['size']:,}",
+    )

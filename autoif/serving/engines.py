@@ -1,0 +1,152 @@
+"""The two engines that serve a checkpoint: vLLM where there are GPUs, llama.cpp elsewhere.
+
+Both are started so that nothing but the request decides how a token is sampled: no top-k, min-p,
+repetition penalty or length limit of the checkpoint's or the engine's own is added to it.
+"""
+
+import dataclasses
+import math
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from autoif.files import UserError
+
+CONTEXT = 16_384  # tokens of prompt and answer: Arena-Hard's answers may have 4,096
+# vLLM's own default; the rest is left to CUDA and to whoever else uses the GPU
+GPU_SHARE = 0.9
+ACTIVATIONS = 3e9  # bytes a GPU: activations of a batch, CUDA graphs, buffers of the collectives
+# Longest requests whose cache should fit beside the weights, or the GPU waits for memory.
+REQUESTS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What a model's memory follows from; sizes in parameters, layers, heads and tokens."""
+
+    parameters: float
+    layers: int
+    heads: int
+    key_heads: int
+    head_size: int
+    positions: int
+
+    def context(self) -> int:
+        return min(self.positions, CONTEXT)
+
+    def cache(self) -> int:
+        """Bytes of keys and values of one request of full length, in bf16."""
+        a_token = 2 * self.layers * self.key_heads * self.head_size * 2
+        return a_token * self.context()
+
+
+def shape(model: str) -> Shape:
+    """The shape that a model's configuration describes; no weight is read or made."""
+    import torch
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{model} is no model: {str(error).splitlines()[0]}") from None
+    with torch.device("meta"):
+        empty = transformers.AutoModelForCausalLM.from_config(config)
+    heads = config.num_attention_heads
+    return Shape(
+        parameters=empty.num_parameters(),
+        layers=config.num_hidden_layers,
+        heads=heads,
+        key_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_size=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        positions=config.max_position_embeddings,
+    )
+
+
+def gpu_memory() -> list[float]:
+    """The memory of each GPU here in bytes; none without a GPU."""
+    if not Path("/dev/nvidiactl").exists() and not Path("/dev/kfd").exists():
+        return []  # torch takes seconds to say the same
+    import torch
+
+    count = torch.cuda.device_count()
+    return [float(torch.cuda.get_device_properties(n).total_memory) for n in range(count)]
+
+
+def memory_of(shape: Shape, tensor_parallel: int, requests: int) -> float:
+    """Bytes each of `tensor_parallel` GPUs needs for the weights and the cache of `requests`."""
+    weights = 2 * shape.parameters / tensor_parallel
+    # a key head is never split: more GPUs than key heads hold copies
+    cache = shape.cache() * requests / min(tensor_parallel, shape.key_heads)
+    return weights + cache + ACTIVATIONS
+
+
+def split(model: str, shape: Shape, memory: list[float]) -> tuple[int, int]:
+    """The smallest split that fits, as often as there are GPUs: (tensor parallel, data parallel).
+
+    Fewer GPUs a copy exchange less, and more copies answer more. UserError with the arithmetic
+    where not even all GPUs together hold it.
+    """
+    usable = GPU_SHARE * min(memory)
+    splits = [2**n for n in range(int(math.log2(len(memory))) + 1) if shape.heads % 2**n == 0]
+    for requests in (REQUESTS, 1):
+        for tensor_parallel in splits:
+            if memory_of(shape, tensor_parallel, requests) <= usable:
+                return tensor_parallel, len(memory) // tensor_parallel
+    widest = splits[-1]
+    raise UserError(
+        f"{model} cannot be served on {len(memory)} GPUs of {min(memory) / 1e9:.0f} GB: "
+        f"{shape.parameters / 1e9:.1f} B parameters x 2 bytes / {widest} + "
+        f"{shape.cache() / 1e9:.1f} GB of cache for one request of {shape.context():,} tokens / "
+        f"{min(widest, shape.key_heads)} + {ACTIVATIONS / 1e9:.0f} GB = "
+        f"{memory_of(shape, widest, 1) / 1e9:.0f} GB each, and {GPU_SHARE:.0%} of a GPU is "
+        f"{usable / 1e9:.0f} GB; use more GPUs, or set SERVE to a server of your own"
+    )
+
+
+def vllm() -> str | None:
+    """The vLLM program: $VLLM, the environment's own, or the one on the path."""
+    beside = Path(sys.executable).parent
+    path = f"{beside}{os.pathsep}{os.environ.get('PATH', '')}"
+    return shutil.which(os.environ.get("VLLM", "vllm"), path=path)
+
+
+def vllm_command(
+    model: str, folder: str, port: int, shape: Shape, memory: list[float]
+) -> list[str]:
+    """vLLM's command line for `folder`, known to its clients as `model`, on all GPUs."""
+    program = vllm()
+    if program is None:
+        raise UserError(
+            "vLLM is not installed; make it an environment of its own (python -m venv /opt/vllm; "
+            "/opt/vllm/bin/pip install vllm) and set VLLM=/opt/vllm/bin/vllm"
+        )
+    tensor_parallel, data_parallel = split(model, shape, memory)
+    options = {
+        "--served-model-name": model,
+        "--host": "127.0.0.1",
+        "--port": port,
+        # the request alone decides: "auto" adds the checkpoint's top_p, top_k, penalty and length
+        "--generation-config": "vllm",
+        "--dtype": "bfloat16",
+        "--max-model-len": shape.context(),
+        "--gpu-memory-utilization": GPU_SHARE,
+        "--tensor-parallel-size": tensor_parallel,
+        "--data-parallel-size": data_parallel,
+    }
+    words = [str(word) for option in options.items() for word in option]
+    return [program, "serve", folder, *words]
+
+
+def own_command(template: str, folder: str, port: int) -> list[str]:
+    """The command line of $SERVE, with {model} and {port} filled in."""
+    # no str.format: JSON flags have braces too
+    words = shlex.split(template)
+    return [word.replace("{model}", folder).replace("{port}", str(port)) for word in words]
+
+
+def llama_command(gguf: str, model: str, port: int, slots: int, context: int) -> list[str]:
+    """llama.cpp's server in a process of its own (autoif/serving/llamacpp.py)."""
+    numbers = [str(number) for number in (port, slots, context)]
+    return [sys.executable, "-m", "autoif.serving.llamacpp", gguf, model, *numbers]

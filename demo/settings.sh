@@ -1,0 +1,17 @@
+# What `run_all.sh --demo` changes, each with its reason; everything else is the defaults, the paper's.
+OUT=${OUT:-out/demo}
+SUPERVISOR=recorded-supervisor BASE=$OUT/base WRITER=$OUT/base  # a recording; the model answers itself: self-alignment
+NLI=llm                              # no hub: mDeBERTa cannot be had
+QUERIES=demo/queries.txt HELDOUT_QUERIES=demo/heldout_queries.txt
+PROCESSES=1 ONLINE_ITERATIONS=1 ONLINE_FROM=$OUT/06_offline  # one iteration is little: it goes on from offline DPO
+export DS_ACCELERATOR=cpu HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive  # server and client share two cores
+FLAGS_SERVING="--slots 64 --context 512"   # short answers: more at a time
+FLAGS_01="--seeds demo/seeds.txt --k 3 --count 20"    # three recorded samples, not 100 of 50
+FLAGS_02="--k 4"                     # four recorded verifiers, not 8
+FLAGS_03="--heldout 0.25"            # of some 50 constraints a tenth would be too few to measure on
+FLAGS_04="--queries-per-instruction 3 --max-tokens 96 --heldout-queries 0 --no-score"  # a 135M model is no judge
+FLAGS_05="--batch 8 --lr 2e-5 --epochs 1 --warmup-steps 2 --max-length 512 --micro-tokens 1024"  # some 150 rows
+FLAGS_06_PAIRS="--pairs-per-prompt 2"      # few prompts have both a good and a bad response
+FLAGS_06="--batch 8 --lr 3e-5 --beta 0.1 --epochs 1 --max-length 512 --micro-tokens 1024"  # some 20 steps: larger ones
+FLAGS_04_ONLINE="--max-tokens 96 --k 8"
+FLAGS_07_HELDOUT="--queries-per-instruction 8 --k 3 --max-tokens 96"

@@ -1,0 +1,126 @@
+"""Single stages on one's own files: a mistake is one line that helps, before anything is asked."""
+
+import importlib
+import json
+
+import pytest
+
+from autoif.files import UserError
+
+CODE = "def evaluate(response): return response == response.lower()"
+SEED = {"id": "i0", "instruction": "Use lower case"}
+VERIFIED = {**SEED, "verifiers": [{"code": CODE, "accuracy": 1.0}]}
+SPLIT = {**VERIFIED, "split": "train"}
+PROMPTED = {
+    "id": "i0.0",
+    "prompt": "Why?\nUse lower case",
+    "responses": [{"text": "so", "verdicts": ["pass"], "accuracy": 1.0}],
+}
+QUERY = "What is the tallest mountain on earth?"
+
+
+def jsonl(*rows):
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+# stage, what its input holds, further flags, what the one line says
+INPUTS = [
+    ("02_verifiers", jsonl({**SEED, "instruction": 5}), [], "in:1: 'instruction' must be a text"),
+    ("02_verifiers", jsonl(SEED, SEED), [], "in:2 has the id 'i0' of line 1"),
+    ("02_verifiers", jsonl({"instruction": "x"}), [], "in:1 has no 'id'.*01_seed_augment.py"),
+    ("02_verifiers", "", [], "in is empty; run 01_seed_augment.py again"),
+    ("02_verifiers", b"\x80\x81\x00", [], "in:1 is no JSON object"),
+    ("02_verifiers", "Use lower case\n", [], "in:1 is no JSON object"),
+    ("02_verifiers", None, [], "in is a directory, not a file"),
+    ("03_backtranslate", jsonl(SEED), [], "in:1 has no 'verifiers'.*02_verifiers.py"),
+    ("03_backtranslate", jsonl({**SEED, "verifiers": [CODE]}), [], "must be an object with code"),
+    (
+        "03_backtranslate",
+        jsonl({**SEED, "verifiers": [{"code": None}]}),
+        [],
+        "'verifiers' has 'code', which must be a text",
+    ),
+    ("04_responses", jsonl(VERIFIED), [], "in:1 has no 'split'.*run 03_backtranslate.py first"),
+    ("04_responses", jsonl({**SPLIT, "verifiers": []}), [], "at least one element"),
+    ("04_responses", jsonl({**SPLIT, "split": "test"}), [], 'one of heldout, train, but is "test"'),
+    (
+        "04_responses",
+        jsonl(SPLIT),
+        ["--queries", "no/such"],
+        "no/such does not exist; give ShareGPT",
+    ),
+    ("04_responses", jsonl(SPLIT), ["--queries", "."], "--queries . is a directory"),
+    ("04_responses", jsonl(SPLIT), ["--sft", "no/such"], "no/such does not exist.*04_responses.py"),
+    ("06_dpo", jsonl({**PROMPTED, "responses": ["so"]}), [], "in:1 must be an object with text"),
+    ("06_dpo", jsonl({**SPLIT, "cases": [{"input": 1}]}), [], "in:1 has 'cases'"),
+    ("06_dpo", jsonl(PROMPTED), ["--sft", "no/such"], "no/such does not exist"),
+]
+
+
+@pytest.mark.parametrize("stage, content, flags, words", INPUTS)
+def test_a_wrong_input_is_named_with_its_line_and_the_next_step(
+    tmp_path, monkeypatch, stage, content, flags, words
+):
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    source, out = tmp_path / "in", tmp_path / "out" / "out.jsonl"
+    if content is None:
+        source.mkdir()
+    else:
+        source.write_bytes(content if isinstance(content, bytes) else content.encode())
+    command = ["pairs"] if stage == "06_dpo" else ["--model", "m"]
+    if stage == "04_responses" and not flags:
+        (tmp_path / "queries.txt").write_text(QUERY)
+        flags = ["--queries", str(tmp_path / "queries.txt")]
+    with pytest.raises(UserError, match=words):
+        main = importlib.import_module(stage).main
+        main([*command, "--in", str(source), "--out", str(out), *flags])
+    assert not out.exists()
+
+
+QUERIES = [
+    (jsonl({"question": QUERY}), "no record has 'query', nor a human turn"),
+    (jsonl({"query": 5}), "no record has 'query', nor a human turn"),
+    ("short\n", "none is left of 0 .*'length': 1.*--min-chars"),
+    (jsonl({"query": QUERY, "split": "Train"}), "the split 'Train' is neither train nor heldout"),
+    (jsonl({"query": QUERY, "split": "heldout"}), "none is left of 1 .*--heldout-queries"),
+    ("\0\1\2binary", "is no text file"),
+]
+
+
+@pytest.mark.parametrize("content, words", QUERIES)
+def test_queries_that_cannot_be_used_are_named(tmp_path, content, words):
+    source, asked = tmp_path / "in", tmp_path / "queries"
+    source.write_text(jsonl(SPLIT))
+    asked.write_text(content)
+    stage = importlib.import_module("04_responses")
+    flags = ["--model", "m", "--in", str(source), "--queries", str(asked)]
+    with pytest.raises(UserError, match=words):
+        stage.main([*flags, "--out", str(tmp_path / "out.jsonl")])
+
+
+MISSING = [
+    ("02_verifiers", [], "required: --model"),
+    ("03_backtranslate", [], "required: --model"),
+    ("04_responses", ["--queries", "x"], "required: --model"),
+    ("04_responses", ["--model", "m"], "one of --queries and --sft is required"),
+    ("04_responses", ["--model", "m", "--queries", "x", "--sft", "y"], "one of --queries and"),
+]
+
+
+@pytest.mark.parametrize("stage, flags, words", MISSING)
+def test_missing_flags_end_the_parser(stage, flags, words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(stage).main(flags)
+    assert ended.value.code == 2 and words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", ["01_seed_augment", "02_verifiers", "03_backtranslate"])
+def test_an_output_that_cannot_be_written_is_named_before_anything_is_asked(
+    tmp_path, monkeypatch, stage
+):
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    (tmp_path / "in").write_text(jsonl(VERIFIED))
+    source = [] if stage == "01_seed_augment" else ["--in", str(tmp_path / "in")]
+    out = str(tmp_path / "in" / "out.jsonl")
+    with pytest.raises(UserError, match="in/out.* cannot be written"):
+        importlib.import_module(stage).main(["--model", "m", *source, "--out", out])

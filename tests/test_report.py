@@ -1,0 +1,215 @@
+"""The page of a run: what it shows, what it escapes, and that it works in a browser."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+from example_run import HOSTILE
+
+from autoif import files, report
+from autoif.files import UserError
+from autoif.report.__main__ import main
+from autoif.report.gather import responses
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+
+
+@pytest.fixture(scope="module")
+def page(whole_run, tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    main([str(whole_run), "--to", str(path)])
+    return path
+
+
+@pytest.fixture(scope="module")
+def html(page):
+    return page.read_text(encoding="utf-8")
+
+
+def data(html: str) -> dict:
+    return json.loads(re.search(r'id="data">(.*?)</script>', html, re.DOTALL).group(1))
+
+
+def browser(url: str, *flags: str, folder) -> tuple[str, list[str]]:
+    """(standard output, console messages) of headless Chromium on `url`."""
+    done = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+        + ["--disable-background-networking", f"--user-data-dir={folder}", *flags, url],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    said = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    return done.stdout, said
+
+
+def cards(dom: str) -> list[str]:
+    return re.findall(r"<article.*?</article>", dom, re.DOTALL)
+
+
+# ---- what it shows ----
+
+
+def test_the_page_has_every_part_of_a_whole_run(html):
+    found = re.findall(r'<section id="(\w+)"', html)
+    assert found == ["funnel", "verifiers", "responses", "training", "results", "samples"]
+    assert html.count("<svg") >= 10
+
+
+def test_the_funnel_stands_beside_the_papers_table_5(whole_run, html):
+    stats = json.loads((whole_run / "stats.json").read_text())["04_responses"]
+    assert f"<b>{stats['kept']:,}</b> SFT rows of {stats['in']:,}" in html
+    for reason, count in stats["dropped"].items():
+        assert f"<li>{reason} <b>{count:,}</b></li>" in html
+    assert "<th>paper, Qwen2-72B</th><td>123,000</td><td>10,000</td><td>4,000</td>" in html
+
+
+def test_outcomes_of_the_samples_are_those_of_stage_04(whole_run, html):
+    kept = {row["id"] for row in files.read(whole_run / "04_sft.jsonl")}
+    dropped = [row["reason"] for row in files.read(whole_run / "04_responses.dropped.jsonl")]
+    shown = []
+    for row in data(html)["prompts"]:
+        for number, response in enumerate(row["responses"]):
+            shown.append(response["outcome"])
+            assert (response["outcome"] == "kept") == (f"{row['id']}.{number}" in kept)
+    assert sorted(shown) == sorted(dropped + ["kept"] * len(kept))
+
+
+def test_chosen_and_rejected_are_those_of_the_pairs(whole_run, html):
+    sides = set()
+    for row in files.read(whole_run / "06_pairs.jsonl"):
+        if row["level"] == "query":
+            prompt = row["id"].split("/")[0]
+            sides |= {(prompt, row[side][0]["content"], side) for side in ("chosen", "rejected")}
+    shown = set()
+    for row in data(html)["prompts"]:
+        for response in row["responses"]:
+            if response["side"]:
+                shown.add((row["id"], response["text"], response["side"]))
+    assert shown == sides
+
+
+def test_all_verifiers_are_probed_and_their_shares_shown(html):
+    rows = dict(re.findall(r"<tr><th>([\w ]+)</th><td>(\d+) %</td><td>\d+ %</td>", html))
+    assert set(rows) == {
+        *("empty answer", "prompt copied", "constraint repeated"),
+        *("keyword stuffing", "constant answer"),
+    }
+    assert all(0 < int(share) < 100 for share in rows.values())
+
+
+def test_families_give_the_results_by_kind(whole_run, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(whole_run, out)
+    rows = list(files.read(out / "03_instructions.jsonl"))
+    with files.writer(out / "03_instructions.jsonl") as write:
+        for row in rows:
+            write({**row, "family": "words" if "word" in row["instruction"] else "others"})
+    found = report.gather(out, 10, 0, {})["by_family"]
+    assert set(found) == {"words", "others"} and set(found["words"]) == {
+        *("base", "sft", "offline", "online")
+    }
+
+
+# ---- what models wrote ----
+
+
+def test_a_response_cannot_leave_its_script_tag(html):
+    assert HOSTILE not in html and "<img" not in html
+    texts = [each["text"] for row in data(html)["prompts"] for each in row["responses"]]
+    assert HOSTILE in texts  # whole, as a text
+
+
+def test_a_drop_reason_and_a_model_name_are_escaped(whole_run, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    for name in ("01_instructions.jsonl", "stats.json", "07_results.json"):
+        text = (whole_run / name).read_text(encoding="utf-8")
+        (out / name).write_text(
+            text.replace("near duplicate", "<i>near").replace('"offline"', '"<i>offline"')
+        )
+    main([str(out)])
+    html = (out / "report.html").read_text(encoding="utf-8")
+    assert "<i>near" not in html and "<i>offline" not in html
+    assert "&lt;i&gt;near" in html and "&lt;i&gt;offline" in html
+
+
+# ---- parts of a run, and large ones ----
+
+
+def test_a_partial_run_gives_a_page_of_what_is_there(whole_run, tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    for name in ("01_instructions", "01_instructions.dropped", "02_verifiers"):
+        shutil.copy(whole_run / f"{name}.jsonl", out)
+    main([str(out)])
+    html = (out / "report.html").read_text(encoding="utf-8")
+    assert re.findall(r'<section id="(\w+)"', html) == ["verifiers", "samples"]
+    assert not data(html)["prompts"] and len(data(html)["constraints"]) > 49
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no row of a run"):
+        main([str(tmp_path)])
+    with pytest.raises(UserError, match="is no folder"):
+        main([str(tmp_path / "absent")])
+
+
+def test_many_rows_are_shown_by_a_sample_that_a_seed_repeats(whole_run, tmp_path):
+    row = next(iter(files.read(whole_run / "04_responses.jsonl")))
+    out = tmp_path / "run"
+    with files.writer(out / "04_responses.jsonl") as write:
+        for number in range(5000):
+            write({**row, "id": f"i.{number}"})
+    shown = []
+    for seed in (0, 0, 1):
+        made = responses(out, "stage 04", 200, seed)
+        assert len(made["rates"]) == 5000
+        shown.append([each["id"] for each in made["shown"]])
+    assert shown[0] == shown[1] != shown[2] and len(shown[0]) == 200
+
+
+# ---- in a browser ----
+
+
+@needs_chromium
+@pytest.mark.parametrize("outcome", ["kept", "accuracy", "truncated", "chosen", "rejected"])
+def test_the_filters_leave_what_they_name(page, html, tmp_path, outcome):
+    url = f"{page.as_uri()}#view=responses&outcome={outcome}"
+    dom, console = browser(url, "--dump-dom", folder=tmp_path)
+    wanted = 0
+    for row in data(html)["prompts"]:
+        wanted += any(outcome in (each["outcome"], each["side"]) for each in row["responses"])
+    assert not console and f"{wanted} of " in dom
+    assert len(cards(dom)) == min(wanted, 40)
+    for card in cards(dom):
+        assert card.count('class="response"') == card.count(f">{outcome}</span>")
+
+
+@needs_chromium
+def test_the_search_finds_code_and_ids(page, html, tmp_path):
+    url = f"{page.as_uri()}#view=constraints&q=i00011"
+    dom, console = browser(url, "--dump-dom", folder=tmp_path)
+    assert not console and len(cards(dom)) == 1 and "<pre>" in cards(dom)[0]
+
+
+@needs_chromium
+def test_hostile_text_is_shown_as_text(page, tmp_path):
+    dom, console = browser(
+        f"{page.as_uri()}#view=responses&q=onerror", "--dump-dom", folder=tmp_path
+    )
+    assert not console and cards(dom)
+    assert "<title>AutoIF: run</title>" in dom and "<img" not in dom
+    assert "&lt;img src=x onerror" in dom
+
+
+@needs_chromium
+@pytest.mark.parametrize("size", ["1200,900", "390,844"])
+def test_the_page_is_drawn_without_a_console_message(page, tmp_path, size):
+    picture = tmp_path / "page.png"
+    flags = (f"--window-size={size}", f"--screenshot={picture}", "--hide-scrollbars")
+    _, console = browser(page.as_uri(), *flags, folder=tmp_path / "profile")
+    assert not console and picture.stat().st_size > 20_000

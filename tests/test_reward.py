@@ -1,0 +1,259 @@
+"""Verifiers as rewards: scores, errors, threads, forks, event loops, checkers, probes."""
+
+import asyncio
+import contextlib
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import tiny_models
+
+from autoif import reward, sandbox
+from autoif.files import UserError
+from autoif.reward import Score, Verifiers
+
+SHORT = "def evaluate(response):\n    return len(response.split()) <= 3"
+LOWER = "def evaluate(response):\n    return response == response.lower()"
+FRAGILE = "def evaluate(response):\n    return response[0] == 'a'"
+ROWS = [
+    {"id": "short", "instruction": "Use at most three words", "verifiers": [{"code": SHORT}]},
+    {
+        "id": "lower",
+        "instruction": 'Use lower case, and the word "calm"',
+        "verifiers": [{"code": LOWER}, {"code": SHORT}],
+    },
+    {
+        "id": "fragile",
+        "instruction": "Begin with an a",
+        "verifiers": [{"code": LOWER}, {"code": FRAGILE}],
+    },
+]
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tiny_models.write(tmp_path / "03_instructions.jsonl", ROWS)
+
+
+@pytest.fixture
+def verifiers(file):
+    loaded = Verifiers.load(file, workers=1)
+    yield loaded
+    loaded.close()
+
+
+def starts(monkeypatch) -> list:
+    """A list that grows with every sandbox.run."""
+    begun, real = [], sandbox.run
+    monkeypatch.setattr(
+        sandbox, "run", lambda *jobs, **o: begun.append(os.getpid()) or real(*jobs, **o)
+    )
+    return begun
+
+
+# ---- scores ----
+
+
+def test_a_score_is_the_share_of_functions_that_pass(verifiers):
+    texts = ["one two", "One", "one two three four", "ONE TWO THREE FOUR"]
+    ids = ["short", "lower", "lower", "lower"]
+    assert verifiers.score(ids, texts) == [
+        Score(1.0, True, None),
+        Score(0.5, False, None),
+        Score(0.5, False, None),
+        Score(0.0, False, None),
+    ]
+
+
+def test_a_verdict_error_is_no_reward_and_not_zero(verifiers):
+    erred, passed = verifiers.score(["fragile", "fragile"], ["", "abc"])
+    assert erred.pass_share is None and erred.all_pass is None and "IndexError" in erred.error
+    assert passed == Score(1.0, True, None)
+
+
+def test_an_unknown_id_and_unequal_lengths_are_named(verifiers, file):
+    with pytest.raises(UserError, match=f"{file} has no constraint 'i9' .*such as 'short'"):
+        verifiers.score(["i9"], ["text"])
+    with pytest.raises(UserError, match="1 ids for 2 texts"):
+        verifiers.score(["short"], ["a", "b"])
+    assert verifiers.score([], []) == []
+
+
+@pytest.mark.parametrize("row, words", [({"id": "i1"}, ":1 has neither"), (None, "has no row")])
+def test_a_file_without_verifiers_is_refused(tmp_path, row, words):
+    path = tiny_models.write(tmp_path / "rows.jsonl", [row] if row else [])
+    with pytest.raises(UserError, match=words):
+        Verifiers.load(path)
+
+
+# ---- one sandbox, many callers ----
+
+
+def test_the_sandbox_lives_across_calls(verifiers, monkeypatch):
+    begun = starts(monkeypatch)
+    for _ in range(5):
+        assert verifiers.score(["short"], ["one"])[0].all_pass
+    assert len(begun) == 1
+
+
+def test_threads_get_their_own_answers(verifiers, monkeypatch):
+    begun = starts(monkeypatch)
+    texts = ["word " * (number % 6) for number in range(200)]
+    with ThreadPoolExecutor(16) as pool:
+        scores = list(pool.map(lambda text: verifiers.score(["short"], [text])[0], texts))
+    assert [score.all_pass for score in scores] == [number % 6 <= 3 for number in range(200)]
+    assert len(begun) == 1
+
+
+def test_an_event_loop_gets_the_same_scores_and_shares_the_jobs(verifiers, monkeypatch):
+    texts = [f"word {number} " * (number % 3) for number in range(300)]
+    jobs = []
+    real = reward._Pool._jobs
+    monkeypatch.setattr(
+        reward._Pool, "_jobs", lambda self: (jobs.append(each) or each for each in real(self))
+    )
+
+    async def each_alone():
+        calls = [verifiers.score_async(["lower"], [text]) for text in texts]
+        return [score for [score] in await asyncio.gather(*calls)]
+
+    assert asyncio.run(each_alone()) == verifiers.score(["lower"] * 300, texts)
+    asked = [job for job in jobs if job is not None]
+    assert sum(len(job["inputs"]) for job in asked) == 2 * 2 * 300
+    assert len(asked) < 100  # 600 without sharing
+
+
+def child(verifiers, answers):
+    answers.put((os.getpid(), verifiers.score(["lower"], ["one"])[0]))
+
+
+def test_a_forked_process_has_a_sandbox_of_its_own(verifiers, monkeypatch):
+    begun = starts(monkeypatch)
+    assert verifiers.score(["lower"], ["one"])[0].all_pass  # the parent's is up before the fork
+    fork = multiprocessing.get_context("fork")
+    answers = fork.Queue()
+    children = [fork.Process(target=child, args=(verifiers, answers)) for _ in range(3)]
+    for each in children:
+        each.start()
+    found = [answers.get(timeout=60) for _ in children]
+    for each in children:
+        each.join(60)
+    assert {score.all_pass for _, score in found} == {True}
+    assert len({pid for pid, _ in found}) == 3
+    assert verifiers.score(["lower"], ["ONE TWO THREE FOUR"])[0].pass_share == 0.0
+    assert begun == [os.getpid()]  # this process started one, before and after
+
+
+def test_closing_ends_the_workers_and_a_later_call_starts_them_again(verifiers):
+    verifiers.score(["short"], ["one"])
+    thread = verifiers._pool.thread
+    verifiers.close()
+    assert not thread.is_alive()
+    assert verifiers.score(["short"], ["one"])[0].all_pass
+
+
+def test_a_sandbox_that_cannot_be_had_is_told_to_every_caller(verifiers, monkeypatch):
+    def refuse(jobs, **options):
+        next(iter(jobs))
+        raise UserError("the sandbox cannot be had here: Landlock")
+
+    monkeypatch.setattr(sandbox, "run", refuse)
+    for _ in range(2):
+        with pytest.raises(UserError, match="cannot be had"):
+            verifiers.score(["short"], ["one"])
+
+
+def test_an_interpreter_that_ends_without_closing_leaves_no_process(file):
+    code = (
+        "import subprocess, os\nfrom autoif.reward import Verifiers\n"
+        f"verifiers = Verifiers.load({file!r}, workers=1)\nverifiers.score(['short'], ['one'])\n"
+        "print(*open(f'/proc/self/task/{os.getpid()}/children').read().split())\n"
+        "for task in os.listdir('/proc/self/task'):\n"
+        "    print(*open(f'/proc/self/task/{task}/children').read().split())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tiny_models.ROOT, capture_output=True, text=True
+    )
+    workers = {int(word) for word in done.stdout.split()}
+    assert done.returncode == 0 and workers, done.stderr
+    deadline = time.monotonic() + 10
+    while workers and time.monotonic() < deadline:
+        for pid in list(workers):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, 0)
+                continue
+            workers.discard(pid)
+    assert not workers
+
+
+# ---- IFEval's and IFBench's checkers ----
+
+IFEVAL = {
+    "key": 7,
+    "prompt": "Write without commas and in lower case.",
+    "instruction_id_list": ["punctuation:no_comma", "change_case:english_lowercase"],
+    "kwargs": [{}, {}],
+}
+
+
+def test_rows_with_instruction_ids_are_scored_by_their_owners_checkers(tmp_path):
+    loaded = Verifiers.load(tiny_models.write(tmp_path / "ifeval.jsonl", [IFEVAL]))
+    texts = ["all is well here in this place", "All is well, here in this place"]
+    assert loaded.score(["7", "7"], texts) == [Score(1.0, True, None), Score(0.0, False, None)]
+
+
+def test_checkers_leave_the_callers_random_numbers_alone(tmp_path):
+    import random
+
+    loaded = Verifiers.load(tiny_models.write(tmp_path / "ifeval.jsonl", [IFEVAL]))
+    random.seed(5)
+    wanted = random.random()
+    random.seed(5)
+    loaded.score(["7"], ["some text"])
+    assert random.random() == wanted
+
+
+def test_an_unknown_checker_is_named(tmp_path):
+    row = {**IFEVAL, "instruction_id_list": ["no:such", "nor:this"]}
+    loaded = Verifiers.load(tiny_models.write(tmp_path / "rows.jsonl", [row]))
+    with pytest.raises(UserError, match="no checker 'no:such' .* leave the row 7 out"):
+        loaded.score(["7"], ["text"])
+
+
+# ---- probes ----
+
+
+def test_probes_count_the_functions_and_constraints_that_they_fool(verifiers):
+    found = reward.probe(verifiers)
+    assert found["empty answer"] == {
+        "functions": 3,  # one errs on it, so nothing is said of its constraint
+        "of_functions": 5,
+        "ids": ["short", "lower"],
+        "of_constraints": 3,
+    }
+    assert found["constant answer"]["ids"] == []
+    assert reward.stuffing(ROWS[1]["instruction"]) == "calm calm calm"
+
+
+def test_the_command_names_what_is_fooled(file, capsys):
+    reward.main(["--probe", file, "--workers", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "empty answer: 3 of 5 functions, 2 of 3 constraints (short, lower)"
+    assert len(lines) == len(reward.probes(""))
+
+
+def test_a_bad_file_ends_the_command_with_code_2(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"id": "i1"}) + "\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "autoif.reward", "--probe", str(path)],
+        cwd=tiny_models.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and "give a file of 02_verifiers.py" in done.stderr
