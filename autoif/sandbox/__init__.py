@@ -34,4 +34,4 @@ processor (Spectre) are out of scope. `random` is seeded, hashes, locale and tim
 clock, os.urandom or the addresses of objects can still answer differently from run to run. Linux on x86_64 or aarch64.
 """
 
-from autoif.sandbox.pool import add_flags, options, run  # noqa: F401  the room's door
+from autoif.sandbox.pool import MODULES, Sandbox, add_flags, options, run  # noqa: F401  the door
