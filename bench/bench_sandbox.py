@@ -34,15 +34,58 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from autoif import files, sandbox  # noqa: E402
 
 WORDS = "the of a winter river and to light in stone was over green with house never time".split()
-CHECKS = [  # what constraints ask for; {n} makes functions distinct
-    "return len(response.split()) <= {n}",
-    "import re\nreturn len(re.findall(r'[.!?]', response)) >= {n} % 9",
-    "return response.lower().count('river') >= {n} % 4",
-    "lines = [line for line in response.split('\\n') if line.strip()]\nreturn len(lines) > {n} % 5",
-    "import re\nwords = re.findall(r'\\b[a-z]+\\b', response)\nreturn len(set(words)) > {n} % 15",
-    "return all(not word.startswith('z') for word in response.split()) and len(response) > {n}",
-    "import string\nbare = response.strip(string.punctuation + ' \\n')\nreturn bare.endswith('time') or len(bare) % 7 == {n} % 7",
-    "from collections import Counter\nreturn Counter(response)['e'] > {n} % 30",
+# What constraints ask for, in the length that models write it; {n} makes functions distinct.
+CHECKS = [
+    """# Words are what whitespace separates.
+words = response.split()
+if not words:
+    return False
+count = len(words)
+return count <= {n} + 50""",
+    """import re
+# A sentence ends with a full stop, an exclamation mark or a question mark.
+sentences = [part.strip() for part in re.split(r'[.!?]+', response)]
+sentences = [sentence for sentence in sentences if sentence]
+if len(sentences) < {n} % 9:
+    return False
+for sentence in sentences:
+    if not sentence[0].isupper():
+        return False
+return True""",
+    """keywords = ['river', 'winter', 'stone']
+text = response.lower()
+counts = {keyword: text.count(keyword) for keyword in keywords}
+# Every keyword must be there, and one of them often.
+if any(count == 0 for count in counts.values()):
+    return False
+return max(counts.values()) >= {n} % 6""",
+    """lines = [line.strip() for line in response.split('\\n')]
+lines = [line for line in lines if line]
+if not lines:
+    return False
+for line in lines:
+    # Each line must end with a full stop.
+    if not line.endswith('.'):
+        return False
+return len(lines) >= {n} % 8""",
+    """import re
+from collections import Counter
+words = re.findall(r"\\b[a-zA-Z']+\\b", response)
+counts = Counter(word.lower() for word in words)
+if not counts:
+    return False
+# No word may be more than a part of the text.
+word, most = counts.most_common(1)[0]
+return most <= len(words) * ({n} % 40 + 10) / 100""",
+    """import string
+punctuation = set(string.punctuation)
+used = {character for character in response if character in punctuation}
+if ',' in used:
+    return False
+letters = [character for character in response if character.isalpha()]
+# Most of the letters must be lower case.
+small = sum(1 for character in letters if character.islower())
+return small >= len(letters) * ({n} % 90) / 100""",
 ]
 LOOP = "while True: pass"
 HOSTILE = [

@@ -28,29 +28,23 @@ def _lines(descriptor: int) -> Iterator[tuple[int, bytes] | None]:
         begun.append(rest)
 
 
-def _job(line: bytes, where: str) -> dict:
-    """The job of a JSON line; UserError where it is none."""
-    try:
-        row = json.loads(line)
-        check_job(row, where)
-        json.dumps(row["id"])  # as it will be written
-    except (ValueError, RecursionError) as error:  # JSON, UTF-8; nested too deeply
-        raise UserError(f"{where} is no JSON job ({error}): {line[:80]!r}") from None
-    return row
-
-
 def _read_jobs(descriptor: int) -> Iterator[dict | None]:
     """The jobs of a JSONL stream, None whenever its writer pauses or a bad line comes next."""
     for numbered in _lines(descriptor):
         if numbered is None:
             yield None
         elif numbered[1].strip():
+            where, line = f"standard input, line {numbered[0]}", numbered[1]
             try:
-                job = _job(numbered[1], f"standard input, line {numbered[0]}")
-            except UserError:
+                row = json.loads(line)
+                check_job(row, where)
+                json.dumps(row["id"])  # as it will be written
+            except (ValueError, RecursionError, UserError) as error:  # ValueError: JSON, UTF-8
                 yield None  # so that all before it are answered
-                raise
-            yield job
+                if isinstance(error, UserError):
+                    raise
+                raise UserError(f"{where} is no JSON job ({error}): {line[:80]!r}") from None
+            yield row
 
 
 def main(argv: list[str] | None = None) -> None:

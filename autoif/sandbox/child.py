@@ -13,7 +13,6 @@ number of a built-in name. The letters: M message read, R function loaded, P pas
 REASONS, Z done (what is left of the inputs is for another child).
 """
 
-import ast
 import builtins
 import ctypes
 import gc
@@ -85,9 +84,8 @@ def restrict_files() -> None:
         rule = struct.pack("=Qi", allowed, descriptor)
         check(libc.syscall(LANDLOCK_ADD_RULE, ruleset, 1, rule, 0), f"Landlock rule for {path}")
         os.close(descriptor)
-    # From ABI 7 on denials would go to the audit log, which hostile code could fill.
-    no_log = 1 if abi >= 7 else 0
-    check(libc.syscall(LANDLOCK_RESTRICT, ruleset, no_log), "Landlock restriction")
+    # the flag: from ABI 7 on denials would go to the audit log, which hostile code could fill
+    check(libc.syscall(LANDLOCK_RESTRICT, ruleset, int(abi >= 7)), "Landlock restriction")
     os.close(ruleset)
 
 
@@ -170,10 +168,17 @@ PR_SET_PDEATHSIG, PR_GET_DUMPABLE, PR_SET_DUMPABLE, PR_SET_SECCOMP = 1, 3, 4, 22
 PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_GET_NO_NEW_PRIVS = 24, 38, 39
 
 
+def limit(**values: int) -> None:
+    for name, value in values.items():
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
+
+
 def drop_privileges() -> None:
-    """No capability, none to be gained by exec, no core dump, no ptrace by others of this user."""
+    """No capability, none to be gained by exec, no core dump, no ptrace by others, no resources."""
     for capability in range(64):  # refused to an ordinary user, who has none to lose
         libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+    limit(FSIZE=0, NOFILE=MAX_DESCRIPTORS, CORE=0, MEMLOCK=0, MSGQUEUE=0, SIGPENDING=64)
+    limit(NICE=0, RTPRIO=0)
     header, nothing = struct.pack("Ii", 0x20080522, 0), bytes(24)
     check(libc.capset(header, nothing), "dropping capabilities")
     check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
@@ -188,17 +193,11 @@ def lock_in(settings: dict, verdicts: int, cpu_seconds: int) -> None:
     mapped = int(os.pread(settings["statm"], 100, 0).split()[0]) * resource.getpagesize()
     os.dup2(verdicts, VERDICTS)
     os.closerange(VERDICTS + 1, MAX_DESCRIPTORS)
-    limits = dict.fromkeys("FSIZE NPROC CORE MEMLOCK MSGQUEUE NICE RTPRIO".split(), 0)
-    limits |= {"AS": mapped + (settings["memory_mb"] << 20), "NOFILE": MAX_DESCRIPTORS}
-    limits |= {"CPU": cpu_seconds, "SIGPENDING": 64}  # CPU: should the worker stop looking
-    for name, value in limits.items():
-        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
+    # CPU: should the worker stop looking
+    limit(AS=mapped + (settings["memory_mb"] << 20), NPROC=0, CPU=cpu_seconds)
     if settings["program"] is not None:
         program = ctypes.byref(settings["program"])
         check(libc.prctl(PR_SET_SECCOMP, 2, program, 0, 0), "seccomp")
-
-
-# ---- the probe: every layer is tried, from where model-written code stands ----
 
 
 def went_through(attempts: dict) -> list[str]:
@@ -212,7 +211,7 @@ def went_through(attempts: dict) -> list[str]:
 
 
 def probe(settings: dict) -> list[str]:
-    """Names of the layers that do not hold: each is tried, most of them in a child."""
+    """Names of the layers that do not hold: each is tried from where model-written code stands."""
     in_worker = {
         "no_new_privs": lambda: libc.prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) != 1,
         "dumpable": lambda: libc.prctl(PR_GET_DUMPABLE, 0, 0, 0, 0) != 0,
@@ -298,32 +297,26 @@ class Frames:
 
 # ---- the child ----
 
-# Names by which what one call is given may decide what the others do.
+# Names by which one call may decide what the others do; `powers` has unlisted modules besides.
 POWERS = set(
-    "eval exec compile __import__ __builtins__ globals locals vars getattr setattr delattr open "
-    "FileIO attrgetter methodcaller modules".split()
+    "eval exec compile open globals locals vars getattr setattr delattr attrgetter methodcaller "
+    "FileIO modules __import__ __builtins__ __dict__ __globals__ __code__ __class__ __base__ "
+    "__bases__ __mro__ __subclasses__ __getattribute__ f_back f_globals f_builtins".split()
 )
 
 
-def reaches_out(tree: ast.AST, modules: set[str]) -> bool:
-    """Whether a call might change the others: a name of POWERS, a hidden attribute, an unlisted
-    module (pickle, os)."""
-    for node in ast.walk(tree):
-        kind, found = type(node), False
-        if kind is ast.Name:
-            found = node.id in POWERS
-        elif kind is ast.Attribute:  # `re.compile` is harmless
-            found = node.attr.startswith("__") or node.attr in POWERS and node.attr != "compile"
-        elif kind is ast.Import:
-            found = any(alias.name.split(".")[0] not in modules for alias in node.names)
-        elif kind is ast.ImportFrom:
-            found = (node.module or "").split(".")[0] not in modules
-        if found:
-            return True
-    return False
+def reaches_out(program: types.CodeType, powers: set[str]) -> bool:
+    """Whether the code names one of `powers`: as a global, an attribute or an import."""
+    names, codes = set(), [program]
+    for code in codes:  # grows while it is walked
+        names.update(name.split(".")[0] for name in code.co_names)
+        codes += [constant for constant in code.co_consts if type(constant) is types.CodeType]
+    if "re" in names:
+        names.discard("compile")  # `re.compile`
+    return not powers.isdisjoint(names)
 
 
-def judge(message: mmap.mmap, first: int, nonce: bytes, modules: set[str]) -> None:
+def judge(message: mmap.mmap, first: int, nonce: bytes, powers: set[str]) -> None:
     """Load one function, run it on its inputs from the `first` on, and write its frames.
 
     Everything used once model-written code has run is a local variable, which that code cannot
@@ -349,9 +342,8 @@ def judge(message: mmap.mmap, first: int, nonce: bytes, modules: set[str]) -> No
     try:
         code, inputs = marshal.loads(message)
         write(VERDICTS, nonce + b"M\0")
-        tree = compile(code, "<verifier>", "exec", ast.PyCF_ONLY_AST, True)
-        program = compile(tree, "<verifier>", "exec", 0, True)
-        last = first + 1 if reaches_out(tree, modules) else len(inputs)
+        program = compile(code, "<verifier>", "exec", 0, True)
+        last = first + 1 if reaches_out(program, powers) else len(inputs)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         return write(VERDICTS, failure(error, b"S", b"S"))
     try:
@@ -428,7 +420,7 @@ def run_child(message: mmap.mmap, first: int, count: int, settings: dict):
         try:
             lock_in(settings, writing, int(cpu_seconds * frames.most) + MESSAGE_SECONDS)
             random.seed(0)  # forking seeded it anew
-            judge(message, first, frames.nonce, settings["modules"])
+            judge(message, first, frames.nonce, settings["powers"])
             os._exit(0)
         finally:
             os._exit(1)
@@ -546,22 +538,18 @@ def main() -> None:
     for standard in (0, 1, 2):
         os.dup2(null, standard)
     load(settings["modules"], settings["packages"], settings["folders"] or site.getsitepackages())
-    settings["modules"] = {name.split(".")[0] for name in settings["modules"]}
+    listed = {name.split(".")[0] for name in settings["modules"]}
+    settings["powers"] = POWERS | sys.stdlib_module_names - listed
     del settings["folders"]
 
-    # every layer is put up as far as it can be had, and the probe says which one does not hold
+    settings |= {"worker": os.getpid(), "statm": statm}
     missing = []
-
-    def layer(put):
+    # every layer is put up as far as it can be had, and the probe says which one does not hold
+    for put_up in (drop_privileges, restrict_files, system_call_filter):
         try:
-            return put()
+            settings["program"] = put_up()  # the last one's
         except OSError as error:
             missing.append(error.strerror or str(error))
-
-    layer(drop_privileges)
-    layer(restrict_files)
-    program = layer(system_call_filter)
-    settings |= {"worker": os.getpid(), "statm": statm, "program": program}
     missing += probe(settings)
     if any("seccomp" in name for name in missing):
         settings["program"] = None  # the parent ends the run, or was told to go on without

@@ -23,7 +23,8 @@ MODULES = tuple(
     "fractions functools hashlib heapq html io itertools json math nltk numbers numpy operator "
     "random re statistics string textwrap time typing unicodedata urllib.parse".split()
 )
-# The third-party ones, and what they stand on: no other package is there, not even to be read.
+# The third-party ones, and what they stand on; no other package is there, not even to be read.
+# They double the cost of a fork: code that names none of them goes to a worker without them.
 PACKAGES = ["nltk", "numpy", "punkt", "regex"]
 CPU_SECONDS, MEMORY_MB = 0.05, 512  # a verifier needs a millisecond; loops cost what it allows
 WALL_FACTOR = 20  # a call that starves on a busy machine is given up after so many CPU limits
@@ -44,10 +45,9 @@ class _Job:
     id: object
     code: str
     inputs: list[str]
+    size: int  # in memory
+    packages: bool  # whether it names any
     lost: int = 0  # workers that died under it
-
-    def size(self) -> int:
-        return sys.getsizeof(self.code) + sum(map(sys.getsizeof, self.inputs))
 
 
 def check_job(row: dict, where: str) -> None:
@@ -69,15 +69,16 @@ def check_job(row: dict, where: str) -> None:
 class _Worker:
     """One worker process, which answers one job at a time."""
 
-    def __init__(self, settings: dict):
+    def __init__(self, settings: dict, packages: bool, prefix: list[str]):
         self.owner, self.ready, self.job, self.rest = os.getpid(), False, None, b""
+        self.packages = packages
         environment = dict(variable.split("=") for variable in ENVIRONMENT)
         for name in {"LD_LIBRARY_PATH", "NLTK_DATA"} & os.environ.keys():
             environment[name] = os.environ[name]
         # The base interpreter, since a virtual environment may lie in the project.
         command = [sys._base_executable, "-s", "-S", "-B", "-c", CHILD_SOURCE]
         folders = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
-        if prefix := _prefix():
+        if prefix:
             variables = [f"{name}={value}" for name, value in environment.items()]
             command = [*prefix, "env", *variables, "python3", *command[1:]]
             environment, folders = None, []  # those of the place that the prefix leads to
@@ -88,7 +89,8 @@ class _Worker:
         except OSError as error:
             raise UserError(f"the sandbox's worker does not start: {error}") from None
         with suppress(BrokenPipeError):  # found out when its first line is read
-            self.write(json.dumps({**settings, "folders": folders}).encode() + b"\n")
+            settings = {**settings, "folders": folders, "packages": PACKAGES * packages}
+            self.write(json.dumps(settings).encode() + b"\n")
 
     def write(self, data: bytes) -> None:
         rest = memoryview(data)
@@ -119,10 +121,6 @@ class _Worker:
         self.process.stdout.close()
 
 
-def _prefix() -> list[str]:
-    return shlex.split(os.environ.get("SANDBOX_PREFIX", ""))
-
-
 class Sandbox(AbstractContextManager):
     """Workers that stay up from one `run` to the next; for any number of threads, and for forks.
 
@@ -138,7 +136,8 @@ class Sandbox(AbstractContextManager):
         memory_mb: int = MEMORY_MB,
         unsafe: bool = False,
     ):
-        if sys.platform != "linux" and not _prefix():
+        self.prefix = shlex.split(os.environ.get("SANDBOX_PREFIX", ""))
+        if sys.platform != "linux" and not self.prefix:
             raise UserError(f"the sandbox needs Linux, this is {sys.platform}: {PREFIX_HINT}")
         given = {"--workers": workers, "--cpu-seconds": cpu_seconds, "--memory-mb": memory_mb}
         for flag, value in given.items():
@@ -147,25 +146,26 @@ class Sandbox(AbstractContextManager):
         # from Python 3.13 on that is os.process_cpu_count; macOS has no affinity
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
         self.limit, self.unsafe, self.warned = workers or cores, unsafe, False
-        self.settings = {"modules": MODULES, "packages": PACKAGES, "memory_mb": memory_mb}
+        self.settings = {"modules": MODULES, "memory_mb": memory_mb}
         self.settings |= {"cpu_seconds": cpu_seconds, "wall_seconds": WALL_FACTOR * cpu_seconds}
-        self.idle: deque[_Worker] = deque()  # its pop and append need no lock
+        self.idle = {False: deque(), True: deque()}  # whose pop and append need no lock
 
     def close(self, *_) -> None:
         """End the idle workers; those of a `run` under way end with it."""
-        while self.idle:
-            self.idle.pop().close()
+        for idle in self.idle.values():
+            while idle:
+                idle.pop().close()
 
     __exit__ = close
 
-    def borrow(self) -> _Worker:
+    def borrow(self, packages: bool) -> _Worker:
         """An idle worker, or a new one; those that a fork took along are forgotten."""
         with suppress(IndexError):
             while True:
-                worker = self.idle.pop()
+                worker = self.idle[packages].pop()
                 if worker.owner == os.getpid():
                     return worker
-        return _Worker(self.settings)
+        return _Worker(self.settings, packages, self.prefix)
 
     def run(self, jobs: Iterable[dict | None]) -> Iterator[dict]:
         """Yield `{"id", "verdicts", "error"}` for each job `{"id", "code", "inputs"}`, in order.
@@ -209,15 +209,17 @@ class _Run:
 
     def add(self, row: dict) -> None:
         check_job(row, f"job {self.read + 1}")
-        job = _Job(self.read, row["id"], row["code"], row["inputs"])
-        self.pending.append(job)
+        code, inputs = row["code"], row["inputs"]
+        size = sys.getsizeof(code) + sum(map(sys.getsizeof, inputs))
+        packages = any(name in code for name in PACKAGES)
+        self.pending.append(_Job(self.read, row["id"], code, inputs, size, packages))
         self.read += 1
-        self.held += job.size()
+        self.held += size
 
     def dispatch(self) -> None:
         """Give every worker that may be had a job."""
         while self.pending and len(self.busy) < self.sandbox.limit:
-            worker = self.sandbox.borrow()
+            worker = self.sandbox.borrow(self.pending[0].packages)
             self.busy.append(worker)
             try:
                 worker.send(self.pending.popleft())
@@ -246,8 +248,8 @@ class _Run:
             raise UserError(
                 f"the sandbox's worker does not start, but says {line[:80]!r}"
             ) from None
-        sandbox, prefix, worker.ready = self.sandbox, _prefix(), True
-        if missing and not sandbox.unsafe and not prefix:
+        sandbox, worker.ready = self.sandbox, True
+        if missing and not sandbox.unsafe and not sandbox.prefix:
             raise UserError(
                 f"the sandbox cannot be had here: {'; '.join(missing)}. Use a kernel with Landlock "
                 f"and seccomp (5.13 or later, allowed in this container), {PREFIX_HINT}, or run "
@@ -255,9 +257,11 @@ class _Run:
             )
         if missing and not sandbox.warned:
             sandbox.warned = True
-            inside = f" (inside {' '.join(prefix)})" if prefix else ""
-            warning = f"WARNING: model-written code runs WITHOUT: {'; '.join(missing)}{inside}"
-            print(f"sandbox: {warning}", file=sys.stderr)
+            print(
+                f"sandbox: WARNING: model-written code runs WITHOUT: {'; '.join(missing)} "
+                f"(SANDBOX_PREFIX: {shlex.join(sandbox.prefix) or 'none'})",
+                file=sys.stderr,
+            )
 
     def lose(self, worker: _Worker) -> None:
         """A worker died: its job runs again on another one."""
@@ -280,16 +284,13 @@ class _Run:
         letters, _, reason = line.partition(" ")
         job, worker.job = worker.job, None
         self.busy.remove(worker)
-        if len(self.sandbox.idle) < self.sandbox.limit:
-            self.sandbox.idle.append(worker)
-        else:  # other threads were faster
-            worker.close()
+        self.sandbox.idle[worker.packages].append(worker)
         self.finish(job, [VERDICTS[letter] for letter in letters], reason or None)
 
     def finish(self, job: _Job, verdicts: list[str], error: str | None) -> None:
         """Keep an answer, without the code and the inputs, until it is its turn."""
         size = 1000 + 8 * len(verdicts)
-        self.held += size - job.size()
+        self.held += size - job.size
         self.answers[job.index] = {"id": job.id, "verdicts": verdicts, "error": error}, size
 
 
