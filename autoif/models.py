@@ -60,6 +60,20 @@ def read_tokenizer(model: str):
         raise UserError(f"model {model} has no tokenizer: {str(error).splitlines()[0]}") from None
 
 
+def generation_config(end_tokens: list[int]) -> dict:
+    """A generation config that changes no sampling: end tokens, and nothing of what a base model had.
+
+    Without `do_sample` transformers answers greedily, without `top_k` it samples from 50 tokens only.
+    """
+    return {
+        "do_sample": True,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": 0,
+        "eos_token_id": end_tokens,
+    }
+
+
 def templated(model: str, folder: str | Path) -> str:
     """`model`, or `folder` with links to its files and a chat template."""
     from huggingface_hub import snapshot_download

@@ -7,14 +7,15 @@ import pytest
 import tiny_models
 import torch
 
+from autoif.files import UserError
 from autoif.training import packed
 
 sft = tiny_models.stage("05_sft")
 FLAGS = [
     "--batch",
     "4",
-    "--micro-batch",
-    "2",
+    "--micro-tokens",
+    "120",
     "--epochs",
     "3",
     "--lr",
@@ -170,7 +171,9 @@ def test_a_killed_run_ends_with_the_same_losses_and_weights(folder, undisturbed)
     "row, message",
     [
         ({"id": "a"}, "rows.jsonl:1 has no 'messages'"),
-        ({"id": "a", "messages": []}, "rows.jsonl:1: messages must be a list"),
+        ({"id": "a", "messages": "Say hi."}, "rows.jsonl:1: messages must be a list"),
+        ({"id": "a", "messages": ["Say hi."]}, "rows.jsonl:1: messages has a message without"),
+        ({"id": "a", "messages": []}, "rows.jsonl:1: the prompt must end with the user"),
         (
             {"id": "a", "messages": messages(1)[:1]},
             "rows.jsonl:1: the prompt must end with the user",
@@ -179,14 +182,14 @@ def test_a_killed_run_ends_with_the_same_losses_and_weights(folder, undisturbed)
 )
 def test_bad_rows_are_named(tmp_path, row, message):
     path = tiny_models.write(tmp_path / "rows.jsonl", [row])
-    with pytest.raises(sft.UserError, match=message):
+    with pytest.raises(UserError, match=message):
         list(sft.read_rows(path, tiny_models.tokenizer("smollm2")))
 
 
 def test_bad_input_ends_with_exit_code_2(folder):
     bad = command(folder, "bad")
-    bad[bad.index("--batch") + 1] = "5"
-    assert "--batch 5 is no multiple of --micro-batch 2" in tiny_models.finish(
+    bad[bad.index("--batch") + 1] = "0"
+    assert "argument --batch: 0 is not at least 1" in tiny_models.finish(
         tiny_models.start(*bad), code=2
     )
 

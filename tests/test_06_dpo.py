@@ -242,8 +242,8 @@ def test_a_run_learns_the_pairs_and_computes_the_reference_once(tmp_path):
         "fp32",
         "--batch",
         "4",
-        "--micro-batch",
-        "2",
+        "--micro-tokens",
+        "120",
         "--lr",
         "1e-2",
     ]
@@ -284,9 +284,9 @@ def test_the_reference_pass_gives_the_same_numbers_to_any_number_of_ranks(monkey
     model.device = "cpu"
     rows, total = tiny_models.random_rows(2, 5), torch.zeros(5, 2)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
-    alone = dpo.reference_logprobs(rows, model, 1, 0, 1)
+    alone = dpo.reference_logprobs(rows, model, 20, 0, 1)
     for rank in range(3):
-        total += dpo.reference_logprobs(rows, model, 2, rank, 3)
+        total += dpo.reference_logprobs(rows, model, 60, rank, 3)
     torch.testing.assert_close(total, alone, rtol=1e-5, atol=1e-5)
 
 

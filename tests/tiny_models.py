@@ -102,6 +102,17 @@ def random_rows(responses: int, count: int, seed: int = 0) -> list[dict]:
     return rows
 
 
+def plain_logprobs(model, rows: list[dict]) -> torch.Tensor:
+    """Summed log-probability of each response by one unpacked forward pass each."""
+    found = []
+    for row in rows:
+        for response in row["responses"]:
+            ids = torch.tensor([row["prompt"] + response])
+            each = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+            found.append(each[len(row["prompt"]) - 1 :].sum())
+    return torch.stack(found)
+
+
 def stage(name: str):
     """The module of a numbered file."""
     spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
@@ -116,38 +127,29 @@ def write(path: Path, rows: list[dict]) -> str:
 
 
 def start(
-    stage: str, *arguments: str, node: int = 0, nodes: int = 1, port: int = 0
+    stage: str, *arguments: str, node: int = 0, nodes: int = 1, port: int = 0, processes: int = 1
 ) -> subprocess.Popen:
-    """Run a stage alone, or as one of several one-process torchrun nodes on loopback."""
-    launcher = (
-        [sys.executable]
-        if nodes == 1
-        else [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nnodes",
-            str(nodes),
-            "--node-rank",
-            str(node),
-            "--nproc-per-node",
-            "1",
-            "--rdzv-backend",
-            "c10d",
-            "--rdzv-endpoint",
-            f"127.0.0.1:{port}",
-            "--rdzv-id",
-            "test",
-        ]
-    )
+    """Run a stage alone, as several processes, or as one of several one-process torchrun nodes on loopback."""
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone"]
+        launcher += ["--nproc-per-node", str(processes)]
     if nodes > 1:
+        launcher += ["-m", "torch.distributed.run", "--nnodes", str(nodes)]
+        launcher += ["--node-rank", str(node), "--nproc-per-node", "1", "--rdzv-id", "test"]
+        launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}"]
         launcher += ["--local-addr", "127.0.0.1"]
     return subprocess.Popen(
         [*launcher, str(ROOT / stage), *arguments],
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+        },
     )
 
 
