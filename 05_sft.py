@@ -1,14 +1,18 @@
-"""Fine-tune the base model on the responses that passed; all weights, the loss on the response and its end token.
+"""Fine-tune the base model on the responses that passed: all weights, the loss on responses only.
 
-Reads 04_sft.jsonl, or any JSONL whose rows have `messages` (the last one the assistant's). Writes a directory that
-`from_pretrained` and vLLM load, with metrics.jsonl, curves.png and tensorboard/ in it (its numbers: autoif/training/log.py).
-Paper: section 4 and its table of settings, which are the defaults.
+Reads 04_sft.jsonl, or any JSONL whose rows have `messages` (the last one the assistant's). Writes a
+directory that `from_pretrained` and vLLM load, with metrics.jsonl, curves.png and tensorboard/ in
+it (its numbers: autoif/training/log.py). Paper: section 4 and its table of settings, which are the
+defaults.
 
-    torchrun --nproc_per_node=8 05_sft.py --in out/04_sft.jsonl --model Qwen/Qwen2-7B --out out/05_sft
+    torchrun --nproc_per_node=8 05_sft.py --in out/04_sft.jsonl --model Qwen/Qwen2-7B \
+        --out out/05_sft
 
-A killed run goes on from its last resume point when the same command is repeated. Departures from the paper:
+A killed run goes on from its last resume point when the same command is repeated. Departures from
+the paper:
 1. Rows longer than --max-length are dropped and counted, not cut.
-2. Every step has exactly --batch rows: batches run across epochs, and the last is filled from one more shuffle.
+2. Every step has exactly --batch rows: batches run across epochs, and the last is filled from one
+   more shuffle.
 
 Shapes: R responses of a pack.
 """
@@ -32,8 +36,9 @@ from autoif.training.rows import (
 def sft_loss(logprobs_R, tokens):
     """Cross-entropy: -sum over responses of log p(response | prompt) / tokens.
 
-    `logprobs_R`: summed log-probabilities of a pack's responses in nats. `tokens`: number of response tokens in the
-    global batch, so that the packs of all ranks add up to the mean over tokens.
+    `logprobs_R`: summed log-probabilities of a pack's responses in nats. `tokens`: number of
+    response tokens in the global batch, so that the packs of all ranks add up to the mean over
+    tokens.
     """
     return -logprobs_R.sum() / tokens
 
@@ -113,7 +118,9 @@ def main(argv=None):
     checkpoints = Checkpoints(args.out, settings, rank, args.keep_checkpoints)
     config = train.deepspeed_config(args.ds_config, args.zero, args.precision, args.offload)
     model = train.load_model(args.model, config, args.precision, args.max_length)
-    train.save_memory(model, rows, args.activation_checkpointing, args.micro_tokens, config, world)
+    train.checkpoint_activations(
+        model, rows, args.activation_checkpointing, args.micro_tokens, config, world
+    )
     engine = train.trainable(
         model,
         config,
@@ -127,7 +134,7 @@ def main(argv=None):
     done = checkpoints.restore(engine)
     log = Log(args.out, engine, len(plan), done, args.divergence, args.wandb)
 
-    # train: each step is one batch, shared out over ranks and packs whose losses add up to the batch's
+    # train: each step is one batch, shared out over ranks and packs whose losses add up
     for step in range(done + 1, len(plan) + 1):
         batch = [rows[number] for number in plan[step - 1]]
         tokens = sum(len(row["responses"][0]) for row in batch)

@@ -133,8 +133,8 @@ def pairs(args):
 def dpo_loss(policy_B2, reference_B2, beta):
     """Sigmoid DPO loss, eq. 7 of arXiv 2305.18290: -log sigmoid(reward(chosen) - reward(rejected)).
 
-    `policy_B2`, `reference_B2`: summed log-probabilities in nats, chosen first. Returns the losses, shape (B,), and
-    without gradient the rewards beta * (policy - reference), shape (B, 2).
+    `policy_B2`, `reference_B2`: summed log-probabilities in nats of B pairs, chosen first. Returns the
+    losses, shape (B,), and without gradient the rewards beta * (policy - reference), shape (B, 2).
     """
     import torch.nn.functional as F
 
@@ -144,7 +144,10 @@ def dpo_loss(policy_B2, reference_B2, beta):
 
 
 def read_rows(path: str, tokenizer) -> Iterator[dict]:
-    """Rows of 06_pairs.jsonl as token ids: a prompt and two responses, chosen first."""
+    """Rows of 06_pairs.jsonl as token ids: a prompt and two responses, chosen first.
+
+    A row with `"truncated": ["rejected"]` gets no end token behind that side: the policy never ended it.
+    """
     sides = ("chosen", "rejected")
     for number, row in enumerate(files.read(path, ["prompt", *sides], "06_dpo.py pairs"), 1):
         where, truncated = f"{path}:{number}", row.get("truncated", [])
@@ -160,7 +163,7 @@ def read_rows(path: str, tokenizer) -> Iterator[dict]:
 
 
 def reference_logprobs(rows: list[dict], engine, micro_tokens: int, rank: int, world: int):
-    """Log-probabilities of each row's responses under the reference policy, shape (rows, 2), the same on every rank."""
+    """Log-probabilities of each row's responses under the reference policy, shape (rows, 2)."""
     import torch
 
     from autoif.training.packed import pack
@@ -185,7 +188,7 @@ def reference_logprobs(rows: list[dict], engine, micro_tokens: int, rank: int, w
 
 
 def add_reference(rows: list[dict], args, rank: int, world: int) -> None:
-    """Give each row its `reference` log-probabilities; they are computed once for these pairs and this model."""
+    """Give each row its `reference` log-probabilities, computed once for pairs and model."""
     import torch
 
     model = args.reference or args.model
@@ -319,7 +322,9 @@ def learn(args):
     add_reference(rows, args, rank, world)
     config = train.deepspeed_config(args.ds_config, args.zero, args.precision, args.offload)
     model = train.load_model(args.model, config, args.precision, args.max_length)
-    train.save_memory(model, rows, args.activation_checkpointing, args.micro_tokens, config, world)
+    train.checkpoint_activations(
+        model, rows, args.activation_checkpointing, args.micro_tokens, config, world
+    )
     engine = train.trainable(
         model,
         config,
@@ -333,7 +338,7 @@ def learn(args):
     done = checkpoints.restore(engine)
     log = Log(args.out, engine, len(plan), done, args.divergence, args.wandb)
 
-    # train: each step is one batch, shared out over ranks and packs whose losses add up to the batch's
+    # train: each step is one batch, shared out over ranks and packs whose losses add up
     for step in range(done + 1, len(plan) + 1):
         batch = [rows[number] for number in plan[step - 1]]
         lr, sums = engine.get_lr()[0], torch.zeros(5, device=engine.device)

@@ -1,14 +1,14 @@
-"""Training speed beside TRL: real tokens/s (padding not counted) and peak memory, on one machine in one run.
+"""Training speed beside TRL: real tokens/s (padding not counted) and peak memory, in one run.
 
     python bench/bench_train.py --rows 24
 
-Each contender trains in a process of its own on the same rows with the same batch, in bf16 with float32
-master weights, AdamW and the same loss; neither recomputes activations. Ours is the real stage (DeepSpeed
-ZeRO-3, resume points off the clock), TRL's its trainer without DeepSpeed; --micro-tokens holds about as
-many rows as --micro-batch. The first step is warm-up. A token of a DPO prompt counts twice, once for each
-response, for both. Our DPO time includes half of the reference pass, which serves the paper's 2 epochs.
-OMP_WAIT_POLICY=passive, which is set here, keeps threads from spinning when something else uses a core;
-without it TRL's figure collapses.
+Each contender trains in a process of its own on the same rows with the same batch, in bf16 with
+float32 master weights, AdamW and the same loss; neither recomputes activations. Ours is the real
+stage (DeepSpeed ZeRO-3, resume points off the clock), TRL's its trainer without DeepSpeed;
+--micro-tokens holds about as many rows as --micro-batch. The first step is warm-up. A token of a
+DPO prompt counts twice, once for each response, for both. Our DPO time includes half of the
+reference pass, which serves the paper's 2 epochs. OMP_WAIT_POLICY=passive, which is set here, keeps
+threads from spinning when something else uses a core; without it TRL's figure collapses.
 
 The model is SmolLM2-135M from the package of requirements-demo.txt, unless --model names another;
 TRL is in requirements-test.txt. --json writes the numbers for bench/compare.py.
@@ -227,6 +227,7 @@ def main(argv=None):
                 print(f"{kind}: {speeds[0] / speeds[1]:.2f}x", flush=True)
     if args.json:
         record = {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "numbers": numbers}
+        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
         Path(args.json).write_text(json.dumps(record, indent=2) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""Stage 05 in every form of ZeRO, one after the other in the same two processes; test_partitions.py starts it."""
+"""Stage 05 in every form of ZeRO, one after the other; test_partitions.py starts it."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""autoif.training.arithmetic: counted against what PyTorch counts, and the figures that README shows."""
+"""autoif.training.arithmetic: against what PyTorch counts, and the figures that README shows."""
 
 import pytest
 import tiny_models
@@ -54,8 +54,8 @@ def test_the_operations_of_matrices_are_those_that_pytorch_counts(responses, mon
         packed.ResponseLogprobs(model)(**batch).sum().backward()
     monkeypatch.setattr(arithmetic, "attention_pairs", lambda row: 0)
     expected = arithmetic.step_flops(model.config, rows)
-    # PyTorch counts the output layer's logits twice, since the backward pass makes them again, and does
-    # not count addmm_, its weight's gradient; both are the same number
+    # PyTorch counts the output layer's logits twice, since the backward pass makes them again, and
+    # does not count addmm_, its weight's gradient; both are the same number
     assert counter.get_total_flops() == pytest.approx(expected)
 
 
@@ -87,3 +87,38 @@ def test_layers_keep_the_bytes_that_autograd_saves(model_type):
     assert out.requires_grad
     expected = model.config.num_hidden_layers * arithmetic.kept_bytes(model.config) * length
     assert sum(saved.values()) == pytest.approx(expected, rel=0.25)
+
+
+@pytest.mark.parametrize(
+    "shape, gpus, tokens, zero, offload, states, rest, cpu",
+    [
+        (QWEN2_7B, 8, 16384, 3, False, 17, 18, 0),
+        (QWEN2_7B, 8, 32768, 3, False, 17, 30, 0),
+        (QWEN2_7B, 8, 16384, 2, False, 30, 16, 0),
+        (QWEN2_7B, 8, 16384, 1, False, 57, 16, 0),
+        (QWEN2_7B, 1, 16384, 3, True, 15, 18, 122),
+        (LLAMA3_70B, 64, 16384, 3, False, 20, 45, 0),
+    ],
+)
+def test_memory_is_what_readme_says(shape, gpus, tokens, zero, offload, states, rest, cpu):
+    found = arithmetic.memory(shape, tokens, gpus, zero, offload)
+    others = found["gathered"] + found["activations"] + found["output"]
+    rounded = [round(number / 1e9) for number in (found["states"], others, found["cpu"])]
+    assert rounded == [states, rest, cpu]
+
+
+def test_a_7b_model_must_recompute_and_a_small_one_need_not():
+    """On 80 GB in packs of --micro-tokens' default; the demo's model on a laptop."""
+    small = transformers.AutoConfig.for_model(
+        "llama",
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+    )
+    large = arithmetic.memory(QWEN2_7B, 16384, 8, recompute=False)
+    assert sum(large.values()) > 80e9
+    assert sum(arithmetic.memory(small, 16384, 1, recompute=False).values()) < 0.9 * 24e9

@@ -1,4 +1,4 @@
-"""ZeRO with weights that are really apart: two processes, nothing persistent, against a plain PyTorch loop."""
+"""ZeRO with weights really apart: two processes, nothing persistent, against a plain loop."""
 
 import json
 
@@ -10,7 +10,7 @@ import transformers
 
 from autoif.training.rows import batches, encode
 
-# five rows a step on two processes in packs of 60 tokens: an odd number of packs, so that one is empty
+# five rows a step on two processes in packs of 60 tokens: one pack too few, so that one is empty
 BATCH, LR, WARMUP, DECAY, BETAS = 5, 1e-2, 2, 0.1, (0.9, 0.95)
 
 
@@ -50,7 +50,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plain(folder):
-    """Losses, gradient norms and the model of an ordinary loop: one row after the other, no DeepSpeed, no packs."""
+    """Losses, gradient norms and model of an ordinary loop without DeepSpeed and packs."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float32)
     tokenizer = tiny_models.tokenizer("qwen2")
     rows = [encode(tokenizer, both[:1], [both[1:]], "here") for both in map(messages, range(8))]

@@ -14,8 +14,8 @@ import transformers
 
 from autoif import models
 from autoif.files import UserError
-from autoif.training import engine as train
 from autoif.training import arithmetic, packed, rows
+from autoif.training import engine as train
 from autoif.training.checkpoints import Checkpoints, binding
 from autoif.training.log import Log
 
@@ -74,7 +74,7 @@ def test_no_more_than_a_chunk_of_logits_exists_at_one_time(monkeypatch):
 
 
 def plain_varlen(q, k, v, q_ends, k_ends, q_max, k_max, *, scale, window_size, enable_gqa):
-    """What torch.nn.attention.varlen.varlen_attn is documented to compute: shapes (T, H, D), causal from the end."""
+    """What PyTorch's varlen_attn is documented to compute, shapes (T, H, D)."""
     assert window_size == (-1, 0) and enable_gqa and q_ends.dtype == k_ends.dtype == torch.int32
     assert q_max == q_ends.diff().max() and k_max == k_ends.diff().max()
     assert q_ends[-1] == len(q) and k_ends[-1] == len(k) == len(v) and q_ends.diff().min() > 0
@@ -106,7 +106,7 @@ def states(responses):
 @pytest.mark.parametrize("name", ["varlen", "flash_attn"])
 @pytest.mark.parametrize("responses", [1, 2, 3])
 def test_flash_attention_gets_the_segments_that_sdpa_computes(responses, name, monkeypatch):
-    """Both kernels need a GPU; plain ones with the same arguments show that ours describe the segments."""
+    """Both kernels need a GPU; a plain one shows that our arguments describe the segments."""
     monkeypatch.setattr(packed, "varlen_attn", plain_varlen)
     module = SimpleNamespace(flash_attn_varlen_func=plain_flash_attn)
     monkeypatch.setitem(sys.modules, "flash_attn", module)
@@ -265,7 +265,7 @@ def ids(packs):
 def test_packs_are_filled_longest_row_first_and_are_a_multiple_of_the_processes():
     five = [row_of(tokens) for tokens in (7, 6, 4, 3, 2)]
     assert ids(rows.share_out(five, 12, 2)) == [[7, 3, 2], [6, 4]]
-    assert ids(rows.share_out(five, 10, 2)) == [[7], [6], [3, 2], [4]]
+    assert ids(rows.share_out(five, 11, 2)) == [[7], [6], [3, 2], [4]]
     assert ids(rows.share_out(five, 100, 1)) == [[7, 6, 4, 3, 2]]
 
 
@@ -371,7 +371,8 @@ def test_a_finished_model_is_not_overwritten(tmp_path):
     "error",
     [
         OSError(errno.ENOSPC, "No space left on device"),
-        RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
+        Exception("Error while serializing: I/O error: No space left on device (os error 28)"),
     ],
 )
 def test_a_full_disk_in_a_checkpoint_is_named(tmp_path, alone, error):

@@ -1,4 +1,4 @@
-"""Tiny random models, byte-level tokenizers with the chat templates of three families, and runs of the stages."""
+"""Tiny random models, byte-level tokenizers with chat templates, and runs of the stages."""
 
 import importlib.util
 import json
@@ -15,12 +15,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 ROOT = Path(__file__).resolve().parent.parent
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 LLAMA3 = (
-    "{{ '<|begin_of_text|>' }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + "
-    "'<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|begin_of_text|>' }}{% for message in messages %}"
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}"
+    "{{ message['content'] | trim + '<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}"
     "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
 # kind: (special tokens, the tokenizer's own end token, template)
@@ -84,7 +86,7 @@ def checkpoint(folder: Path, kind: str = "smollm2", seed: int = 0) -> str:
 
 
 def random_rows(responses: int, count: int, seed: int = 0) -> list[dict]:
-    """Token rows as the stages make them, of unequal lengths, one response of a single token among them."""
+    """Token rows as the stages make them, of unequal lengths, one response of a single token."""
     rng = random.Random(seed)
 
     def ids(low, high):
@@ -129,7 +131,7 @@ def write(path: Path, rows: list[dict]) -> str:
 def start(
     stage: str, *arguments: str, node: int = 0, nodes: int = 1, port: int = 0, processes: int = 1
 ) -> subprocess.Popen:
-    """Run a stage alone, as several processes, or as one of several one-process torchrun nodes on loopback."""
+    """Run a stage alone, as several processes, or as one of several torchrun nodes on loopback."""
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone"]

@@ -1,7 +1,8 @@
-"""What a model costs by arithmetic: operations of a step, the peak to hold them against, bytes of memory.
+"""What a model costs by arithmetic: operations of a step, the peak of a device, bytes of memory.
 
 `shape` is the transformers config of a dense decoder (llama, mistral, qwen2, qwen3), `rows` are
-`{"prompt": [ids], "responses": [[ids], ...]}`. Nothing here is measured but the peak of a device that PEAKS does not know.
+`{"prompt": [ids], "responses": [[ids], ...]}`. Nothing here is measured but the peak of a device
+that PEAKS does not know.
 """
 
 import time
@@ -30,7 +31,7 @@ def attention_widths(shape) -> tuple[int, int]:
 
 
 def layer_weights(shape) -> int:
-    """Weights of the matrices of one decoder layer: query and output, key and value, gate, up and down."""
+    """Weights of one decoder layer's matrices: query and output, key and value, gate, up, down."""
     queries, keys = attention_widths(shape)
     return shape.hidden_size * (2 * queries + 2 * keys + 3 * shape.intermediate_size)
 
@@ -43,7 +44,7 @@ def parameters(shape) -> int:
 
 
 def attention_pairs(row: dict) -> float:
-    """Pairs of a token and one that it sees: causal in the prompt, each response behind it (packed.Segments)."""
+    """Pairs of a token and one that it sees, as packed.Segments pictures them."""
     prompt = len(row["prompt"])
     pairs = prompt * (prompt + 1) / 2
     for response in row["responses"]:
@@ -53,10 +54,10 @@ def attention_pairs(row: dict) -> float:
 
 
 def step_flops(shape, rows: list[dict]) -> float:
-    """Operations of forward and backward pass: 6 a weight and token, 12 a query column and pair of tokens.
+    """Operations of forward and backward pass: 6 a weight and token, 12 a query column and pair.
 
-    A prompt counts once, the output layer only where a token of a response is predicted, and what is
-    computed again in the backward pass not at all.
+    A prompt counts once, the output layer only where a token of a response is predicted, and what
+    is computed again in the backward pass not at all.
     """
     tokens = sum(map(packed_tokens, rows))
     targets = sum(len(response) for row in rows for response in row["responses"])
@@ -91,9 +92,9 @@ def peak_flops(device, dtype) -> tuple[float, str]:
 def kept_bytes(shape) -> int:
     """Bytes a token that one layer in bf16 keeps for its backward pass.
 
-    Two norms keep their input in float32, the normed value and the scaled one (2 x 12 a column); queries
-    and keys are kept before and after their rotation, and the output (8 a query column, 8 a key column
-    with the values); gate, up, their activation and product (8 a column).
+    Two norms keep their input in float32, the normed value and the scaled one (2 x 12 a column);
+    queries and keys are kept before and after their rotation, and the output (8 a query column, 8 a
+    key column with the values); gate, up, their activation and product (8 a column).
     """
     queries, keys = attention_widths(shape)
     return 24 * shape.hidden_size + 8 * (queries + keys) + 8 * shape.intermediate_size
@@ -104,11 +105,11 @@ def memory(
 ) -> dict[str, float]:
     """Bytes that one of `processes` GPUs holds while it trains packs of `tokens` in bf16.
 
-    `states`: bf16 weights 2 a parameter, fp32 gradients 4, fp32 master weights and two moments 12, each
-    shared out over the GPUs from ZeRO stage 3, 2 and 1 on. `cpu`: what --offload moves to the host.
-    `activations`: a layer's input (2 a column) of all layers and twice one layer when layers are
-    recomputed, else all that all layers keep. `output`: logits and their gradient, 1,024 tokens at a
-    time, and the output layer's weight and gradient.
+    `states`: bf16 weights 2 a parameter, fp32 gradients 4, fp32 master weights and two moments 12,
+    each shared out over the GPUs from ZeRO stage 3, 2 and 1 on. `cpu`: what --offload moves to the
+    host. `activations`: a layer's input (2 a column) of all layers and twice one layer when layers
+    are recomputed, else all that all layers keep. `output`: logits and their gradient, 1,024 tokens
+    at a time, and the output layer's weight and gradient.
     """
     count = parameters(shape)
     weights = 2 * count / (processes if zero == 3 else 1)

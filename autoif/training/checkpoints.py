@@ -1,4 +1,4 @@
-"""What a training run leaves on disk: resume points that appear whole, and at the end an ordinary checkpoint."""
+"""What a training run leaves on disk: resume points, and at the end an ordinary checkpoint."""
 
 import contextlib
 import errno
@@ -11,7 +11,7 @@ from autoif.files import UserError, write_whole
 from autoif.models import fingerprint, generation_config
 from autoif.training.rows import digest, end_tokens
 
-# Flags that may change between a killed run and its continuation, since the result does not depend on them.
+# Flags that may change between a killed run and its continuation: the result does not hang on them.
 FREE = (
     "input",
     "out",
@@ -28,6 +28,9 @@ FREE = (
     "wandb",
 )
 
+# How safetensors and torch.save say that the disk is full.
+FULL_DISK = ("No space left on device", "enforce fail at inline_container.cc")
+
 
 def binding(flags: dict, rows: list[dict], world: int) -> dict:
     """What a continuation must have in common with the run that it continues."""
@@ -39,7 +42,7 @@ def binding(flags: dict, rows: list[dict], world: int) -> dict:
 
 
 class Checkpoints:
-    """Resume points `<out>.state/step-N`, valid only for the settings and data they were made with."""
+    """Resume points `<out>.state/step-N`, valid for the settings and data they were made with."""
 
     def __init__(self, out: str, settings: dict, rank: int, keep: bool):
         self.out, self.state = Path(out), Path(f"{out}.state")
@@ -47,7 +50,7 @@ class Checkpoints:
         self.file = self.state / "settings.json"
         if self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir())):
             raise UserError(f"{self.out} exists; delete it to train again")
-        # Settings without a resume point bind nobody: the run stopped before it had anything to lose.
+        # Settings without a resume point bind nobody: that run had nothing to lose.
         if self._steps() and self.file.exists():
             before = json.loads(self.file.read_text())
             changed = [
@@ -65,7 +68,10 @@ class Checkpoints:
         return sorted(int(path.name[5:]) for path in self.state.glob("step-*"))
 
     def restore(self, engine) -> int:
-        """Load the latest resume point, if any: weights, optimizer, schedule, random state. Returns the steps done."""
+        """Load the latest resume point, if any: weights, optimizer, schedule, random state.
+
+        Returns the number of steps done.
+        """
         import torch
 
         done = max(self._steps(), default=0)
@@ -82,7 +88,7 @@ class Checkpoints:
         return done
 
     def save(self, engine, step: int) -> None:
-        """Write a resume point under another name, rename it, and only then delete the one before."""
+        """Write a resume point under another name, rename it, only then delete the one before."""
         import torch
         import torch.distributed as dist
 
@@ -105,7 +111,7 @@ class Checkpoints:
         dist.barrier()
 
     def export(self, engine, tokenizer, rows: list[dict]) -> None:
-        """Write `out` whole: weights, config, generation config, tokenizer with its chat template, metrics and curves."""
+        """Write `out` whole: weights, configurations, tokenizer, metrics and curves."""
         import torch.distributed as dist
         import transformers
 
@@ -142,16 +148,12 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def full_disk_named(path: Path):
-    """UserError when a full disk ends the block; the libraries that write tensors each say it in their own way."""
+    """UserError when a full disk ends the block, which each library says in its own way."""
     try:
         yield
     except Exception as error:
-        number = getattr(error, "errno", None)
-        words = str(error)
-        # torch: "PytorchStreamWriter failed writing file"; safetensors: "No space left on device"
-        if number not in (errno.ENOSPC, errno.EDQUOT) and (
-            "failed writing" not in words and "No space left" not in words
-        ):
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if not full and not any(words in str(error) for words in FULL_DISK):
             raise
         raise UserError(
             f"{path} cannot be written, the disk is full; make room and run the same command: "

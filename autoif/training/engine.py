@@ -1,4 +1,4 @@
-"""DeepSpeed's engine for both training stages: start-up, flags, the model partitioned, the optimizer.
+"""DeepSpeed's engine for both training stages: start-up, flags, the model, the optimizer.
 
 It knows no loss and no rows: a stage keeps its own loop.
 """
@@ -47,12 +47,13 @@ def number(kind: type, low: float = -math.inf, high: float = math.inf, above: bo
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags that change speed, memory and bookkeeping; what changes the result stands in the stages."""
+    """Flags of speed, memory and bookkeeping; what changes the result stands in the stages."""
     parser.add_argument(
         "--micro-tokens",
         type=number(int, 1),
-        # A 7B model on 80 GB that recomputes its layers: 16,384 tokens keep 12.1 GB (28 layers x 7 KB, and
-        # twice one layer of 269 KB a token), its states on 8 GPUs 17.1 GB, gathered layers and logits 5.4 GB
+        # A 7B model on 80 GB that recomputes its layers: 16,384 tokens keep 12 GB (28 layers x 7 KB
+        # and twice one layer of 270 KB, a token), states on 8 GPUs 17 GB, gathered layers and
+        # logits 5 GB: 35 GB (arithmetic.memory)
         default=16384,
         metavar="N",
         help="tokens a device computes at a time; a longer row is computed alone (default: 16384)",
@@ -73,6 +74,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--activation-checkpointing",
         choices=["auto", "on", "off"],
+        nargs="?",
+        const="on",
         default="auto",
         help="recompute layers in the backward pass (default: where memory would not do otherwise)",
     )
@@ -196,7 +199,7 @@ def check_shape(path: str, max_length: int) -> None:
 
 
 def load_model(path: str, config: dict, precision: str, max_length: int):
-    """The causal model at `path` as packed.ResponseLogprobs, its weights partitioned while they are read (ZeRO-3)."""
+    """The model at `path` as packed.ResponseLogprobs; ZeRO-3 partitions it while it is read."""
     import transformers
     from transformers.integrations import HfDeepSpeedConfig
 
@@ -211,7 +214,7 @@ def load_model(path: str, config: dict, precision: str, max_length: int):
 
 
 def packed_model(model):
-    """A causal model with packed attention as packed.ResponseLogprobs; ZeRO-3 gathers each of its layers in one piece."""
+    """A causal model as packed.ResponseLogprobs, whose layers ZeRO-3 gathers in one piece each."""
     import deepspeed
 
     from autoif.training.packed import ResponseLogprobs
@@ -221,10 +224,10 @@ def packed_model(model):
     return model
 
 
-def save_memory(
+def checkpoint_activations(
     model, rows: list[dict], choice: str, micro_tokens: int, config: dict, world: int
 ) -> None:
-    """Recompute layers in the backward pass: on, off, or (auto) where the packs would not fit otherwise."""
+    """Recompute layers in the backward pass: on, off, or (auto) where packs would not fit."""
     import torch.distributed as dist
 
     zero = config["zero_optimization"]
@@ -267,7 +270,7 @@ def frozen(model, config: dict):
 
 
 def release(engine) -> None:
-    """Free a frozen engine's weights; DeepSpeed keeps references to the module, so its tensors are emptied one by one."""
+    """Free a frozen engine's weights one by one: DeepSpeed keeps references to the module."""
     module = engine.module
     engine.destroy()
     for parameter in module.parameters():
@@ -284,7 +287,7 @@ def trainable(
     weight_decay: float,
     schedule: str,
 ):
-    """DeepSpeed engine with AdamW (no decay for norms and biases, as in transformers' Trainer) and the schedule."""
+    """DeepSpeed engine with the schedule and AdamW, which decays neither norms nor biases."""
     import deepspeed
     import torch
     from transformers import get_scheduler

@@ -1,18 +1,20 @@
-"""The log of a training run: one line a step, metrics.jsonl, tensorboard, wandb by flag, curves.png; and the stop.
+"""The log of a training run: a line a step, metrics.jsonl, tensorboard, curves.png; and the stop.
 
 A step's numbers, as they are named in metrics.jsonl and in the curves:
 
-    loss                    SFT: mean over the response tokens of the batch; DPO: mean over its pairs; in nats
-    chosen, rejected        DPO: mean reward, beta x (log p of the policy - log p of the reference), of each side
-    margin, accuracy        DPO: mean of chosen - rejected, and share of the pairs in which it is above 0
-    lr                      learning rate of this step
-    norm                    length of the gradient before it is clipped at 1
-    tokens_per_second       prompt and response tokens of the batch, each prompt once, as it is computed
-    tokens_per_second_prompt_repeated   the same with the prompt once for each response, as other libraries compute
-    tflops                  model TFLOP/s of one device: arithmetic.step_flops over the step's seconds; layers that are
-                            computed again in the backward pass are not counted
-    mfu                     tflops as a share of the device's peak: the data sheet's, else a matrix product's
-    memory_gb               peak memory of rank 0 since the start: its GPU's, on a CPU the process's
+    loss                nats; SFT: mean over the response tokens of the batch; DPO: over its pairs
+    chosen, rejected    DPO: mean reward of a side, beta x (log p of policy - log p of reference)
+    margin              DPO: mean of chosen - rejected
+    accuracy            DPO: share of the pairs whose margin is above 0
+    lr                  learning rate of this step
+    norm                length of the gradient before it is clipped at 1
+    tokens_per_second   prompt and response tokens of the batch, each prompt once, as it is computed
+    tokens_per_second_prompt_repeated
+                        the same with the prompt once for each response, as other libraries compute
+    tflops              model TFLOP/s of one device: arithmetic.step_flops over the step's seconds;
+                        what is computed again in the backward pass is not counted
+    mfu                 tflops as a share of the device's peak: a data sheet's, else a measured one
+    memory_gb           peak memory of rank 0 since the start: its GPU's, on a CPU the process's
 """
 
 import json
@@ -28,7 +30,7 @@ from autoif.training.rows import count_tokens
 
 
 class Log:
-    """Rank 0 writes; every rank stops when the loss or the gradient norm is no number, or the norm leaves its usual size."""
+    """Rank 0 writes; every rank stops when loss or norm is no number, or the norm is too large."""
 
     def __init__(self, out: str, engine, total: int, done: int, divergence: float, wandb=None):
         import torch.distributed as dist
@@ -63,7 +65,7 @@ class Log:
     def step(
         self, step: int, numbers: dict[str, float], lr: float, norm: float, batch: list[dict]
     ) -> None:
-        """`numbers` has the loss and what else the stage computes; `batch` are the step's rows over all ranks."""
+        """`numbers` are the loss and what the stage adds to it, `batch` the rows of all ranks."""
         usual = statistics.median(self.norms[-100:]) if len(self.norms) >= 20 else math.inf
         sound = math.isfinite(numbers["loss"]) and math.isfinite(norm)
         if not sound or norm > self.divergence * usual:

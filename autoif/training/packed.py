@@ -1,10 +1,12 @@
-"""Packed log-probabilities: many rows in one sequence, without padding, without whole logits, each prompt computed once.
+"""Packed log-probabilities: many rows in a sequence, no padding, no whole logits, prompts once.
 
-A row is `{"prompt": [ids], "responses": [[ids], ...]}`: one response for SFT, two for DPO. `pack` lays rows end to end,
-`attention` keeps them apart, and `ResponseLogprobs` turns a causal model into log p(response | prompt).
+A row is `{"prompt": [ids], "responses": [[ids], ...]}`: one response for SFT, two for DPO. `pack`
+lays rows end to end, `attention` keeps them apart, and `ResponseLogprobs` turns a causal model into
+log p(response | prompt).
 
-Shapes: T tokens of a pack, K keys of all segments, H query heads, G key heads, D columns of a head, C columns of a hidden
-state, V words of the vocabulary, P places that predict a token of a response, R responses, S segments.
+Shapes: T tokens of a pack, K keys of all segments, H query heads, G key heads, D columns of a head,
+C columns of a hidden state, V words of the vocabulary, P places that predict a token of a response,
+R responses, S segments.
 """
 
 import functools
@@ -23,7 +25,7 @@ from autoif.training.arithmetic import LOGIT_TOKENS
 
 
 def pack(rows: list[dict], device: str | torch.device = "cpu") -> dict:
-    """Lay `rows` end to end as prompt, response 1, response 2, ...; the keyword arguments of ResponseLogprobs.
+    """Lay `rows` end to end as prompt, response 1, response 2, ...: the input of ResponseLogprobs.
 
     A row of the prompt P P P and the responses a a A and b b B, whose last tokens predict nothing:
 
@@ -65,7 +67,8 @@ def pack(rows: list[dict], device: str | torch.device = "cpu") -> dict:
 class Segments:
     """Who sees whom: each segment's queries attend to keys of their own, causally from the end.
 
-    The first response shares its prompt's segment; each other one is a segment behind the prompt's keys:
+    The first response shares its prompt's segment; another one is a segment behind the prompt's
+    keys:
 
         index    0 1 2 3 4 5 6
                  P P P a a b b
@@ -113,7 +116,7 @@ class Segments:
 
 
 def sdpa(queries_THD, keys_KGD, values_KGD, segments: Segments, scaling: float) -> torch.Tensor:
-    """A call of PyTorch's causal kernel for each segment: one mask over the whole pack would be dense."""
+    """A call of PyTorch's causal kernel a segment: one mask over the whole pack would be dense."""
     outputs = []
     for queries, keys, values in zip(
         queries_THD.split(segments.query_sizes),
@@ -136,7 +139,7 @@ def sdpa(queries_THD, keys_KGD, values_KGD, segments: Segments, scaling: float) 
 
 
 def varlen(queries_THD, keys_KGD, values_KGD, segments: Segments, scaling: float) -> torch.Tensor:
-    """All segments in one call of PyTorch's FlashAttention, which aligns queries with the end of longer keys as we do."""
+    """One call of PyTorch's FlashAttention, which aligns queries with the end of longer keys."""
     return varlen_attn(
         queries_THD,
         keys_KGD,
@@ -172,7 +175,7 @@ def flash_attn(
 
 @functools.cache
 def kernel(device_type: str, dtype: torch.dtype):
-    """The attention of a device, and its name for the log; FlashAttention computes in half precision only."""
+    """The attention of a device and its name for the log; FlashAttention is for half precision."""
     if device_type != "cuda" or dtype == torch.float32:
         return sdpa, "PyTorch's SDPA, one causal call a segment"
     on_hopper = torch.cuda.get_device_capability() == (9, 0)
@@ -211,7 +214,10 @@ AttentionInterface.register("packed", attention)
 
 
 class _TargetLogprobs(torch.autograd.Function):
-    """log softmax(hidden @ weight.T)[target] in float32, LOGIT_TOKENS at a time; the backward pass makes the logits again."""
+    """log softmax(hidden @ weight.T)[target] in float32, LOGIT_TOKENS at a time.
+
+    The backward pass makes the logits again: kept, they would be the largest tensor of all.
+    """
 
     @staticmethod
     def forward(ctx, hidden_PC, weight_VC, targets_P):
@@ -239,7 +245,7 @@ class _TargetLogprobs(torch.autograd.Function):
 
 
 class Head(nn.Module):
-    """The model's output layer under its old name; a module of its own so that ZeRO-3 gathers the weight around it."""
+    """The model's output layer under its old name; a module, so that ZeRO-3 gathers its weight."""
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
@@ -250,7 +256,7 @@ class Head(nn.Module):
 
 
 class ResponseLogprobs(nn.Module):
-    """A causal model as the function packed batch -> summed log-probability of each response, in nats, shape (R,)."""
+    """A causal model as the function pack -> summed log-probability a response, shape (R,)."""
 
     def __init__(self, model: nn.Module):
         super().__init__()

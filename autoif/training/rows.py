@@ -19,7 +19,7 @@ ROLES = ("system", "user", "assistant")
 
 
 def load_tokenizer(model: str, chat_template: str | None):
-    """The model's tokenizer with a chat template (the file's, its own, or FALLBACK_TEMPLATE) and an end token."""
+    """The model's tokenizer with an end token and a template: the file's, its own, the fallback."""
     tokenizer = read_tokenizer(model)
     if chat_template:
         try:
@@ -60,11 +60,12 @@ def encode(
     where: str,
     truncated: Collection[int] = (),
 ) -> dict:
-    """Token ids of a prompt and its responses through the chat template; each response ends with its end token.
+    """Token ids of a prompt and its responses through the chat template, with their end tokens.
 
-    Prompt and response are tokenized apart, as they are when the model generates. What the template puts
-    behind the end token (a line break, mostly) is left out; a template that puts none there gets the
-    tokenizer's. The responses whose numbers are in `truncated` were cut off: no end token is theirs.
+    Prompt and response are tokenized apart, as they are when the model generates. What the template
+    puts behind the end token (a line break, mostly) is left out; a template that puts none there
+    gets the tokenizer's. The responses whose numbers are in `truncated` were cut off: no end token
+    is theirs.
     """
 
     def render(messages, **options):
@@ -114,12 +115,12 @@ def longest(row: dict) -> int:
 
 
 def packed_tokens(row: dict) -> int:
-    """Tokens that a pack spends on a row: the prompt once, and no response's last token, which predicts nothing."""
+    """Tokens that a pack spends on a row: its prompt once; a last token predicts nothing."""
     return len(row["prompt"]) + sum(map(len, row["responses"])) - len(row["responses"])
 
 
 def count_tokens(rows: list[dict]) -> tuple[int, int]:
-    """Real tokens of rows: with each prompt once, and with the prompt once for each response as other libraries have it."""
+    """Real tokens of rows: with each prompt once, and with the prompt once for each response."""
     prompts = sum(len(row["prompt"]) for row in rows)
     repeated = sum(len(row["prompt"]) * len(row["responses"]) for row in rows)
     responses = sum(len(response) for row in rows for response in row["responses"])
@@ -129,7 +130,7 @@ def count_tokens(rows: list[dict]) -> tuple[int, int]:
 def usable(
     stage: str, rows: Iterable[dict], tokenizer, max_length: int, source: str, out: str, rank: int
 ) -> list[dict]:
-    """Encoded rows that can be trained on; the others are accounted for by rank 0. Nothing is ever cut to fit."""
+    """Encoded rows that can be trained on; rank 0 accounts for the others. Nothing is cut."""
     special = set(tokenizer.all_special_ids)
     kept, dropped = [], []
     for row in rows:
@@ -152,7 +153,7 @@ def usable(
 
 
 def batches(rows: int, batch: int, epochs: float, seed: int) -> list[list[int]]:
-    """Row numbers of every optimizer step: one shuffle an epoch, end to end, cut into batches of exactly `batch`.
+    """Row numbers of every optimizer step: a shuffle an epoch, end to end, cut into equal batches.
 
     The last batch is filled from one more shuffle, so that no step is smaller than the others.
     """
@@ -164,13 +165,13 @@ def batches(rows: int, batch: int, epochs: float, seed: int) -> list[list[int]]:
 
 
 def share_out(rows: list[dict], capacity: int, world: int) -> list[list[dict]]:
-    """Rows in packs of at most `capacity` tokens, fullest pack first, their number a multiple of `world`.
+    """Rows in packs of at most `capacity` tokens, fullest first, a multiple of `world` of them.
 
-    Longest row first, each into the pack that has the least: that balances packs as it fills them, and
-    when one overflows there were too few. A row longer than `capacity` has a pack to itself. Five rows,
-    capacity 10, two processes:
+    Longest row first, each into the pack that has the least: that balances packs as it fills them,
+    and when one overflows there were too few. A row longer than `capacity` has a pack to itself.
+    Five rows, capacity 11, two processes:
 
-        rows 7 6 4 3 2  ->  2 packs: 7 3 2 | 6 4     12 > 10: too few
+        rows 7 6 4 3 2  ->  2 packs: 7 3 2 | 6 4     12 > 11: too few
                         ->  4 packs: 7 | 6 | 4 | 3 2
     """
     longest_first = sorted(rows, key=packed_tokens, reverse=True)
