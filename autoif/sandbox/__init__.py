@@ -31,9 +31,6 @@ equals `return True`: frames carry a nonce, which code made for it finds in the 
 callers. It sees that a file exists (stat), the time, and the inputs of its own job. Kernel bugs and
 Spectre are out of scope. `random`, hashes, locale and time zone are fixed; what reads the clock,
 os.urandom or addresses may differ from run to run. Linux on x86_64 or aarch64, else a prefix.
-
-One worker a core (child.py) locks itself in, loads MODULES once, and forks a child a function. The
-parent (pool.py) never parses or runs what it is given.
 """
 
 from autoif.sandbox.pool import MODULES, Sandbox, add_flags, options, run  # noqa: F401  the door

@@ -1,9 +1,8 @@
 """The inside of the sandbox: a worker that locks itself in, then forks children that judge.
 
-autoif/sandbox, which documents the design, runs this file as text (`python -c`), so that no path
-of the project is in a child's memory. Standard library only. The worker reads a line of JSON
-settings on descriptor 0 and answers with a line of JSON that names every layer that could not be
-had; then it answers messages, one at a time:
+Run as text (`python -c`), so that no path of the project is in a child's memory; standard library
+only. The worker reads a line of JSON settings on descriptor 0 and answers with a line of JSON that
+names every layer that could not be had; then it answers messages, one at a time:
 
     message: a line of its length and how many inputs, then marshal of (code, inputs)
     answer:  a line: P, F or E for each input, a blank, the reason of the first E
@@ -76,11 +75,9 @@ def restrict_files() -> None:
     attributes = struct.pack("QQQ", files, 0b11, 0b11)[:size]
     ruleset = libc.syscall(LANDLOCK_CREATE, attributes, ctypes.c_size_t(size), 0)
     check(ruleset, "Landlock ruleset")
-    for path, rights in paths.items():
-        if not os.path.exists(path):
-            continue
+    for path in filter(os.path.exists, paths):
         descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        allowed = rights if os.path.isdir(path) else rights & ~READ_DIR
+        allowed = paths[path] if os.path.isdir(path) else READ_FILE
         rule = struct.pack("=Qi", allowed, descriptor)
         check(libc.syscall(LANDLOCK_ADD_RULE, ruleset, 1, rule, 0), f"Landlock rule for {path}")
         os.close(descriptor)
@@ -155,9 +152,8 @@ def system_call_filter() -> BpfProgram:
     tests = [op(LOAD, offset) + op(EQUAL, 0, 1, 0) + op(RETURN, EPERM) for offset in zeros]
     answers["prlimit64"] = b"".join(tests) + op(RETURN, ALLOW)
     program = op(LOAD, ARCH) + op(EQUAL, architecture, 1, 0) + op(RETURN, KILL) + op(LOAD, NUMBER)
-    for name, answer in answers.items():
-        if name in number:
-            program += op(EQUAL, number[name], 0, len(answer) // 8) + answer
+    for name, value in number.items():
+        program += op(EQUAL, value, 0, len(answers[name]) // 8) + answers[name]
     program += op(RETURN, EPERM)
     return BpfProgram(len(program) // 8, program)
 
@@ -200,23 +196,14 @@ def lock_in(settings: dict, verdicts: int, cpu_seconds: int) -> None:
         check(libc.prctl(PR_SET_SECCOMP, 2, program, 0, 0), "seccomp")
 
 
-def went_through(attempts: dict) -> list[str]:
-    """The names of those that were not denied."""
-    went = []
-    for name, attempt in attempts.items():
-        with suppress(OSError, MemoryError):  # denied, as it should be
-            if attempt():
-                went.append(name)
-    return went
-
-
 def probe(settings: dict) -> list[str]:
     """Names of the layers that do not hold: each is tried from where model-written code stands."""
-    in_worker = {
-        "no_new_privs": lambda: libc.prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) != 1,
-        "dumpable": lambda: libc.prctl(PR_GET_DUMPABLE, 0, 0, 0, 0) != 0,
-        "capabilities (chroot worked)": lambda: libc.chroot(b"/") == 0,
+    here = {
+        "no_new_privs": libc.prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) != 1,
+        "dumpable": libc.prctl(PR_GET_DUMPABLE, 0, 0, 0, 0) != 0,
+        "capabilities (chroot worked)": libc.chroot(b"/") == 0,
     }
+    went = [name for name, worked in here.items() if worked]
     in_child = {
         "descriptors (one of the worker's is open)": lambda: bool(os.fstat(VERDICTS + 1)),
         "Landlock (the interpreter was read)": lambda: os.open(sys.executable, os.O_RDONLY),
@@ -238,16 +225,18 @@ def probe(settings: dict) -> list[str]:
     if pid == 0:
         try:
             lock_in(settings, writing, 10)
-            went = went_through(in_child)
+            for name, attempt in in_child.items():
+                with suppress(OSError, MemoryError):  # denied, as it should be
+                    went += [name] * bool(attempt())
         except OSError as error:
-            went = [error.strerror or str(error)]
+            went.append(error.strerror or str(error))
         os.write(VERDICTS, json.dumps(went).encode())
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading, "rb") as answer:
         text = answer.read()
     os.waitpid(pid, 0)
-    return went_through(in_worker) + json.loads(text or '["the probing child died"]')
+    return json.loads(text or '["the probing child died"]')
 
 
 # ---- frames: what a child may say ----
@@ -257,12 +246,10 @@ KINDS = "syntax, no evaluate, missing module, load, exception, missing module, n
 REASONS = dict(zip("SNULXIB", KINDS.split(", ")))
 # which letters may follow; after any other letter the same as before it
 AFTER = {ord("M"): b"RSNUL", ord("R"): b"PFXIBZ", **dict.fromkeys(b"SNULZ", b"")}
-DONE = ord("Z")
 # Only these names are ever told: no text of a reason is of a function's choosing.
 TYPES = {name: kind for name, kind in vars(builtins).items() if isinstance(kind, type)}
 NAMES = ["", "other", "NoneType", *sorted(name for name in TYPES if not name.startswith("_"))]
 NAME_BYTE = {id(TYPES.get(name, type(None))): bytes([n]) for n, name in enumerate(NAMES)}
-OTHER = b"\1"
 
 
 class Frames:
@@ -277,7 +264,7 @@ class Frames:
         data = self.rest + data
         for start in range(0, len(data) - FRAME + 1, FRAME):
             letter, number = data[start + FRAME - 2 : start + FRAME]
-            too_many = len(self.letters) == self.most and letter != DONE
+            too_many = len(self.letters) == self.most and letter != ord("Z")
             fits = letter in self.allowed and number < len(NAMES) and not too_many
             if not fits or not data.startswith(self.nonce, start):
                 return False
@@ -324,7 +311,7 @@ def judge(message: mmap.mmap, first: int, nonce: bytes, powers: set[str]) -> Non
     """
     write, leave, exact_type, identity, name_byte = os.write, os._exit, type, id, NAME_BYTE
     base_exception, memory_error, missing_module = BaseException, MemoryError, ModuleNotFoundError
-    other, text, plain = OTHER, str, {identity(kind) for kind in (bool, int, str)}
+    other, text, plain = b"\1", str, {identity(kind) for kind in (bool, int, str)}
     passed, failed = nonce + b"P\0", nonce + b"F\0"
     frames = {True: passed, False: failed, "true": passed, "false": failed}
 

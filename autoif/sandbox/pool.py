@@ -10,7 +10,6 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from subprocess import PIPE, Popen
 
@@ -37,17 +36,6 @@ TRIES = 3  # workers that may die under a job
 PREFIX_HINT = "set SANDBOX_PREFIX='docker run -i --rm --network none IMAGE' or the like"
 END = object()  # of the jobs
 VERDICTS = {"P": "pass", "F": "fail", "E": "error"}
-
-
-@dataclass(slots=True)
-class _Job:
-    index: int
-    id: object
-    code: str
-    inputs: list[str]
-    size: int  # in memory
-    packages: bool  # whether it names any
-    lost: int = 0  # workers that died under it
 
 
 def check_job(row: dict, where: str) -> None:
@@ -97,11 +85,11 @@ class _Worker:
         while rest:
             rest = rest[os.write(self.process.stdin.fileno(), rest) :]
 
-    def send(self, job: _Job) -> None:
+    def send(self, job: dict) -> None:
         self.job = job
         # version 4: that of every Python from 3.4 on, since a prefix may lead to another one
-        body = marshal.dumps((job.code, job.inputs), 4)
-        self.write(b"%d %d\n" % (len(body), len(job.inputs)))
+        body = marshal.dumps((job["code"], job["inputs"]), 4)
+        self.write(b"%d %d\n" % (len(body), len(job["inputs"])))
         self.write(body)
 
     def lines(self) -> list[str]:
@@ -124,8 +112,7 @@ class _Worker:
 class Sandbox(AbstractContextManager):
     """Workers that stay up from one `run` to the next; for any number of threads, and for forks.
 
-    with Sandbox() as box:
-        for result in box.run(jobs): ...
+    with Sandbox() as box: results = list(box.run(jobs))
     """
 
     def __init__(
@@ -143,7 +130,6 @@ class Sandbox(AbstractContextManager):
         for flag, value in given.items():
             if value is not None and value <= 0:
                 raise UserError(f"{flag} must be more than 0, not {value}")
-        # from Python 3.13 on that is os.process_cpu_count; macOS has no affinity
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
         self.limit, self.unsafe, self.warned = workers or cores, unsafe, False
         self.settings = {"modules": MODULES, "memory_mb": memory_mb}
@@ -209,17 +195,16 @@ class _Run:
 
     def add(self, row: dict) -> None:
         check_job(row, f"job {self.read + 1}")
-        code, inputs = row["code"], row["inputs"]
-        size = sys.getsizeof(code) + sum(map(sys.getsizeof, inputs))
-        packages = any(name in code for name in PACKAGES)
-        self.pending.append(_Job(self.read, row["id"], code, inputs, size, packages))
-        self.read += 1
-        self.held += size
+        size = sys.getsizeof(row["code"]) + sum(map(sys.getsizeof, row["inputs"]))
+        packages = any(name in row["code"] for name in PACKAGES)
+        ours = {"index": self.read, "size": size, "packages": packages, "lost": 0}
+        self.pending.append({**row, **ours})
+        self.read, self.held = self.read + 1, self.held + size
 
     def dispatch(self) -> None:
         """Give every worker that may be had a job."""
         while self.pending and len(self.busy) < self.sandbox.limit:
-            worker = self.sandbox.borrow(self.pending[0].packages)
+            worker = self.sandbox.borrow(self.pending[0]["packages"])
             self.busy.append(worker)
             try:
                 worker.send(self.pending.popleft())
@@ -268,11 +253,11 @@ class _Run:
         self.busy.remove(worker)
         worker.close()
         job = worker.job
-        job.lost += 1
-        if job.lost < TRIES:
+        job["lost"] += 1
+        if job["lost"] < TRIES:
             self.pending.appendleft(job)
         elif worker.ready:
-            self.finish(job, ["error"] * len(job.inputs), "crash: worker")
+            self.finish(job, ["error"] * len(job["inputs"]), "crash: worker")
         else:
             raise UserError(
                 f"the sandbox's worker does not start: {worker.process.args[0]} ended with "
@@ -287,11 +272,11 @@ class _Run:
         self.sandbox.idle[worker.packages].append(worker)
         self.finish(job, [VERDICTS[letter] for letter in letters], reason or None)
 
-    def finish(self, job: _Job, verdicts: list[str], error: str | None) -> None:
+    def finish(self, job: dict, verdicts: list[str], error: str | None) -> None:
         """Keep an answer, without the code and the inputs, until it is its turn."""
         size = 1000 + 8 * len(verdicts)
-        self.held += size - job.size
-        self.answers[job.index] = {"id": job.id, "verdicts": verdicts, "error": error}, size
+        self.held += size - job["size"]
+        self.answers[job["index"]] = {"id": job["id"], "verdicts": verdicts, "error": error}, size
 
 
 def run(jobs: Iterable[dict | None], **options) -> Iterator[dict]:
