@@ -41,7 +41,8 @@ A user may add this constraint to a question:
 {instruction}
 
 Write a Python function `evaluate(response)` that returns True when the text `response` obeys the constraint and False
-when it does not. It gets the text of the answer only, never the question. Use the standard library, or nltk.
+when it does not. It gets the text of the answer only, never the question. Import nothing but what it needs of these,
+nothing else is installed and no file can be read: {modules}. Of nltk, sentence and word tokenisation work.
 Then write three test cases: texts that obey the constraint and texts that do not.
 
 Answer with one JSON object and nothing else:
@@ -189,7 +190,8 @@ def weakness(verdicts: list[str], on_empty: str) -> str | None:
 
 
 def request(row: dict, k: int) -> dict:
-    content = VERIFIER_PROMPT.format(instruction=row["instruction"])
+    modules = ", ".join(sandbox.MODULES)
+    content = VERIFIER_PROMPT.format(instruction=row["instruction"], modules=modules)
     return {"messages": [{"role": "user", "content": content}], "k": k}
 
 

