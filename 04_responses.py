@@ -304,6 +304,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="instead of --queries: ask the prompts of these training samples, bare (3.4)",
     )
     parser.add_argument(
+        "--bare-prompt",
+        action="store_true",
+        help="ask without the template: a small model talks about it instead of the query",
+    )
+    parser.add_argument(
         "--show", type=positive_int, metavar="N", help="only print N random rows of --out"
     )
     parser.add_argument(
@@ -422,7 +427,8 @@ def main(argv: list[str] | None = None) -> None:
     with llm.LLM.from_args(args, stage="04_responses") as client:
         with files.writer(between) as write:
             # ask: K responses a prompt
-            expand = partial(request, k=args.k, template=not args.sft)
+            template = not (args.sft or args.bare_prompt)
+            expand = partial(request, k=args.k, template=template)
             asked = through(client.complete, prompts, expand)
 
             # verify: each function on all responses to its constraint, as they arrive
