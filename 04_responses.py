@@ -41,15 +41,10 @@ from autoif.prompt import accuracy, join
 from autoif.stage import Funnel, non_negative, positive_int, run, share, through
 
 RESPONSE_PROMPT = """\
-Answer the query of a user. The user has also set a constraint on the form of the answer: follow it
-strictly, to the letter, all through the answer, and answer the query as well as it allows. Write
-the answer only, nothing about the constraint.
+Query: {query}
+Constraint on the answer: {instruction}
 
-[Constraint]
-{instruction}
-
-[Query]
-{query}"""
+Answer the query. Follow the constraint strictly, and write nothing but the answer."""
 
 SCORE_PROMPT = """\
 A user asked a question and set a constraint on the form of the answer. Judge whether the answer
