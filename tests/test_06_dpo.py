@@ -480,7 +480,7 @@ def test_a_case_without_its_verdicts_is_paired_by_its_accuracy():
         {"input": "good", "output": True, "accuracy": 1.0},
         {"input": "bad", "output": False, "accuracy": 0.0},
     ]
-    assert dpo.sides(dpo.candidates({"cases": cases}), 0.5) == (["good"], ["bad"])
+    assert sides(dpo.candidates({"cases": cases})) == (["good"], ["bad"])
 
 
 def test_the_training_functions_of_05_and_06_differ_in_thirty_lines():
