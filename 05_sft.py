@@ -89,7 +89,7 @@ def parse(argv):
     parser.add_argument("--weight-decay", type=number(float, 0), default=0.1, help="(paper: 0.1)")
     parser.add_argument(
         "--betas",
-        type=number(float, 0, 1),
+        type=number(float, 0, 0.999999),
         nargs=2,
         default=[0.9, 0.95],
         help="Adam's (released command: 0.9 0.95)",

@@ -133,8 +133,8 @@ def pairs(args):
 def dpo_loss(policy_B2, reference_B2, beta):
     """Sigmoid DPO loss, eq. 7 of arXiv 2305.18290: -log sigmoid(reward(chosen) - reward(rejected)).
 
-    `policy_B2`, `reference_B2`: summed log-probabilities in nats of B pairs, chosen first. Returns the
-    losses, shape (B,), and without gradient the rewards beta * (policy - reference), shape (B, 2).
+    `policy_B2`, `reference_B2`: summed log-probabilities in nats of B pairs, chosen first. Returns
+    the losses, shape (B,), and without gradient the rewards, shape (B, 2).
     """
     import torch.nn.functional as F
 
@@ -146,7 +146,7 @@ def dpo_loss(policy_B2, reference_B2, beta):
 def read_rows(path: str, tokenizer) -> Iterator[dict]:
     """Rows of 06_pairs.jsonl as token ids: a prompt and two responses, chosen first.
 
-    A row with `"truncated": ["rejected"]` gets no end token behind that side: the policy never ended it.
+    A row with `"truncated": ["rejected"]` gets no end token behind that side: none was ever there.
     """
     sides = ("chosen", "rejected")
     for number, row in enumerate(files.read(path, ["prompt", *sides], "06_dpo.py pairs"), 1):
@@ -292,7 +292,7 @@ def parse(argv):
     )
     parser.add_argument(
         "--betas",
-        type=number(float, 0, 1),
+        type=number(float, 0, 0.999999),
         nargs=2,
         default=[0.9, 0.999],
         help="Adam's (paper: not stated)",
