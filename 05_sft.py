@@ -5,8 +5,7 @@ directory that `from_pretrained` and vLLM load, with metrics.jsonl, curves.png a
 it (its numbers: autoif/training/log.py). Paper: section 4 and its table of settings, which are the
 defaults.
 
-    torchrun --nproc_per_node=8 05_sft.py --in out/04_sft.jsonl --model Qwen/Qwen2-7B \
-        --out out/05_sft
+    torchrun --nproc_per_node=8 05_sft.py --in out/04_sft.jsonl --model Qwen2-7B --out out/05_sft
 
 A killed run goes on from its last resume point when the same command is repeated. Departures from
 the paper:
@@ -49,6 +48,7 @@ def read_rows(path: str, tokenizer) -> Iterator[dict]:
         where, messages = f"{path}:{number}", row["messages"]
         check_messages(messages, "messages", where)
         encoded = encode(tokenizer, messages[:-1], [messages[-1:]], where)
+        # one's own rows may have no id: their line is it
         yield {"id": row.get("id", str(number)), **encoded}
 
 
@@ -57,6 +57,7 @@ def parse(argv):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     number = train.number
+    # what changes the result stands here; speed, memory and bookkeeping in train.add_flags
     parser.add_argument("--in", dest="input", required=True, metavar="FILE", help="04_sft.jsonl")
     parser.add_argument(
         "--model", required=True, help="base model: a directory, or a name on the hub"
@@ -88,7 +89,7 @@ def parse(argv):
     parser.add_argument("--weight-decay", type=number(float, 0), default=0.1, help="(paper: 0.1)")
     parser.add_argument(
         "--betas",
-        type=number(float, 0, 1),
+        type=number(float, 0, 0.999999),
         nargs=2,
         default=[0.9, 0.95],
         help="Adam's (released command: 0.9 0.95)",
@@ -107,13 +108,14 @@ def main(argv=None):
     rows = usable("05_sft", encoded, tokenizer, args.max_length, args.input, args.out, rank)
     plan = batches(len(rows), args.batch, args.epochs, args.seed)
 
+    # not at the top of the file: --help does not wait for torch
     import torch
 
     from autoif.training.checkpoints import Checkpoints, binding
     from autoif.training.log import Log
     from autoif.training.packed import pack
 
-    # bring up the policy where the last resume point left it
+    # bring up the policy where the last resume point left it, under the same settings only
     settings = binding(vars(args), rows, world)
     checkpoints = Checkpoints(args.out, settings, rank, args.keep_checkpoints)
     config = train.deepspeed_config(args.ds_config, args.zero, args.precision, args.offload)
@@ -137,9 +139,11 @@ def main(argv=None):
     # train: each step is one batch, shared out over ranks and packs whose losses add up
     for step in range(done + 1, len(plan) + 1):
         batch = [rows[number] for number in plan[step - 1]]
+        # the mean is over the whole batch: packs hold unequal numbers of response tokens
         tokens = sum(len(row["responses"][0]) for row in batch)
         lr, sums = engine.get_lr()[0], torch.zeros(1, device=engine.device)
         for micro, weight, last in micro_steps(batch, args.micro_tokens, rank, world):
+            # a step has as many packs as its tokens need: DeepSpeed is told which is the last
             engine.set_gradient_accumulation_boundary(last)
             logprobs_R = engine(**pack(micro, engine.device))
             loss = weight * sft_loss(logprobs_R, tokens)
@@ -149,6 +153,7 @@ def main(argv=None):
             sums += loss.detach()
         [loss] = train.sum_over_ranks(sums)
         log.step(step, {"loss": loss}, lr, float(engine.get_global_grad_norm()), batch)
+        # the last one too: a run killed while it exports does not train again
         if step % args.save_every == 0 or step == len(plan):
             checkpoints.save(engine, step)
     log.close()

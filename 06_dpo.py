@@ -217,8 +217,8 @@ def pairs(args):
 def dpo_loss(policy_B2, reference_B2, beta):
     """Sigmoid DPO loss, eq. 7 of arXiv 2305.18290: -log sigmoid(reward(chosen) - reward(rejected)).
 
-    `policy_B2`, `reference_B2`: summed log-probabilities in nats of B pairs, chosen first. Returns the
-    losses, shape (B,), and without gradient the rewards beta * (policy - reference), shape (B, 2).
+    `policy_B2`, `reference_B2`: summed log-probabilities in nats of B pairs, chosen first. Returns
+    the losses, shape (B,), and without gradient the rewards, shape (B, 2).
     """
     import torch.nn.functional as F
 
@@ -230,7 +230,7 @@ def dpo_loss(policy_B2, reference_B2, beta):
 def read_rows(path: str, tokenizer) -> Iterator[dict]:
     """Rows of 06_pairs.jsonl as token ids: a prompt and two responses, chosen first.
 
-    A row with `"truncated": ["rejected"]` gets no end token behind that side: the policy never ended it.
+    A row with `"truncated": ["rejected"]` gets no end token behind that side: none was ever there.
     """
     sides = ("chosen", "rejected")
     for number, row in enumerate(files.read(path, ["prompt", *sides], "06_dpo.py pairs"), 1):
@@ -243,6 +243,7 @@ def read_rows(path: str, tokenizer) -> Iterator[dict]:
             raise UserError(f"{where}: truncated must be a list of {sides}, not {truncated!r}")
         cut = [sides.index(side) for side in truncated]
         encoded = encode(tokenizer, row["prompt"], [row[side] for side in sides], where, cut)
+        # one's own rows may have no id: their line is it
         yield {"id": row.get("id", str(number)), **encoded}
 
 
@@ -402,7 +403,7 @@ def parse(argv):
     )
     parser.add_argument(
         "--betas",
-        type=number(float, 0, 1),
+        type=number(float, 0, 0.999999),
         nargs=2,
         default=[0.9, 0.999],
         help="Adam's (paper: not stated)",
@@ -421,13 +422,14 @@ def learn(args):
     rows = usable("06_dpo train", encoded, tokenizer, args.max_length, args.input, args.out, rank)
     plan = batches(len(rows), args.batch, args.epochs, args.seed)
 
+    # not at the top of the file: --help does not wait for torch
     import torch
 
     from autoif.training.checkpoints import Checkpoints, binding
     from autoif.training.log import Log
     from autoif.training.packed import pack
 
-    # bring up the policy where the last resume point left it
+    # bring up the policy where the last resume point left it, under the same settings only
     settings = binding(vars(args), rows, world)
     checkpoints = Checkpoints(args.out, settings, rank, args.keep_checkpoints)
     add_reference(rows, args, rank, world)
@@ -454,6 +456,7 @@ def learn(args):
         batch = [rows[number] for number in plan[step - 1]]
         lr, sums = engine.get_lr()[0], torch.zeros(5, device=engine.device)
         for micro, weight, last in micro_steps(batch, args.micro_tokens, rank, world):
+            # a step has as many packs as its tokens need: DeepSpeed is told which is the last
             engine.set_gradient_accumulation_boundary(last)
             logprobs_B2 = engine(**pack(micro, engine.device)).view(-1, 2)
             reference_B2 = torch.tensor([row["reference"] for row in micro], device=engine.device)
@@ -462,6 +465,7 @@ def learn(args):
             # DeepSpeed takes the mean over ranks; ours is a sum
             engine.backward(loss * world, scale_wrt_gas=False)
             engine.step()
+            # what the log shows beside the loss: shares of the batch, which ranks and packs add up
             chosen, rejected = rewards_B2.sum(dim=0)
             right = (rewards_B2[:, 0] > rewards_B2[:, 1]).sum()
             shares = torch.stack([chosen - rejected, right, chosen, rejected]) / len(batch)
@@ -469,6 +473,7 @@ def learn(args):
         names = ("loss", "margin", "accuracy", "chosen", "rejected")
         numbers = dict(zip(names, train.sum_over_ranks(sums)))
         log.step(step, numbers, lr, float(engine.get_global_grad_norm()), batch)
+        # the last one too: a run killed while it exports does not train again
         if step % args.save_every == 0 or step == len(plan):
             checkpoints.save(engine, step)
     log.close()

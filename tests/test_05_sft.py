@@ -228,6 +228,13 @@ def test_a_setting_out_of_range_is_refused_by_the_parser(flag, value, tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
+def test_a_beta_of_one_is_refused_by_the_parser(capsys):
+    """Adam's averages would never move; PyTorch refuses it only when the model is in memory."""
+    with pytest.raises(SystemExit):
+        sft.parse(["--in", "x", "--model", "m", "--out", "o", "--betas", "0.9", "1"])
+    assert "argument --betas: 1 is not at least 0" in capsys.readouterr().err
+
+
 def test_bad_input_ends_with_exit_code_2_and_the_corrected_command_runs(folder):
     """Neither a refused flag nor a run that diverged before a resume point binds the next one."""
     bad = command(folder, "bad")

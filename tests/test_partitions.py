@@ -42,7 +42,8 @@ def folder(tmp_path_factory):
             *("--batch", str(BATCH), "--epochs", "2", "--micro-tokens", "60", "--lr", str(LR)),
             *("--warmup-steps", str(WARMUP)),
             processes=2,
-        )
+        ),
+        timeout=600,
     )
     assert "persistent weights: 0" in output
     return folder

@@ -221,6 +221,14 @@ def test_bad_messages_are_errors_that_name_the_row(prompt, response, message):
         rows.encode(tiny_models.tokenizer("smollm2"), prompt, [response], "rows.jsonl:7")
 
 
+@pytest.mark.parametrize("template", ["{{ raise_exception('no system') }}", "{% if"])
+def test_what_a_chat_template_refuses_is_named_with_its_row(template):
+    tokenizer = tiny_models.tokenizer("smollm2")
+    tokenizer.chat_template = template
+    with pytest.raises(UserError, match="rows.jsonl:7: the chat template says: "):
+        rows.encode(tokenizer, ASK, [answer("Hi")], "rows.jsonl:7")
+
+
 @pytest.mark.parametrize("kind", tiny_models.KINDS)
 def test_no_end_token_is_put_behind_a_response_that_was_cut_off(kind, tmp_path):
     tokenizer = rows.load_tokenizer(tiny_models.checkpoint(tmp_path, kind), None)

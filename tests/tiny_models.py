@@ -155,8 +155,12 @@ def start(
     )
 
 
-def finish(process: subprocess.Popen, code: int = 0) -> str:
-    output = process.communicate(timeout=120)[0]
+def finish(process: subprocess.Popen, code: int = 0, timeout: float = 120) -> str:
+    try:
+        output = process.communicate(timeout=timeout)[0]
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        raise
     assert process.returncode == code, output[-3000:]
     return output
 

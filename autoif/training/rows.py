@@ -11,6 +11,8 @@ import random
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
+import jinja2
+
 from autoif.files import UserError
 from autoif.models import chat_tokenizer
 from autoif.stage import Funnel
@@ -63,7 +65,10 @@ def encode(
     """
 
     def render(messages, **options):
-        return tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        try:
+            return tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        except jinja2.TemplateError as error:  # its own refusal, or a broken --chat-template
+            raise UserError(f"{where}: the chat template says: {error}") from None
 
     def ids(text):
         return tokenizer(text, add_special_tokens=False)["input_ids"]
