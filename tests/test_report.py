@@ -176,7 +176,7 @@ def test_many_rows_are_shown_by_a_sample_that_a_seed_repeats(whole_run, tmp_path
 
 
 @needs_chromium
-@pytest.mark.parametrize("outcome", ["kept", "accuracy", "truncated", "chosen", "rejected"])
+@pytest.mark.parametrize("outcome", ["kept", "accuracy", "chosen", "rejected"])
 def test_the_filters_leave_what_they_name(page, html, tmp_path, outcome):
     url = f"{page.as_uri()}#view=responses&outcome={outcome}"
     dom, console = browser(url, "--dump-dom", folder=tmp_path)
