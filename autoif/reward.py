@@ -91,8 +91,8 @@ class _Pool:
     def _jobs(self) -> Iterator[dict | None]:
         """A job for each function that waiting calls name; its id: where its verdicts go."""
         while not self.ending:
-            # all that has come since the last answer, and what follows on its heels, such as a batch
-            # that a trainer asks for one by one: a function then runs once for all of it
+            # all that has come since the last answer, and what follows on its heels, such as a
+            # batch that a trainer asks for one by one: a function then runs once for all of it
             found = [self.waiting.get()]
             with contextlib.suppress(queue.Empty):
                 while len(found) < GATHERED:
