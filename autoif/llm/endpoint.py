@@ -24,6 +24,7 @@ from tqdm import tqdm
 from autoif.files import UserError
 from autoif.llm.store import Store
 
+SEED_STRIDE = 1000  # else --seed 1 would draw all but one of the samples of --seed 0 again
 RETRIES = 6  # by openai of 429, 5xx, timeouts, lost connections; here, likewise, of unusable bodies
 PAUSE = 0.5  # seconds before the first retry, doubling to 8, where the server names none
 REFUSALS = 4  # prompts, or as many as are in flight, without one answer: it is the settings
@@ -252,7 +253,8 @@ class Endpoint:
         if "max_tokens" in self._without:
             body["max_completion_tokens"] = request["max_tokens"]
         if "seed" in body:
-            body["seed"] += indices[0]  # llama.cpp and vLLM add 0 .. n-1 to it for the n samples
+            # llama.cpp and vLLM add 0 .. n-1 to it for the n samples
+            body["seed"] = body["seed"] * SEED_STRIDE + indices[0]
         if len(indices) > 1:
             body["n"] = len(indices)
         return body
