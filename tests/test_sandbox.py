@@ -4,6 +4,8 @@ tests/hostile.jsonl holds hostile functions with the verdicts that a correct san
 (`allow` for any input, `each` for each of them); system call numbers in it are x86_64's.
 """
 
+import argparse
+import importlib
 import importlib.util
 import json
 import os
@@ -467,10 +469,54 @@ def test_a_sleeping_call_ends_the_child_at_once():
     assert time.monotonic() - begin < 10
 
 
-def test_wall_time_counts_only_beyond_its_cap_and_no_byte_renews_it():
-    # SIGSTOP is the only way left to be idle: from outside
-    code = function("import os\nwhile True: os.write(3, b'E')")
-    assert verdicts(code, ["a"] * 3, cpu_seconds=0.2)[0] == ["error"] * 3
+def test_a_byte_that_fits_no_frame_ends_the_child_and_renews_no_clock():
+    burn = "begin = time.process_time()\n    while time.process_time() - begin < 0.1: pass"
+    code = function(f"import os, time\nwhile True:\n    os.write(3, b'E')\n    {burn}")
+    begin = time.monotonic()
+    assert verdicts(code, ["a"] * 20, cpu_seconds=5) == (["error"] * 20, "protocol")
+    assert time.monotonic() - begin < 30
+
+
+def test_frames_with_the_right_nonce_cannot_go_on_for_ever():
+    find = (
+        "import os, sys, time\nframe, found = sys._getframe(1), []\nwhile frame:\n"
+        "    found += [v for v in frame.f_locals.values() if type(v) is bytes and len(v) == 8]\n"
+        "    frame = frame.f_back\n"
+    )
+    code = function(find + "while found: os.write(3, found[0] + b'P\\0')\nreturn None")
+    begin = time.monotonic()
+    results = list(sandbox.run([GOOD, {"id": 1, "code": code, "inputs": ["a"] * 3}, GOOD]))
+    assert time.monotonic() - begin < 20
+    assert results[0]["verdicts"] == results[2]["verdicts"] == ["pass", "fail"]
+    assert len(results[1]["verdicts"]) == 3
+
+
+def test_humaneval_is_not_passed_by_frames_that_the_solution_writes():
+    from autoif.evaluation.benchmarks import humaneval
+
+    parser = argparse.ArgumentParser()
+    sandbox.add_flags(parser)
+    item = {"entry_point": "f", "code": "def f(x):\n", "cluster": "f"}
+    item["test"] = "def check(candidate):\n    assert candidate(1) == 2"
+    answers = {
+        "right": "def f(x):\n    return x + 1",
+        "wrong": "def f(x):\n    return x",
+        "old frames": "import os\nos.write(3, b'RPZ')\nos._exit(0)\ndef f(x): return 0",
+        "a guess": "import os\nos.write(3, bytes(8) + b'M\\0')\ndef f(x): os._exit(0)",
+        "an exit": "import os\ndef f(x): os._exit(0)",
+    }
+    works = [
+        {"item": item, "answers": [{"text": f"```python\n{answer}\n```"}]}
+        for answer in answers.values()
+    ]
+    scored = humaneval.score(works, parser.parse_args([]))
+    assert [row["verdict"] for row in scored] == [True, False, False, False, False]
+
+
+def test_stage_02_asks_for_the_modules_that_work():
+    stage = importlib.import_module("02_verifiers")
+    [message] = stage.request({"instruction": "Use no commas."}, 8)["messages"]
+    assert ", ".join(sandbox.MODULES) in message["content"]
 
 
 def test_a_large_message_works_or_fails_alone():
@@ -635,6 +681,29 @@ def child():
     names = {"__name__": "child"}
     exec(sandbox.CHILD_SOURCE[: sandbox.CHILD_SOURCE.rindex("main()")], names)
     return names
+
+
+@pytest.mark.parametrize(
+    "abi, rights, size, flag",
+    [(1, 13, 8, 0), (4, 15, 16, 0), (6, 16, 24, 0), (7, 16, 24, 1), (9, 17, 24, 1)],
+)
+def test_landlock_takes_every_right_that_a_kernel_knows(abi, rights, size, flag):
+    names, calls = {"__name__": "child"}, []
+    exec(sandbox.CHILD_SOURCE[: sandbox.CHILD_SOURCE.rindex("main()")], names)
+
+    class Kernel:
+        def syscall(self, number, *arguments):
+            calls.append((number, *arguments))
+            if number == names["LANDLOCK_CREATE"]:
+                return abi if arguments[0] is None else os.open(os.devnull, os.O_RDONLY)
+            return 0
+
+    names["libc"] = Kernel()
+    names["restrict_files"]()
+    _, attributes, length, _ = calls[1]
+    assert int.from_bytes(attributes[:8], "little") == (1 << rights) - 1
+    assert len(attributes) == length.value == size
+    assert calls[-1][0] == names["LANDLOCK_RESTRICT"] and calls[-1][2] == flag
 
 
 def frames_of(nonce, letters):
