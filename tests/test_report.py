@@ -116,7 +116,7 @@ def test_results_are_shown_by_kind_and_by_family(whole_run, tmp_path):
     html = (out / "report.html").read_text(encoding="utf-8")
     for group, names in [("family", ["others", "words"]), ("kind", ["length"])]:
         table = html.split(f"by {group}</h3>")[1].split("</table>")[0]
-        assert re.findall(r"<tr><th>(\w+)</th>", table) == names
+        assert re.findall(r"<tr><th>(\w+)</th>", table) == [group, *names]
         shown = re.findall(r"<td>[\d.]+ \[[\d.]+, [\d.]+\]</td>", table)
         assert len(shown) == 4 * len(names)
 

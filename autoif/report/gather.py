@@ -123,13 +123,12 @@ def constraints(out: Path, size: int, seed: int, options: dict) -> dict | None:
     lost = list(dropped_constraints(out))
     lost = rng.sample(lost, min(size, len(lost)))
     sides = paired(out, {row["id"] for row in shown})
-    return {
-        "count": len(kept),
-        "quality": quality(kept) if path else None,
-        "probes": probed(kept, seed, options) if path else None,
-        "families": {row["id"]: row["family"] for row in kept if "family" in row},
-        "shown": [shown_constraint(row, sides) for row in shown + lost],
-    }
+    made = {"count": len(kept), "quality": None, "probes": None}
+    made["families"] = {row["id"]: row["family"] for row in kept if "family" in row}
+    made["shown"] = [shown_constraint(row, sides) for row in shown + lost]
+    if path:  # stage 02 has made functions
+        made |= {"quality": quality(kept), "probes": probed(kept, seed, options)}
+    return made
 
 
 # ---- responses ----

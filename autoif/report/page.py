@@ -207,11 +207,8 @@ def verifiers(run: dict) -> str:
 
 def outcome_bar(rates: list[float]) -> str:
     """How many prompts all, some or none of the responses pass: only mixed ones teach."""
-    counts = {
-        "all fail": sum(rate == 0 for rate in rates),
-        "mixed": sum(0 < rate < 1 for rate in rates),
-        "all pass": sum(rate == 1 for rate in rates),
-    }
+    fail, full = rates.count(0), rates.count(1)
+    counts = {"all fail": fail, "mixed": len(rates) - fail - full, "all pass": full}
     parts, total = [], len(rates) or 1
     for place, (name, count) in enumerate(counts.items()):
         words = f"{name} {count:,} ({percent(count / total)})"
