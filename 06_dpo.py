@@ -4,16 +4,22 @@
 in any mix, and writes 06_pairs.jsonl: pairs for the training samples of --sft, as the paper derives
 them (3.4, appendix D; an instruction-level pair needs a sample of its constraint), or without --sft
 for every prompt. `train` reads it and writes a directory that `from_pretrained` and vLLM load, with
-metrics.jsonl, curves.png and tensorboard/ in it. Paper: sections 3.4 and 4 and its table of settings, which are the defaults.
+metrics.jsonl, curves.png and tensorboard/ in it. Paper: sections 3.4 and 4 and its table of
+settings, which are the defaults.
 
     python 06_dpo.py pairs --in out/03_instructions.jsonl out/04_responses.jsonl \\
         --sft out/04_sft.jsonl --out out/06_pairs.jsonl
-    torchrun --nproc_per_node=8 06_dpo.py train --in out/06_pairs.jsonl --model out/05_sft --out out/06_dpo
+    torchrun --nproc_per_node=8 06_dpo.py train --in out/06_pairs.jsonl --model out/05_sft \\
+        --out out/06_dpo
 
-A killed run goes on from its last resume point when the same command is repeated. Departures from the paper:
+A killed run goes on from its last resume point when the same command is repeated.
+
+Departures from the paper:
 1. Pairs longer than --max-length are dropped and counted, not cut.
-2. Every step has exactly --batch pairs: batches run across epochs, and the last is filled from one more shuffle.
-3. A verifier that crashed says nothing: its case or response is neither chosen nor rejected (released code: rejected).
+2. Every step has exactly --batch pairs: batches run across epochs, and the last is filled from one
+   more shuffle.
+3. A verifier that crashed says nothing: its case or response is neither chosen nor rejected
+   (released code: rejected).
 4. An answer that was cut off is neither chosen nor rejected, unless --reject-truncated; a chosen
    one has the quality score of stage 04 where there are scores.
 5. Weight decay (0) and Adam's betas (0.9, 0.999) are ours; the paper states neither.
@@ -54,11 +60,6 @@ def candidates(row: dict) -> list[dict]:
     return found
 
 
-def good_enough(response: dict, min_score: float | None) -> bool:
-    """Whether a response has the quality score; without `min_score` (a row without scores) it has."""
-    return min_score is None or (response.get("score") or 0) >= min_score
-
-
 def sides(
     candidates: list[dict], min_accuracy: float, min_score: float, reject_truncated: bool
 ) -> tuple[list[dict], list[dict]]:
@@ -70,17 +71,20 @@ def sides(
     An answer that was cut off is on neither side: chosen, it would teach to stop early, and
     rejected, to be brief. `reject_truncated` rejects it all the same.
     """
+    # cases have no scores, nor have the responses of a run with --no-score
     has_scores = any(each.get("score") is not None for each in candidates)
+    needed = min_score if has_scores else 0
     chosen, rejected = {}, {}
     for each in candidates:
         cut = each.get("finish_reason") == "length"
         if not each["text"].strip() or not each["verdicts"] or "error" in each["verdicts"]:
             continue
+        accepted = each["accuracy"] > min_accuracy and (each.get("score") or 0) >= needed
+        if accepted and not cut:
+            chosen.setdefault(each["text"], each)
         if each["accuracy"] == 0 and (reject_truncated or not cut):
             rejected.setdefault(each["text"], each)
-        if each["accuracy"] > min_accuracy and not cut:
-            if good_enough(each, min_score if has_scores else None):
-                chosen.setdefault(each["text"], each)
+    # an answer that two runs of a function judge differently teaches nothing
     both = chosen.keys() & rejected.keys()
     return (
         [each for text, each in chosen.items() if text not in both],
