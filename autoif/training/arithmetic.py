@@ -112,10 +112,16 @@ def memory(
     at a time, and the output layer's weight and gradient.
     """
     count = parameters(shape)
-    weights = 2 * count / (processes if zero == 3 else 1)
-    gradients = 4 * count / (processes if zero >= 2 else 1)
-    optimizer = 12 * count / processes
-    moved = gradients + optimizer if offload else 0
+    # every stage of ZeRO shares out one more of the three
+    weights, gradients, optimizer, gathered = 2 * count, 4 * count, 12 * count / processes, 0
+    if zero >= 2:
+        gradients /= processes
+    if zero == 3:
+        gathered = min(GATHERED, weights)
+        weights /= processes
+    moved = 0
+    if offload:
+        moved = gradients + optimizer
     if recompute:
         kept = 2 * shape.hidden_size * shape.num_hidden_layers + 2 * kept_bytes(shape)
     else:
@@ -123,7 +129,7 @@ def memory(
     output = 8 * LOGIT_TOKENS * shape.vocab_size + 4 * shape.vocab_size * shape.hidden_size
     return {
         "states": weights + gradients + optimizer - moved,
-        "gathered": min(GATHERED, 2 * count) if zero == 3 else 0,
+        "gathered": gathered,
         "activations": kept * tokens,
         "output": output,
         "cpu": moved,
