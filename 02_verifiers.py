@@ -40,8 +40,10 @@ A user may add this constraint to a question:
 
 {instruction}
 
-Write a Python function `evaluate(response)` that returns True when the text `response` obeys the constraint and False
-when it does not. It gets the text of the answer only, never the question. Use the standard library, or nltk.
+Write a Python function `evaluate(response)` that returns True when the text `response` obeys the
+constraint and False when it does not. It gets the text of the answer only, never the question. It
+can read no file, and import these modules only (of nltk, what splits sentences and words):
+{modules}.
 Then write three test cases: texts that obey the constraint and texts that do not.
 
 Answer with one JSON object and nothing else:
@@ -189,7 +191,8 @@ def weakness(verdicts: list[str], on_empty: str) -> str | None:
 
 
 def request(row: dict, k: int) -> dict:
-    content = VERIFIER_PROMPT.format(instruction=row["instruction"])
+    modules = ", ".join(sandbox.MODULES)
+    content = VERIFIER_PROMPT.format(instruction=row["instruction"], modules=modules)
     return {"messages": [{"role": "user", "content": content}], "k": k}
 
 

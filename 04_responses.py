@@ -41,15 +41,10 @@ from autoif.prompt import accuracy, join
 from autoif.stage import Funnel, non_negative, positive_int, run, share, through
 
 RESPONSE_PROMPT = """\
-Answer the query of a user. The user has also set a constraint on the form of the answer: follow it
-strictly, to the letter, all through the answer, and answer the query as well as it allows. Write
-the answer only, nothing about the constraint.
+Query: {query}
+Constraint on the answer: {instruction}
 
-[Constraint]
-{instruction}
-
-[Query]
-{query}"""
+Answer the query. Follow the constraint strictly, and write nothing but the answer."""
 
 SCORE_PROMPT = """\
 A user asked a question and set a constraint on the form of the answer. Judge whether the answer
@@ -304,6 +299,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="instead of --queries: ask the prompts of these training samples, bare (3.4)",
     )
     parser.add_argument(
+        "--bare-prompt",
+        action="store_true",
+        help="ask without the template: a small model talks about it instead of the query",
+    )
+    parser.add_argument(
         "--show", type=positive_int, metavar="N", help="only print N random rows of --out"
     )
     parser.add_argument(
@@ -422,7 +422,8 @@ def main(argv: list[str] | None = None) -> None:
     with llm.LLM.from_args(args, stage="04_responses") as client:
         with files.writer(between) as write:
             # ask: K responses a prompt
-            expand = partial(request, k=args.k, template=not args.sft)
+            template = not (args.sft or args.bare_prompt)
+            expand = partial(request, k=args.k, template=template)
             asked = through(client.complete, prompts, expand)
 
             # verify: each function on all responses to its constraint, as they arrive

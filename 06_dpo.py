@@ -31,6 +31,16 @@ from autoif import files, models
 from autoif.files import UserError
 from autoif.stage import Funnel, non_negative, positive_int, run, share
 from autoif.training import engine as train
+from autoif.training.rows import (
+    batches,
+    check_messages,
+    digest,
+    encode,
+    load_tokenizer,
+    micro_steps,
+    packed_tokens,
+    usable,
+)
 
 
 def candidates(row: dict) -> list[dict]:
@@ -204,75 +214,78 @@ def pairs(args):
     print("06_dpo pairs: " + ", ".join(counted))
 
 
-def dpo_loss(policy, reference, beta):
+def dpo_loss(policy_B2, reference_B2, beta):
     """Sigmoid DPO loss, eq. 7 of arXiv 2305.18290: -log sigmoid(reward(chosen) - reward(rejected)).
 
-    `policy`, `reference`: summed log-probabilities in nats, shape (pairs, 2), chosen first. Returns the losses, shape
-    (pairs,), and without gradient the rewards beta * (policy - reference), shape (pairs, 2).
+    `policy_B2`, `reference_B2`: summed log-probabilities in nats of B pairs, chosen first. Returns
+    the losses, shape (B,), and without gradient the rewards, shape (B, 2).
     """
     import torch.nn.functional as F
 
-    rewards = beta * (policy - reference)
-    return -F.logsigmoid(rewards[:, 0] - rewards[:, 1]), rewards.detach()
+    rewards_B2 = beta * (policy_B2 - reference_B2)
+    chosen_B, rejected_B = rewards_B2.unbind(dim=1)
+    return -F.logsigmoid(chosen_B - rejected_B), rewards_B2.detach()
 
 
 def read_rows(path: str, tokenizer) -> Iterator[dict]:
-    """Rows of 06_pairs.jsonl as token ids: a prompt and two responses, chosen first."""
-    for number, row in enumerate(
-        files.read(path, ["id", "prompt", "chosen", "rejected"], "06_dpo.py pairs"), 1
-    ):
+    """Rows of 06_pairs.jsonl as token ids: a prompt and two responses, chosen first.
+
+    A row with `"truncated": ["rejected"]` gets no end token behind that side: none was ever there.
+    """
+    sides = ("chosen", "rejected")
+    for number, row in enumerate(files.read(path, ["prompt", *sides], "06_dpo.py pairs"), 1):
+        where, truncated = f"{path}:{number}", row.get("truncated", [])
+        for name in ("prompt", *sides):
+            check_messages(row[name], name, where)
         if row["chosen"] == row["rejected"]:
-            raise UserError(f"{path}:{number}: chosen and rejected are equal; delete the row")
-        yield {
-            "id": row["id"],
-            **train.encode(
-                tokenizer, row["prompt"], [row["chosen"], row["rejected"]], f"{path}:{number}"
-            ),
-        }
+            raise UserError(f"{where}: chosen and rejected are equal; delete the row")
+        if not isinstance(truncated, list) or not set(truncated) <= set(sides):
+            raise UserError(f"{where}: truncated must be a list of {sides}, not {truncated!r}")
+        cut = [sides.index(side) for side in truncated]
+        encoded = encode(tokenizer, row["prompt"], [row[side] for side in sides], where, cut)
+        # one's own rows may have no id: their line is it
+        yield {"id": row.get("id", str(number)), **encoded}
 
 
-def reference_logprobs(rows: list[dict], engine, micro_batch: int, rank: int, world: int):
-    """Log-probabilities of each row's responses under the reference policy, shape (rows, 2), the same on every rank."""
+def reference_logprobs(rows: list[dict], engine, micro_tokens: int, rank: int, world: int):
+    """Log-probabilities of each row's responses under the reference policy, shape (rows, 2)."""
     import torch
 
     from autoif.training.packed import pack
 
     found, begin = torch.zeros(len(rows), 2, device=engine.device), time.monotonic()
-    order = sorted(range(len(rows)), key=lambda number: train.length(rows[number]))
-    for at in range(0, len(rows), micro_batch * world):
-        mine = order[at : at + micro_batch * world][rank::world]
-        with torch.no_grad():  # ranks compute together under ZeRO-3: one without rows left repeats a row and ignores it
-            logprobs = engine(
-                **pack([rows[number] for number in mine or order[:1]], engine.device)
-            ).view(-1, 2)
-        if mine:
-            found[mine] = logprobs
-        finished = min(at + micro_batch * world, len(rows))
-        if rank == 0 and (finished == len(rows) or at // 1000 != finished // 1000):
+    numbered = [{**row, "number": number} for number, row in enumerate(rows)]
+    numbered.sort(key=packed_tokens)
+    for at in range(0, len(rows), 1000):
+        thousand = numbered[at : at + 1000]
+        for micro, weight, _last in micro_steps(thousand, micro_tokens, rank, world):
+            with torch.no_grad():
+                logprobs_B2 = engine(**pack(micro, engine.device)).view(-1, 2)
+            found[[row["number"] for row in micro]] += weight * logprobs_B2
+        if rank == 0:
+            seconds = time.monotonic() - begin
             print(
-                f"reference policy: {finished:,}/{len(rows):,} pairs in {time.monotonic() - begin:.0f} s",
+                f"reference policy: {at + len(thousand):,}/{len(rows):,} pairs in {seconds:.0f} s",
                 flush=True,
             )
     torch.distributed.all_reduce(found)
     return found
 
 
-def add_reference(rows: list[dict], args, config: dict, rank: int, world: int) -> None:
-    """Give each row its `reference` log-probabilities; they are computed once for these pairs and this model."""
+def add_reference(rows: list[dict], args, rank: int, world: int) -> None:
+    """Give each row its `reference` log-probabilities, computed once for pairs and model."""
     import torch
 
     model = args.reference or args.model
-    key = train.digest(
-        [
-            models.fingerprint(model),
-            args.precision,
-            [[row["prompt"], row["responses"]] for row in rows],
-        ]
-    )
+    tokens = [[row["prompt"], row["responses"]] for row in rows]
+    key = digest([models.fingerprint(model), args.precision, tokens])
     file = Path(f"{args.input}.reference-{key}.jsonl")
     if not file.exists():
-        engine = train.frozen(train.load_model(model, args, config), config)
-        found = reference_logprobs(rows, engine, args.micro_batch, rank, world).tolist()
+        # nothing is kept for a backward pass: shared out weights, and packs of twice the tokens
+        config = train.deepspeed_config(args.ds_config, 3, args.precision, offload=False)
+        reference = train.load_model(model, config, args.precision, args.max_length)
+        engine = train.frozen(reference, config)
+        found = reference_logprobs(rows, engine, 2 * args.micro_tokens, rank, world).tolist()
         train.release(engine)  # the policy takes its place: there are never two models in memory
         if rank == 0:
             with files.writer(file) as write:
@@ -287,6 +300,7 @@ def parse(argv):
     whole = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    number = train.number
     commands = whole.add_subparsers(required=True, metavar="{pairs,train}")
     parser = commands.add_parser("pairs", help="make pairs of verified rows")
     parser.add_argument(
@@ -357,23 +371,42 @@ def parse(argv):
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="the trained model")
     parser.add_argument(
-        "--batch", type=int, default=64, help="pairs a step over all devices (paper: 64)"
+        "--batch", type=number(int, 1), default=64, help="pairs a step over all devices (paper: 64)"
     )
-    parser.add_argument("--epochs", type=float, default=2, help="(paper: 2)")
+    parser.add_argument("--epochs", type=number(float, 0, above=True), default=2, help="(paper: 2)")
     parser.add_argument(
-        "--max-length", type=int, default=4096, help="tokens of prompt and response (paper: 4096)"
-    )
-    parser.add_argument("--beta", type=float, default=0.3, help="(paper: 0.3)")
-    parser.add_argument("--lr", type=float, default=5e-7, help="(paper: 5e-7)")
-    parser.add_argument(
-        "--schedule", default="cosine", help="name of a transformers schedule (paper: cosine)"
+        "--max-length",
+        type=number(int, 2),
+        default=4096,
+        help="tokens of prompt and response (paper: 4096)",
     )
     parser.add_argument(
-        "--warmup-ratio", type=float, default=0.1, help="share of all steps (paper: 0.1)"
+        "--beta", type=number(float, 0, above=True), default=0.3, help="(paper: 0.3)"
     )
-    parser.add_argument("--weight-decay", type=float, default=0.0, help="(paper: not stated)")
     parser.add_argument(
-        "--betas", type=float, nargs=2, default=[0.9, 0.999], help="Adam's (paper: not stated)"
+        "--lr", type=number(float, 0, above=True), default=5e-7, help="(paper: 5e-7)"
+    )
+    parser.add_argument(
+        "--schedule",
+        choices=train.SCHEDULES,
+        default="cosine",
+        help="of the learning rate (paper: cosine)",
+    )
+    parser.add_argument(
+        "--warmup-ratio",
+        type=number(float, 0, 1),
+        default=0.1,
+        help="share of all steps (paper: 0.1)",
+    )
+    parser.add_argument(
+        "--weight-decay", type=number(float, 0), default=0.0, help="(paper: not stated)"
+    )
+    parser.add_argument(
+        "--betas",
+        type=number(float, 0, 0.999999),
+        nargs=2,
+        default=[0.9, 0.999],
+        help="Adam's (paper: not stated)",
     )
     train.add_flags(parser)
     parser.set_defaults(command=learn)
@@ -381,56 +414,70 @@ def parse(argv):
 
 
 def learn(args):
-    rank, world = train.start(args)
-    config = train.deepspeed_config(args, world)
-    tokenizer = train.load_tokenizer(args)
-    rows = train.usable("06_dpo train", read_rows(args.input, tokenizer), tokenizer, args, rank)
-    plan = train.plan(len(rows), args.batch, args.epochs, args.seed)
+    rank, world = train.start(args.seed, args.precision)
 
+    # read and check every row before anything is written: a bad one ends the run with its line
+    tokenizer = load_tokenizer(args.model, args.chat_template)
+    encoded = read_rows(args.input, tokenizer)
+    rows = usable("06_dpo train", encoded, tokenizer, args.max_length, args.input, args.out, rank)
+    plan = batches(len(rows), args.batch, args.epochs, args.seed)
+
+    # not at the top of the file: --help does not wait for torch
     import torch
 
-    from autoif.training.checkpoints import Checkpoints
+    from autoif.training.checkpoints import Checkpoints, binding
     from autoif.training.log import Log
     from autoif.training.packed import pack
 
-    checkpoints = Checkpoints(args, rows, world, rank)
-    add_reference(rows, args, config, rank, world)
-    warmup = math.ceil(len(plan) * args.warmup_ratio)
+    # bring up the policy where the last resume point left it, under the same settings only
+    settings = binding(vars(args), rows, world)
+    checkpoints = Checkpoints(args.out, settings, rank, args.keep_checkpoints)
+    add_reference(rows, args, rank, world)
+    config = train.deepspeed_config(args.ds_config, args.zero, args.precision, args.offload)
+    model = train.load_model(args.model, config, args.precision, args.max_length)
+    train.checkpoint_activations(
+        model, rows, args.activation_checkpointing, args.micro_tokens, config, world
+    )
     engine = train.trainable(
-        train.load_model(args.model, args, config), args, config, len(plan), warmup
+        model,
+        config,
+        steps=len(plan),
+        warmup=math.ceil(len(plan) * args.warmup_ratio),
+        lr=args.lr,
+        betas=args.betas,
+        weight_decay=args.weight_decay,
+        schedule=args.schedule,
     )
     done = checkpoints.restore(engine)
-    log = Log(args, len(plan), done, rank)
+    log = Log(args.out, engine, len(plan), done, args.divergence, args.wandb)
+
+    # train: each step is one batch, shared out over ranks and packs whose losses add up
     for step in range(done + 1, len(plan) + 1):
         batch = [rows[number] for number in plan[step - 1]]
         lr, sums = engine.get_lr()[0], torch.zeros(5, device=engine.device)
-        for micro in train.micro_batches(batch, args.micro_batch, rank, world):
-            logprobs = engine(**pack(micro, engine.device)).view(-1, 2)
-            reference = torch.tensor([row["reference"] for row in micro], device=engine.device)
-            losses, rewards = dpo_loss(logprobs, reference, args.beta)
-            loss = losses.sum() / len(batch)
-            engine.backward(
-                loss * world, scale_wrt_gas=False
-            )  # DeepSpeed takes the mean over ranks; ours is a sum
+        for micro, weight, last in micro_steps(batch, args.micro_tokens, rank, world):
+            # a step has as many packs as its tokens need: DeepSpeed is told which is the last
+            engine.set_gradient_accumulation_boundary(last)
+            logprobs_B2 = engine(**pack(micro, engine.device)).view(-1, 2)
+            reference_B2 = torch.tensor([row["reference"] for row in micro], device=engine.device)
+            losses_B, rewards_B2 = dpo_loss(logprobs_B2, reference_B2, args.beta)
+            loss = weight * losses_B.sum() / len(batch)
+            # DeepSpeed takes the mean over ranks; ours is a sum
+            engine.backward(loss * world, scale_wrt_gas=False)
             engine.step()
-            margins = rewards[:, 0] - rewards[:, 1]
-            sums += torch.stack(
-                [losses.detach().sum(), margins.sum(), (margins > 0).sum(), *rewards.sum(0)]
-            ) / len(batch)
+            # what the log shows beside the loss: shares of the batch, which ranks and packs add up
+            chosen, rejected = rewards_B2.sum(dim=0)
+            right = (rewards_B2[:, 0] > rewards_B2[:, 1]).sum()
+            shares = torch.stack([chosen - rejected, right, chosen, rejected]) / len(batch)
+            sums += torch.cat([loss.detach()[None], weight * shares])
         names = ("loss", "margin", "accuracy", "chosen", "rejected")
         numbers = dict(zip(names, train.sum_over_ranks(sums)))
-        log.step(
-            step,
-            numbers,
-            lr,
-            float(engine.get_global_grad_norm()),
-            train.tokens(batch),
-            [row["id"] for row in batch],
-        )
+        log.step(step, numbers, lr, float(engine.get_global_grad_norm()), batch)
+        # the last one too: a run killed while it exports does not train again
         if step % args.save_every == 0 or step == len(plan):
             checkpoints.save(engine, step)
     log.close()
-    checkpoints.export(engine, tokenizer)
+    checkpoints.export(engine, tokenizer, rows)
 
 
 def main(argv=None):

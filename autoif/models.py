@@ -112,9 +112,16 @@ def stop_strings(model: str) -> list[str]:
 def generation_config(end_tokens: list[int]) -> dict:
     """A generation config that changes no sampling: end tokens, nothing of what a base had.
 
-    `do_sample` is there for whoever calls `generate`: without it transformers answers greedily.
+    For whoever calls `generate`: without `do_sample` transformers answers greedily, without `top_k`
+    it samples from 50 tokens only.
     """
-    return {"do_sample": True, "eos_token_id": end_tokens, "pad_token_id": end_tokens[0]}
+    return {
+        "do_sample": True,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": 0,
+        "eos_token_id": end_tokens,
+    }
 
 
 def known_end_tokens(folder: Path) -> set[int]:

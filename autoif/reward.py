@@ -18,6 +18,7 @@ says nothing: its text has no reward (`pass_share` is None), not a reward of 0.
 
 import argparse
 import asyncio
+import contextlib
 import os
 import queue
 import re
@@ -32,6 +33,9 @@ from autoif import files, sandbox
 from autoif.files import UserError
 from autoif.prompt import accuracy, join
 from autoif.stage import run as run_command
+
+GATHERING = 0.002  # seconds without a further call after which those that came are answered
+GATHERED = 10_000  # calls that are answered together, at most
 
 
 class Score(NamedTuple):
@@ -87,10 +91,12 @@ class _Pool:
     def _jobs(self) -> Iterator[dict | None]:
         """A job for each function that waiting calls name; its id: where its verdicts go."""
         while not self.ending:
-            # everything that has arrived since the last answer: a function runs once for all of it
+            # all that has come since the last answer, and what follows on its heels, such as a
+            # batch that a trainer asks for one by one: a function then runs once for all of it
             found = [self.waiting.get()]
-            while not self.waiting.empty():
-                found.append(self.waiting.get())
+            with contextlib.suppress(queue.Empty):
+                while len(found) < GATHERED:
+                    found.append(self.waiting.get(timeout=GATHERING))
             self.taken = [call for call in found if call is not None]
             self.ending = None in found
             places = defaultdict(list)

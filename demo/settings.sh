@@ -6,9 +6,9 @@ QUERIES=demo/queries.txt HELDOUT_QUERIES=demo/heldout_queries.txt
 PROCESSES=1 ONLINE_ITERATIONS=1 ONLINE_FROM=$OUT/06_offline  # one iteration is little: it goes on from offline DPO
 export DS_ACCELERATOR=cpu HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive  # server and client share two cores
 FLAGS_SERVING="--slots 64 --context 512"   # short answers: more at a time
-FLAGS_01="--seeds demo/seeds.txt --k 3 --count 20"    # three recorded samples, not 100 of 50
+FLAGS_01="--seeds demo/seeds.txt --k 4 --count 20"    # four recorded samples, not 100 of 50
 FLAGS_02="--k 4"                     # four recorded verifiers, not 8
-FLAGS_03="--heldout 0.25"            # of some 50 constraints a tenth would be too few to measure on
+FLAGS_03="--heldout 0.25"            # of 64 constraints a tenth would be too few to measure on
 FLAGS_04="--queries-per-instruction 3 --max-tokens 96 --heldout-queries 0 --no-score"  # a 135M model is no judge
 FLAGS_05="--batch 8 --lr 2e-5 --epochs 1 --warmup-steps 2 --max-length 512 --micro-tokens 1024"  # some 150 rows
 FLAGS_06_PAIRS="--pairs-per-prompt 2"      # few prompts have both a good and a bad response

@@ -104,7 +104,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16, help="answers a step")
     parser.add_argument("--group", type=int, default=8, help="answers to a prompt")
     parser.add_argument("--max-tokens", type=int, default=48, help="of an answer")
-    parser.add_argument("--lr", type=float, default=1e-5)
+    parser.add_argument("--lr", type=float, default=2e-5)
     parser.add_argument("--samples", type=int, default=4, help="answers to a held-out prompt")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(argv)

@@ -86,7 +86,7 @@ def constraints(out: Path) -> list[dict]:
 
 def train(out: Path) -> None:
     """05 and 06 on a tiny model, for its metrics."""
-    flags = ["--batch", "8", "--epochs", "1", "--max-length", "512", "--micro-batch", "4"]
+    flags = ["--batch", "8", "--epochs", "1", "--max-length", "512", "--micro-tokens", "512"]
     base = tiny_models.checkpoint(out / "base")
     steps = [
         ("05_sft.py", ["--in", out / "04_sft.jsonl", "--model", base, "--out", out / "05_sft"]),

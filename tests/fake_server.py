@@ -56,6 +56,11 @@ def but_not(part: str, words: str) -> Callable[[dict], tuple[int, str] | None]:
     return lambda request: (400, words) if part in request["messages"][0]["content"] else None
 
 
+def value(setting, request: dict):
+    """A setting, or what it says about this request where it is a function."""
+    return setting(request) if callable(setting) else setting
+
+
 class FakeServer:
     """Serves in a thread of its own.
 
@@ -109,7 +114,7 @@ class FakeServer:
         if self.keep:
             self.requests.append(request)
             self.keys.add(http.headers["authorization"].removeprefix("Bearer "))
-        refusal = self.refuse(request) if callable(self.refuse) else self.refuse
+        refusal = value(self.refuse, request)
         if request.get("n", 1) > 1 and self.n == "refuses":
             refusal = refusal or (400, f"n={request['n']} is not supported")
         if refusal:
@@ -121,7 +126,7 @@ class FakeServer:
             self.faulted[fault] += 1
             return await self._fault(http, fault, headers)
         if self.delay:
-            await asyncio.sleep(self.delay(request) if callable(self.delay) else self.delay)
+            await asyncio.sleep(value(self.delay, request))
         return web.json_response(self._completion(request), headers=headers)
 
     async def _fault(self, http: web.Request, fault: str, headers: dict) -> web.StreamResponse:

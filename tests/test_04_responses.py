@@ -224,6 +224,10 @@ def test_the_supervisor_is_asked_through_a_template_and_the_sample_keeps_the_bar
         assert any(query in text for query in QUERIES)
     bare = {row["messages"][0]["content"] for row in sft}
     assert bare <= {join(query, "Use lower case") for query in QUERIES} and not bare & set(asked)
+    asked.clear()
+    (tmp_path / "bare").mkdir()
+    run(tmp_path / "bare", answer, "--no-score", "--bare-prompt")
+    assert set(asked) == bare
 
 
 def test_the_online_loop_asks_the_bare_prompts_of_the_samples_each_time_the_same(tmp_path):

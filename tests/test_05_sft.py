@@ -1,5 +1,6 @@
-"""05_sft.py: the loss against TRL's, and whole runs on a tiny model: alone, on two nodes, killed and resumed."""
+"""05_sft.py: the loss against TRL's, and whole runs of a tiny model, alone, in two, killed."""
 
+import json
 import subprocess
 import time
 
@@ -7,14 +8,15 @@ import pytest
 import tiny_models
 import torch
 
+from autoif.files import UserError
 from autoif.training import packed
 
 sft = tiny_models.stage("05_sft")
 FLAGS = [
     "--batch",
     "4",
-    "--micro-batch",
-    "2",
+    "--micro-tokens",
+    "120",
     "--epochs",
     "3",
     "--lr",
@@ -39,6 +41,9 @@ def messages(number):
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sft")
     tiny_models.checkpoint(folder / "base", "qwen2")
+    settings = {"do_sample": False, "repetition_penalty": 1.1, "top_k": 20, "max_length": 64}
+    settings["eos_token_id"] = 0
+    (folder / "base" / "generation_config.json").write_text(json.dumps(settings))
     tiny_models.write(
         folder / "rows.jsonl", [{"id": f"row-{n}", "messages": messages(n)} for n in range(12)]
     )
@@ -116,6 +121,16 @@ def test_output_loads_like_any_checkpoint_and_stops_at_the_trained_end_token(und
     ]
     base = transformers.AutoModelForCausalLM.from_pretrained(undisturbed.parent / "base")
     assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), base.parameters()))
+    # nothing else of the base's settings is left that would change how an answer is sampled
+    written = json.loads((undisturbed / "generation_config.json").read_text())
+    del written["transformers_version"], written["eos_token_id"]
+    assert {name: written[name] for name in ("do_sample", "temperature", "top_p", "top_k")} == {
+        "do_sample": True,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": 0,
+    }
+    assert not {"repetition_penalty", "max_length", "max_new_tokens", "min_p"} & set(written)
     assert {"metrics.jsonl", "curves.png", "tensorboard"} <= {
         file.name for file in undisturbed.iterdir()
     }
@@ -170,7 +185,9 @@ def test_a_killed_run_ends_with_the_same_losses_and_weights(folder, undisturbed)
     "row, message",
     [
         ({"id": "a"}, "rows.jsonl:1 has no 'messages'"),
-        ({"id": "a", "messages": []}, "rows.jsonl:1: messages must be a list"),
+        ({"id": "a", "messages": "Say hi."}, "rows.jsonl:1: messages must be a list"),
+        ({"id": "a", "messages": ["Say hi."]}, "rows.jsonl:1: messages has a message without"),
+        ({"id": "a", "messages": []}, "rows.jsonl:1: the prompt must end with the user"),
         (
             {"id": "a", "messages": messages(1)[:1]},
             "rows.jsonl:1: the prompt must end with the user",
@@ -179,16 +196,66 @@ def test_a_killed_run_ends_with_the_same_losses_and_weights(folder, undisturbed)
 )
 def test_bad_rows_are_named(tmp_path, row, message):
     path = tiny_models.write(tmp_path / "rows.jsonl", [row])
-    with pytest.raises(sft.UserError, match=message):
+    with pytest.raises(UserError, match=message):
         list(sft.read_rows(path, tiny_models.tokenizer("smollm2")))
 
 
-def test_bad_input_ends_with_exit_code_2(folder):
+@pytest.mark.parametrize(
+    "flag, value",
+    [
+        ("--lr", "nan"),
+        ("--lr", "-1"),
+        ("--lr", "0"),
+        ("--epochs", "0"),
+        ("--epochs", "inf"),
+        ("--batch", "0"),
+        ("--batch", "1.5"),
+        ("--micro-tokens", "0"),
+        ("--max-length", "-1"),
+        ("--schedule", "foo"),
+        ("--warmup-steps", "-2"),
+        ("--weight-decay", "-0.1"),
+        ("--save-every", "0"),
+        ("--divergence", "nan"),
+        ("--zero", "4"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_by_the_parser(flag, value, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        sft.main(["--in", "x", "--model", "m", "--out", str(tmp_path / "out"), flag, value])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and f"argument {flag}: " in error and value in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_beta_of_one_is_refused_by_the_parser(capsys):
+    """Adam's averages would never move; PyTorch refuses it only when the model is in memory."""
+    with pytest.raises(SystemExit):
+        sft.parse(["--in", "x", "--model", "m", "--out", "o", "--betas", "0.9", "1"])
+    assert "argument --betas: 1 is not at least 0" in capsys.readouterr().err
+
+
+def test_bad_input_ends_with_exit_code_2_and_the_corrected_command_runs(folder):
+    """Neither a refused flag nor a run that diverged before a resume point binds the next one."""
     bad = command(folder, "bad")
-    bad[bad.index("--batch") + 1] = "5"
-    assert "--batch 5 is no multiple of --micro-batch 2" in tiny_models.finish(
-        tiny_models.start(*bad), code=2
-    )
+    bad[bad.index("--lr") + 1] = "nan"
+    output = tiny_models.finish(tiny_models.start(*bad), code=2)
+    assert "argument --lr: nan is not above 0" in output
+    assert not (folder / "bad.state").exists()
+    bad[bad.index("--lr") + 1] = "1e30"
+    bad[bad.index("--warmup-steps") + 1] = "0"
+    assert "stopped at step" in tiny_models.finish(tiny_models.start(*bad), code=2)
+    assert (folder / "bad.state" / "settings.json").exists()
+    bad[bad.index("--lr") + 1] = "1e-2"
+    tiny_models.finish(tiny_models.start(*bad[: bad.index("--epochs")], "--epochs", "0.3"))
+    assert (folder / "bad" / "config.json").exists()
+
+
+def test_rows_without_an_id_are_numbered(tmp_path):
+    rows = [{"messages": messages(number)} for number in range(3)]
+    path = tiny_models.write(tmp_path / "own.jsonl", rows)
+    made = sft.read_rows(path, tiny_models.tokenizer("smollm2"))
+    assert [row["id"] for row in made] == ["1", "2", "3"]
 
 
 def test_the_paper_settings_are_the_defaults():

@@ -1,5 +1,7 @@
 """06_dpo.py: which rows become pairs, the loss against TRL's, and a whole run on a tiny model."""
 
+import difflib
+import inspect
 import json
 import math
 import random
@@ -10,6 +12,7 @@ import tiny_models
 import torch
 from shared_data import needs
 
+from autoif.files import UserError
 from autoif.training import packed
 
 dpo = tiny_models.stage("06_dpo")
@@ -258,7 +261,7 @@ def test_online_pairs_are_labelled_and_their_number_is_a_flag(tmp_path):
 
 
 def test_rows_of_another_stage_are_an_error(tmp_path):
-    with pytest.raises(dpo.UserError, match="in0.jsonl:1 has neither 'responses' nor 'cases'"):
+    with pytest.raises(UserError, match="in0.jsonl:1 has neither 'responses' nor 'cases'"):
         run_pairs(tmp_path, [{"id": "x", "messages": []}])
 
 
@@ -275,8 +278,48 @@ def test_equal_sides_are_an_error(tmp_path):
             }
         ],
     )
-    with pytest.raises(dpo.UserError, match="pairs.jsonl:1: chosen and rejected are equal"):
+    with pytest.raises(UserError, match="pairs.jsonl:1: chosen and rejected are equal"):
         list(dpo.read_rows(path, tiny_models.tokenizer("smollm2")))
+
+
+def pair(**changes):
+    say = {role: [{"role": role, "content": role}] for role in ("user", "assistant")}
+    rejected = [{"role": "assistant", "content": "No"}]
+    return {"prompt": say["user"], "chosen": say["assistant"], "rejected": rejected, **changes}
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"prompt": "Say hi."}, "prompt must be a list of messages"),
+        ({"chosen": "Hi"}, "chosen must be a list of messages"),
+        ({"rejected": ["Hi"]}, "rejected has a message without role and text: 'Hi'"),
+        ({"truncated": "rejected"}, "truncated must be a list of"),
+        ({"truncated": ["both"]}, "truncated must be a list of"),
+    ],
+)
+def test_pairs_of_strings_are_named_with_file_and_line(tmp_path, changes, message):
+    path = tiny_models.write(tmp_path / "pairs.jsonl", [pair(), pair(**changes)])
+    with pytest.raises(UserError, match=f"pairs.jsonl:2: {message}"):
+        list(dpo.read_rows(path, tiny_models.tokenizer("smollm2")))
+
+
+def test_a_response_that_was_cut_off_has_no_end_token_and_rows_without_id_are_numbered(tmp_path):
+    rows = [pair(), pair(truncated=["rejected"]), pair(truncated=["chosen", "rejected"])]
+    path, tokenizer = tiny_models.write(tmp_path / "p", rows), tiny_models.tokenizer("smollm2")
+    made = list(dpo.read_rows(path, tokenizer))
+    ended = [[side[-1] == tokenizer.eos_token_id for side in row["responses"]] for row in made]
+    assert ended == [[True, True], [True, False], [False, False]]
+    assert [row["id"] for row in made] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    "flag, value", [("--beta", "-1"), ("--beta", "nan"), ("--warmup-ratio", "1.5"), ("--lr", "inf")]
+)
+def test_a_setting_out_of_range_is_refused_by_the_parser(flag, value, capsys):
+    with pytest.raises(SystemExit) as stop:
+        dpo.parse(["train", "--in", "x", "--model", "m", "--out", "o", flag, value])
+    assert stop.value.code == 2 and f"argument {flag}: " in capsys.readouterr().err
 
 
 def test_loss_is_log_2_without_margin_when_policy_equals_reference():
@@ -370,8 +413,8 @@ def test_a_run_learns_the_pairs_and_computes_the_reference_once(tmp_path):
         "fp32",
         "--batch",
         "4",
-        "--micro-batch",
-        "2",
+        "--micro-tokens",
+        "120",
         "--lr",
         "1e-2",
     ]
@@ -388,7 +431,7 @@ def test_a_run_learns_the_pairs_and_computes_the_reference_once(tmp_path):
         and rows[-1]["margin"] > 0.1
         and rows[-1]["chosen"] - rows[-1]["rejected"] == pytest.approx(rows[-1]["margin"], abs=1e-5)
     )
-    # an online iteration: the policy goes on, the reference stays, its log-probabilities are there
+    # an online iteration: the policy goes on, the reference stays and is found on the disk
     output = tiny_models.finish(
         tiny_models.start(
             "06_dpo.py",
@@ -412,9 +455,9 @@ def test_the_reference_pass_gives_the_same_numbers_to_any_number_of_ranks(monkey
     model.device = "cpu"
     rows, total = tiny_models.random_rows(2, 5), torch.zeros(5, 2)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
-    alone = dpo.reference_logprobs(rows, model, 1, 0, 1)
+    alone = dpo.reference_logprobs(rows, model, 20, 0, 1)
     for rank in range(3):
-        total += dpo.reference_logprobs(rows, model, 2, rank, 3)
+        total += dpo.reference_logprobs(rows, model, 60, rank, 3)
     torch.testing.assert_close(total, alone, rtol=1e-5, atol=1e-5)
 
 
@@ -438,3 +481,11 @@ def test_a_case_without_its_verdicts_is_paired_by_its_accuracy():
         {"input": "bad", "output": False, "accuracy": 0.0},
     ]
     assert sides(dpo.candidates({"cases": cases})) == (["good"], ["bad"])
+
+
+def test_the_training_functions_of_05_and_06_differ_in_thirty_lines():
+    """`diff` of the two is the documentation of what DPO adds."""
+    sft = tiny_models.stage("05_sft")
+    parts = [inspect.getsource(each).splitlines() for each in (sft.main, dpo.learn)]
+    changed = [line for line in difflib.ndiff(*parts) if line[0] in "+-"]
+    assert len(changed) <= 30, "\n".join(changed)

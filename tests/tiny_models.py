@@ -1,4 +1,4 @@
-"""Tiny random models, byte-level tokenizers with the chat templates of three families, and runs of the stages."""
+"""Tiny random models, byte-level tokenizers with chat templates, and runs of the stages."""
 
 import importlib.util
 import json
@@ -15,12 +15,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 ROOT = Path(__file__).resolve().parent.parent
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 LLAMA3 = (
-    "{{ '<|begin_of_text|>' }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + "
-    "'<|end_header_id|>\n\n' + message['content'] | trim + '<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|begin_of_text|>' }}{% for message in messages %}"
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}"
+    "{{ message['content'] | trim + '<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}"
     "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
 # kind: (special tokens, the tokenizer's own end token, template)
@@ -84,7 +86,7 @@ def checkpoint(folder: Path, kind: str = "smollm2", seed: int = 0) -> str:
 
 
 def random_rows(responses: int, count: int, seed: int = 0) -> list[dict]:
-    """Token rows as the stages make them, of unequal lengths, one response of a single token among them."""
+    """Token rows as the stages make them, of unequal lengths, one response of a single token."""
     rng = random.Random(seed)
 
     def ids(low, high):
@@ -102,6 +104,17 @@ def random_rows(responses: int, count: int, seed: int = 0) -> list[dict]:
     return rows
 
 
+def plain_logprobs(model, rows: list[dict]) -> torch.Tensor:
+    """Summed log-probability of each response by one unpacked forward pass each."""
+    found = []
+    for row in rows:
+        for response in row["responses"]:
+            ids = torch.tensor([row["prompt"] + response])
+            each = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
+            found.append(each[len(row["prompt"]) - 1 :].sum())
+    return torch.stack(found)
+
+
 def stage(name: str):
     """The module of a numbered file."""
     spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
@@ -116,43 +129,38 @@ def write(path: Path, rows: list[dict]) -> str:
 
 
 def start(
-    stage: str, *arguments: str, node: int = 0, nodes: int = 1, port: int = 0
+    stage: str, *arguments: str, node: int = 0, nodes: int = 1, port: int = 0, processes: int = 1
 ) -> subprocess.Popen:
-    """Run a stage alone, or as one of several one-process torchrun nodes on loopback."""
-    launcher = (
-        [sys.executable]
-        if nodes == 1
-        else [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nnodes",
-            str(nodes),
-            "--node-rank",
-            str(node),
-            "--nproc-per-node",
-            "1",
-            "--rdzv-backend",
-            "c10d",
-            "--rdzv-endpoint",
-            f"127.0.0.1:{port}",
-            "--rdzv-id",
-            "test",
-        ]
-    )
+    """Run a stage alone, as several processes, or as one of several torchrun nodes on loopback."""
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone"]
+        launcher += ["--nproc-per-node", str(processes)]
     if nodes > 1:
+        launcher += ["-m", "torch.distributed.run", "--nnodes", str(nodes)]
+        launcher += ["--node-rank", str(node), "--nproc-per-node", "1", "--rdzv-id", "test"]
+        launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}"]
         launcher += ["--local-addr", "127.0.0.1"]
     return subprocess.Popen(
         [*launcher, str(ROOT / stage), *arguments],
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+        },
     )
 
 
-def finish(process: subprocess.Popen, code: int = 0) -> str:
-    output = process.communicate(timeout=120)[0]
+def finish(process: subprocess.Popen, code: int = 0, timeout: float = 120) -> str:
+    try:
+        output = process.communicate(timeout=timeout)[0]
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        raise
     assert process.returncode == code, output[-3000:]
     return output
 

@@ -39,6 +39,9 @@ WINDOW = (
 )
 ALIKE = 8  # prompts, each with k equal samples: the server does not sample
 LONG = 40  # characters: shorter answers ("Yes") may well be drawn k times
+SAMPLING = ("temperature", "max_tokens", "top_p", "seed")  # carried by every request
+SETTINGS = {*SAMPLING, "k", "concurrency", "timeout", "keep_think"}
+SETTINGS |= {"max_failed", "price_in", "price_out"}
 
 
 def add_flags(
@@ -192,9 +195,7 @@ class LLM:
     def from_args(cls, args: argparse.Namespace, stage: str, **more) -> "LLM":
         """The client that the flags of `add_flags`, and --seed where there is one, describe."""
         store = args.store or Path(args.out).parent / "completions" / f"{stage}.jsonl"
-        names = "k temperature max_tokens top_p seed concurrency timeout keep_think max_failed"
-        settings = {"seed": 0, **vars(args)}
-        settings = {name: settings[name] for name in f"{names} price_in price_out".split()}
+        settings = {name: value for name, value in vars(args).items() if name in SETTINGS}
         return cls(args.model, args.base_url, store, name=stage, **settings, **more)
 
     def __enter__(self) -> "LLM":
@@ -311,8 +312,8 @@ class LLM:
         stopped = self._endpoint.stopped
         while not (prompt.answer.done() or stopped.done()):
             self._show_speed()
-            # not for ever: the bar is to move while a long answer is waited for
-            concurrent.futures.wait([prompt.answer, stopped], 1, "FIRST_COMPLETED")
+            # a second at most: the bar is to move while a long answer is waited for
+            concurrent.futures.wait([prompt.answer, stopped], 1, concurrent.futures.FIRST_COMPLETED)
         if stopped.done():
             raise stopped.exception()
         if failure := prompt.answer.result():
@@ -363,9 +364,8 @@ class LLM:
 
     def _check_failed(self, before: Counter) -> None:
         """UserError when too many prompts failed since `before`, or none has an answer at all."""
-        prompts, failed, refused = (
-            self.counts[name] - before[name] for name in ("prompts", "failed", "refused")
-        )
+        here = self.counts - before
+        prompts, failed, refused = here["prompts"], here["failed"], here["refused"]
         if failed > self.max_failed * prompts:
             raise UserError(
                 f"{failed:,} of {prompts:,} prompts kept failing, more than "

@@ -233,20 +233,27 @@ def curves(out: Path) -> dict[str, list[dict]]:
     return found
 
 
-def by_family(out: Path, results: list[dict], families: dict[str, str]) -> dict[str, dict]:
-    """{family: {model: interval}} of the held-out benchmark's items."""
-    points = defaultdict(lambda: defaultdict(list))
+def by_kind(out: Path, results: list[dict], families: dict[str, str]) -> dict[str, dict]:
+    """{"kind" or "family": {its name: {model: interval}}} of the held-out benchmark's items.
+
+    The kind is what stage 07 wrote beside an item (length or not), the family is stage 03's.
+    """
+    points = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for result in results:
         if result["benchmark"] != "heldout" or "items" not in result:
             continue
         for row in rows_of(out / result["items"]):
-            constraint = row.get("constraint") or re.sub(r"-\d+$", "", row["id"])
-            family = families.get(constraint)
-            if family is not None:
-                points[family][result["model"]] += row["points"].get("Held-out", [])
-    measured = {}
-    for family, models in sorted(points.items()):
-        measured[family] = {name: intervals.interval(found) for name, found in models.items()}
+            constraint = re.sub(r"-\d+$", "", row["id"])
+            names = {"kind": row.get("kind"), "family": families.get(constraint)}
+            for group, name in names.items():
+                if name is not None:
+                    points[group][name][result["model"]] += row["points"].get("Held-out", [])
+    measured = defaultdict(dict)
+    for group, found in points.items():
+        for name, models in sorted(found.items()):
+            measured[group][name] = {
+                model: intervals.interval(each) for model, each in models.items()
+            }
     return measured
 
 
@@ -271,7 +278,7 @@ def gather(out: Path, size: int, seed: int, options: dict) -> dict:
         "responses": asked,
         "curves": curves(out),
         "results": results,
-        "by_family": by_family(out, results, families),
+        "by_kind": by_kind(out, results, families),
         "size": size,
         "seed": seed,
     }

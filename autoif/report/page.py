@@ -293,11 +293,11 @@ def results(run: dict) -> str:
         "<p class=note>In per cent (ratings and lengths as they are), with 95 % intervals.</p>"
     ]
     parts += [f'<div class="grid">{"".join(pictures)}</div>', table(["", *models], rows)]
-    if run["by_family"]:
+    for group, measured in run["by_kind"].items():
         kinds = []
-        for family, found in run["by_family"].items():
-            kinds.append([family, *(cell(found.get(model)) for model in models)])
-        parts += ["<h3>Held-out constraints, by family</h3>", table(["family", *models], kinds)]
+        for name, found in measured.items():
+            kinds.append([name, *(cell(found.get(model)) for model in models)])
+        parts += [f"<h3>Held-out constraints, by {group}</h3>", table([group, *models], kinds)]
     parts += [f"<p class=note>Not run: {escape(gap)}</p>" for gap in gaps]
     return section("results", "Results", *parts)
 

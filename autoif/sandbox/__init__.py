@@ -1,37 +1,36 @@
-"""Run model-written functions on inputs and yield a verdict for each call: pass, fail or error.
+"""Run model-written functions on inputs: one verdict for each call, pass, fail or error.
 
     python -m autoif.sandbox < jobs.jsonl > verdicts.jsonl
 
-    {"id": 1, "code": "def evaluate(response):\\n    return response.islower()", "inputs": ["abc", "Abc"]}
+    {"id": 1, "code": "def evaluate(response): return response == 'a'", "inputs": ["a", "b"]}
     {"id": 1, "verdicts": ["pass", "fail"], "error": null}
 
-`error` is the reason of the first error: syntax, no evaluate, missing module, load (the type of an exception before there
-was a function), exception (its type, in a call), non-boolean (the type; pass and fail are True, 1, "true" and False, 0,
-"false" of exactly the built-in types), memory, timeout, crash, protocol. A function is disqualified at its first timeout: later calls, and later jobs with the same code, are errors.
+Pass and fail are True, 1, "true" and False, 0, "false" of exactly the built-in types. `error` is
+the reason of the first error: syntax, load, exception, non-boolean (each with a built-in's name, or
+"other"), no evaluate, missing module, memory, timeout, exit, protocol, crash (with its signal).
 
-How it works. The parent (this file) keeps ids, labels and keys to itself. One worker a core (child.py, a fresh
-interpreter with a clean environment, started as text so that it knows no path of the project) locks itself in
-and forks one child for each function with all its inputs. Only the child reads the code and the inputs, and it is
-reaped before its verdicts count. What holds a child, none of it needing privileges:
+Promised, to whoever runs code that a model wrote:
+- The host: it reads no file but the standard library, writes none, and starts, signals, connects
+  to and outlives nothing. Landlock, seccomp, no capabilities, no_new_privs, rlimits; none of them
+  needs privileges. Each worker tries them from inside at its start; where one does not hold the
+  run is refused by its name, unless --unsafe-no-sandbox is given or SANDBOX_PREFIX holds a command
+  that isolates ("docker run -i --rm --network none IMAGE"; bwrap, runsc), in which workers run.
+- Other functions: each has a process of its own, which dies before its verdicts count. It never
+  sees an id, an expected verdict, a key, another job, or where the project lies.
+- Other inputs of the function: one that times out, crashes, exits or takes all memory is an error,
+  and the next one is judged in a fresh process. A function is disqualified only when its loading
+  does so, after two time-outs with nothing answered yet, or after eight such inputs: what always
+  loops must cost little, and a few degenerate responses must not remove a verifier for the others.
+  Code that names eval, exec, setattr and the like (POWERS in child.py) or a module that is not in
+  MODULES gets a process for each input, so that no response decides about another.
+- The run: `cpu_seconds` a call, and a wall cap that only whole answers renew; few, fixed reasons.
 
-    Landlock           opens nothing but the interpreter's libraries, for reading; no TCP; ABI 1 and later
-    seccomp            a list of system calls; no process, thread, socket, signal, write-open, mount, io_uring ...
-    capabilities       all dropped, no_new_privs, not dumpable
-    rlimits            address space, file size, descriptors, processes, CPU
-    CPU and wall time  watched by the worker, for each call; a wall cap of ten times the CPU limit
-    a private pipe     frames of at most 64 bytes; a child that breaks the protocol loses all its verdicts
-
-Each worker tries these from inside at its start and the run is refused where one does not hold, with its name;
---unsafe-no-sandbox runs with what there is. A worker whose functions import third-party modules loads them once.
-
-Functions share a child (forking costs more than calling) only when their syntax tree shows that they cannot touch
-anything a sibling sees (`tame` in child.py). The rest run apart; so do a call that takes long, with all the
-time it may have, and all siblings of one that crashes, runs out of memory or breaks the protocol.
-
-What it does not do. Code can forge its own verdict, which equals `return True`, since it never sees an expected output.
-It can see that a file exists (stat), the time, and the inputs of its own job. Bugs in the kernel or in timing of the
-processor (Spectre) are out of scope. `random` is seeded, hashes, locale and time zone are fixed; code that reads the
-clock, os.urandom or the addresses of objects can still answer differently from run to run. Linux on x86_64 or aarch64.
+Not promised. What a call leaves behind (globals, a recursion limit, memory, timers, rebound names
+of modules) reaches later inputs of the same function. A function can forge its own verdicts, which
+equals `return True`: frames carry a nonce, which code made for it finds in the frames of its
+callers. It sees that a file exists (stat), the time, and the inputs of its own job. Kernel bugs and
+Spectre are out of scope. `random`, hashes, locale and time zone are fixed; what reads the clock,
+os.urandom or addresses may differ from run to run. Linux on x86_64 or aarch64, else a prefix.
 """
 
-from autoif.sandbox.pool import add_flags, options, run  # noqa: F401  the room's door
+from autoif.sandbox.pool import MODULES, Sandbox, add_flags, options, run  # noqa: F401  the door

@@ -1,53 +1,50 @@
-"""The command: JSONL jobs on standard input, JSONL verdicts on standard output; see autoif/sandbox/__init__.py."""
+"""The command: JSONL jobs on standard input, JSONL verdicts on standard output."""
 
 import argparse
 import json
-import queue
+import os
+import select
 import sys
-import threading
 from collections.abc import Iterator
-from typing import BinaryIO
 
 from autoif import sandbox
 from autoif.files import UserError
-from autoif.sandbox.pool import _job, add_flags, options, run
+from autoif.sandbox.pool import check_job
 from autoif.stage import run as run_command
 
 
-def _read_jobs(file: BinaryIO) -> Iterator[dict | None]:
-    """The jobs of a JSONL stream, None whenever its writer pauses; a bad line is a UserError once all before are answered."""
-    lines: queue.Queue[bytes | None] = queue.Queue(maxsize=1024)
+def _lines(descriptor: int) -> Iterator[tuple[int, bytes] | None]:
+    """The numbered lines of a descriptor, None whenever its writer pauses."""
+    number, begun, part = 0, [], b"-"
+    while part:
+        if not select.select([descriptor], [], [], 0.05)[0]:
+            yield None
+        part = os.read(descriptor, 1 << 20)
+        *ends, rest = part.split(b"\n") if part else (b"", b"")
+        for end in ends:
+            number += 1
+            yield number, b"".join([*begun, end])
+            begun = []
+        begun.append(rest)
 
-    def read():
-        for line in file:
-            lines.put(line)
-        lines.put(None)
 
-    threading.Thread(target=read, daemon=True).start()
-    number = 0
-    while True:
-        try:
-            line = lines.get(timeout=0.05)
-        except queue.Empty:
+def _read_jobs(descriptor: int) -> Iterator[dict | None]:
+    """The jobs of a JSONL stream, None whenever its writer pauses or a bad line comes next."""
+    for numbered in _lines(descriptor):
+        if numbered is None:
             yield None
-            line = lines.get()
-        if line is None:
-            return
-        number += 1
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            _job(row, 0, f"standard input, line {number}")
-        except ValueError as error:  # JSON or UTF-8
-            yield None
-            raise UserError(
-                f"standard input, line {number} is no JSON ({error}): {line[:80]!r}"
-            ) from None
-        except UserError:
-            yield None
-            raise
-        yield row
+        elif numbered[1].strip():
+            where, line = f"standard input, line {numbered[0]}", numbered[1]
+            try:
+                row = json.loads(line)
+                check_job(row, where)
+                json.dumps(row["id"])  # as it will be written
+            except (ValueError, RecursionError, UserError) as error:  # ValueError: JSON, UTF-8
+                yield None  # so that all before it are answered
+                if isinstance(error, UserError):
+                    raise
+                raise UserError(f"{where} is no JSON job ({error}): {line[:80]!r}") from None
+            yield row
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -56,9 +53,9 @@ def main(argv: list[str] | None = None) -> None:
         description=sandbox.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_flags(parser)
+    sandbox.add_flags(parser)
     args = parser.parse_args(argv)
-    for result in run(_read_jobs(sys.stdin.buffer), **options(args)):
+    for result in sandbox.run(_read_jobs(sys.stdin.fileno()), **sandbox.options(args)):
         print(json.dumps(result), flush=True)
 
 

@@ -1,22 +1,25 @@
-"""What a training run leaves on disk: resume points that appear whole, and at the end an ordinary checkpoint."""
+"""What a training run leaves on disk: resume points, and at the end an ordinary checkpoint."""
 
+import contextlib
+import errno
 import json
 import os
 import shutil
 from pathlib import Path
 
-from autoif.files import UserError
-from autoif.models import fingerprint
-from autoif.training.engine import digest
+from autoif.files import UserError, write_whole
+from autoif.models import fingerprint, generation_config
+from autoif.training.rows import digest, end_tokens
 
-# Flags that may change between a killed run and its continuation, since the result does not depend on them.
+# Flags that may change between a killed run and its continuation: the result does not hang on them.
 FREE = (
     "input",
     "out",
     "command",
     "model",
     "reference",
-    "micro_batch",
+    "micro_tokens",
+    "activation_checkpointing",
     "ds_config",
     "chat_template",
     "save_every",
@@ -25,31 +28,31 @@ FREE = (
     "wandb",
 )
 
+# How safetensors and torch.save say that the disk is full.
+FULL_DISK = ("No space left on device", "enforce fail at inline_container.cc")
+
+
+def binding(flags: dict, rows: list[dict], world: int) -> dict:
+    """What a continuation must have in common with the run that it continues."""
+    settings = {name: value for name, value in flags.items() if name not in FREE}
+    for name in ("model", "reference"):
+        if flags.get(name):
+            settings[name] = fingerprint(flags[name])
+    return {**settings, "data": digest(rows), "processes": world}
+
 
 class Checkpoints:
-    """Resume points `<out>.state/step-N`, valid only for the settings and data they were made with."""
+    """Resume points `<out>.state/step-N`, valid for the settings and data they were made with."""
 
-    def __init__(self, args, rows: list[dict], world: int, rank: int):
-        self.out, self.state, self.rank, self.keep = (
-            Path(args.out),
-            Path(f"{args.out}.state"),
-            rank,
-            args.keep_checkpoints,
-        )
-        # An end token that the model did not know as one must stop generation from now on (Qwen2's base model: <|im_end|>).
-        self.end_tokens = {response[-1] for row in rows for response in row["responses"]}
-        if self.out.is_dir() and any(self.out.iterdir()):
+    def __init__(self, out: str, settings: dict, rank: int, keep: bool):
+        self.out, self.state = Path(out), Path(f"{out}.state")
+        self.settings, self.rank, self.keep = settings, rank, keep
+        self.file = self.state / "settings.json"
+        if self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir())):
             raise UserError(f"{self.out} exists; delete it to train again")
-        settings = {name: value for name, value in vars(args).items() if name not in FREE}
-        settings |= {
-            name: fingerprint(getattr(args, name))
-            for name in ("model", "reference")
-            if getattr(args, name, None)
-        }
-        settings |= {"data": digest(rows), "processes": world}
-        file = self.state / "settings.json"
-        if file.exists():
-            before = json.loads(file.read_text())
+        # Settings without a resume point bind nobody: that run had nothing to lose.
+        if self._steps() and self.file.exists():
+            before = json.loads(self.file.read_text())
             changed = [
                 f"{name} was {before.get(name)}, is {value}"
                 for name, value in settings.items()
@@ -60,17 +63,15 @@ class Checkpoints:
                     f"{self.state} was begun with other settings ({'; '.join(changed)}); "
                     "go back to those, or delete it to begin again"
                 )
-        elif rank == 0:
-            self.state.mkdir(parents=True, exist_ok=True)
-            partial = file.with_suffix(".partial")
-            partial.write_text(json.dumps(settings, indent=2) + "\n")
-            os.replace(partial, file)
 
     def _steps(self) -> list[int]:
         return sorted(int(path.name[5:]) for path in self.state.glob("step-*"))
 
     def restore(self, engine) -> int:
-        """Load the latest resume point, if any: weights, optimizer, schedule, random state. Returns the steps done."""
+        """Load the latest resume point, if any: weights, optimizer, schedule, random state.
+
+        Returns the number of steps done.
+        """
         import torch
 
         done = max(self._steps(), default=0)
@@ -81,10 +82,13 @@ class Checkpoints:
                 torch.cuda.set_rng_state(random_state["cuda"])
             if self.rank == 0:
                 print(f"resumed after step {done}", flush=True)
+        elif self.rank == 0:
+            write_whole(self.file, json.dumps(self.settings, indent=2) + "\n")
+        torch.distributed.barrier()  # the log lies in the same folder
         return done
 
     def save(self, engine, step: int) -> None:
-        """Write a resume point under another name, rename it, and only then delete the one before."""
+        """Write a resume point under another name, rename it, only then delete the one before."""
         import torch
         import torch.distributed as dist
 
@@ -95,9 +99,10 @@ class Checkpoints:
         random_state = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             random_state["cuda"] = torch.cuda.get_rng_state()
-        engine.save_checkpoint(
-            str(self.state), tag=partial.name, client_state=random_state, save_latest=False
-        )
+        with full_disk_named(partial):
+            engine.save_checkpoint(
+                str(self.state), tag=partial.name, client_state=random_state, save_latest=False
+            )
         dist.barrier()
         if self.rank == 0:
             os.replace(partial, self.state / f"step-{step}")
@@ -105,27 +110,33 @@ class Checkpoints:
                 shutil.rmtree(self.state / f"step-{number}")
         dist.barrier()
 
-    def export(self, engine, tokenizer) -> None:
-        """Write `out` whole: weights, config, generation config, tokenizer with its chat template, metrics and curves."""
+    def export(self, engine, tokenizer, rows: list[dict]) -> None:
+        """Write `out` whole: weights, configurations, tokenizer, metrics and curves."""
         import torch.distributed as dist
+        import transformers
 
-        weights = (
-            engine._zero3_consolidated_16bit_state_dict()
-        )  # on rank 0 only; accelerate's get_state_dict is this call
+        if engine.zero_optimization_stage() == 3:
+            weights = engine._zero3_consolidated_16bit_state_dict()  # on rank 0 only
+        else:
+            weights = engine.module.state_dict()
         if self.rank == 0:
             model, partial = engine.module.model, Path(f"{self.out}.partial")
             shutil.rmtree(partial, ignore_errors=True)
+            # An end token that the model did not know as one must stop generation from now on
+            # (Qwen2's base model: <|im_end|>).
             known = model.generation_config.eos_token_id
-            known = known if isinstance(known, list) else [] if known is None else [known]
-            if self.end_tokens - set(known):
-                model.generation_config.eos_token_id = known + sorted(self.end_tokens - set(known))
-            model.save_pretrained(
-                partial, state_dict={name.removeprefix("model."): w for name, w in weights.items()}
-            )
-            tokenizer.save_pretrained(partial)
-            for name in ("metrics.jsonl", "curves.png"):
-                shutil.copy(self.state / name, partial / name)
-            shutil.copytree(self.state / "tensorboard", partial / "tensorboard")
+            known = [known] if isinstance(known, int) else known or []
+            ends = sorted(end_tokens(rows, tokenizer).union(known))
+            model.generation_config = transformers.GenerationConfig(**generation_config(ends))
+            with full_disk_named(partial):
+                model.save_pretrained(
+                    partial,
+                    state_dict={name.removeprefix("model."): w for name, w in weights.items()},
+                )
+                tokenizer.save_pretrained(partial)
+                for name in ("metrics.jsonl", "curves.png"):
+                    shutil.copy(self.state / name, partial / name)
+                shutil.copytree(self.state / "tensorboard", partial / "tensorboard")
             if self.out.is_dir():
                 self.out.rmdir()
             os.replace(partial, self.out)
@@ -133,3 +144,18 @@ class Checkpoints:
                 shutil.rmtree(self.state)
             print(f"wrote {self.out}", flush=True)
         dist.barrier()
+
+
+@contextlib.contextmanager
+def full_disk_named(path: Path):
+    """UserError when a full disk ends the block, which each library says in its own way."""
+    try:
+        yield
+    except Exception as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if not full and not any(words in str(error) for words in FULL_DISK):
+            raise
+        raise UserError(
+            f"{path} cannot be written, the disk is full; make room and run the same command: "
+            "it goes on from the last resume point"
+        ) from None

@@ -1,4 +1,21 @@
-"""The log of a training run: one line a step, metrics.jsonl, tensorboard, wandb by flag, curves.png; and the stop."""
+"""The log of a training run: a line a step, metrics.jsonl, tensorboard, curves.png; and the stop.
+
+A step's numbers, as they are named in metrics.jsonl and in the curves:
+
+    loss                nats; SFT: mean over the response tokens of the batch; DPO: over its pairs
+    chosen, rejected    DPO: mean reward of a side, beta x (log p of policy - log p of reference)
+    margin              DPO: mean of chosen - rejected
+    accuracy            DPO: share of the pairs whose margin is above 0
+    lr                  learning rate of this step
+    norm                length of the gradient before it is clipped at 1
+    tokens_per_second   prompt and response tokens of the batch, each prompt once, as it is computed
+    tokens_per_second_prompt_repeated
+                        the same with the prompt once for each response, as other libraries compute
+    tflops              model TFLOP/s of one device: arithmetic.step_flops over the step's seconds;
+                        what is computed again in the backward pass is not counted
+    mfu                 tflops as a share of the device's peak: a data sheet's, else a measured one
+    memory_gb           peak memory of rank 0 since the start: its GPU's, on a CPU the process's
+"""
 
 import json
 import math
@@ -8,82 +25,88 @@ import time
 from pathlib import Path
 
 from autoif.files import UserError, write_whole
+from autoif.training import arithmetic
+from autoif.training.rows import count_tokens
 
 
 class Log:
-    """Rank 0 writes; every rank stops when the loss or the gradient norm is no number, or the norm leaves its usual size."""
+    """Rank 0 writes; every rank stops when loss or norm is no number, or the norm is too large."""
 
-    def __init__(self, args, total: int, done: int, rank: int):
-        self.args, self.total, self.done, self.rank = args, total, done, rank
-        self.file = Path(f"{args.out}.state") / "metrics.jsonl"
+    def __init__(self, out: str, engine, total: int, done: int, divergence: float, wandb=None):
+        import torch.distributed as dist
+
+        self.total, self.done, self.divergence = total, done, divergence
+        self.shape = engine.module.model.config
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.file, self.wandb = Path(f"{out}.state") / "metrics.jsonl", None
         # A killed run may have logged steps after its last resume point: they will be done again.
-        rows = (
-            [json.loads(line) for line in open(self.file) if line.endswith("\n")]
-            if self.file.exists()
-            else []
-        )
+        rows = []
+        if self.file.exists():
+            lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True)
+            rows = [json.loads(line) for line in lines if line.endswith("\n")]
         rows = [row for row in rows if row["step"] <= done]
         self.norms = [row["norm"] for row in rows]
-        self.begin = self.last = time.monotonic()
-        if rank == 0:
+        dist.barrier()  # other ranks may still be reading it
+        if self.rank == 0:
             from torch.utils.tensorboard import SummaryWriter
 
-            write_whole(
-                self.file, "".join(json.dumps(row) + "\n" for row in rows)
-            )  # other ranks may still be reading it
+            write_whole(self.file, "".join(json.dumps(row) + "\n" for row in rows))
             self.board = SummaryWriter(self.file.parent / "tensorboard", purge_step=done + 1)
-            if args.wandb:
-                import wandb
+            dtype = next(engine.module.parameters()).dtype
+            self.peak, source = arithmetic.peak_flops(engine.device, dtype)
+            print(f"peak: {self.peak / 1e12:.3g} TFLOP/s a device ({source})", flush=True)
+            if wandb:
+                import wandb as client
 
-                self.wandb = wandb.init(
-                    project=args.wandb, name=Path(args.out).name, config=vars(args)
-                )
+                settings = json.loads(self.file.with_name("settings.json").read_text())
+                self.wandb = client.init(project=wandb, name=Path(out).name, config=settings)
+        self.begin = self.last = time.monotonic()
 
     def step(
-        self,
-        step: int,
-        numbers: dict[str, float],
-        lr: float,
-        norm: float,
-        tokens: int,
-        ids: list[str],
+        self, step: int, numbers: dict[str, float], lr: float, norm: float, batch: list[dict]
     ) -> None:
-        """`numbers` has the loss and what else the stage computes; `tokens` are the step's real tokens over all ranks."""
+        """`numbers` are the loss and what the stage adds to it, `batch` the rows of all ranks."""
         usual = statistics.median(self.norms[-100:]) if len(self.norms) >= 20 else math.inf
-        if (
-            not math.isfinite(numbers["loss"])
-            or not math.isfinite(norm)
-            or norm > self.args.divergence * usual
-        ):
+        sound = math.isfinite(numbers["loss"]) and math.isfinite(norm)
+        if not sound or norm > self.divergence * usual:
+            ids = ", ".join(str(row["id"]) for row in batch)
             raise UserError(
-                f"stopped at step {step}: loss {numbers['loss']:g}, gradient norm {norm:g}, median norm "
-                f"{usual:g}; look at the rows of this batch ({', '.join(map(str, ids))}), lower --lr or raise "
+                f"stopped at step {step}: loss {numbers['loss']:g}, gradient norm {norm:g}, median "
+                f"norm {usual:g}; look at the rows of this batch ({ids}), lower --lr or raise "
                 "--divergence; the last resume point is from before this step"
             )
         self.norms.append(norm)
         if self.rank:
             return
         now = time.monotonic()
+        seconds, self.last = now - self.last, now
         left = int((now - self.begin) / (step - self.done) * (self.total - step))
+        once, repeated = count_tokens(batch)
+        flops = arithmetic.step_flops(self.shape, batch) / seconds / self.world
         row = {
             "step": step,
             **numbers,
             "lr": lr,
             "norm": norm,
-            "tokens_per_second": tokens / (now - self.last),
+            "tokens_per_second": once / seconds,
+            "tokens_per_second_prompt_repeated": repeated / seconds,
+            "tflops": flops / 1e12,
+            "mfu": flops / self.peak,
             "memory_gb": memory_gb(),
         }
-        self.last = now
-        with open(self.file, "a") as file:
+        with open(self.file, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         for name, value in row.items():
             self.board.add_scalar(name, value, step)
-        if self.args.wandb:
+        if self.wandb:
             self.wandb.log(row, step=step)
         shown = " | ".join(f"{name} {value:.3f}" for name, value in numbers.items())
         print(
-            f"step {step}/{self.total} | {shown} | lr {lr:.1e} | norm {norm:.2f} | {row['tokens_per_second']:,.0f} tok/s"
-            f" | {row['memory_gb']:.1f} GB | {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left",
+            f"step {step}/{self.total} | {shown} | lr {lr:.1e} | norm {norm:.2f}"
+            f" | {row['tokens_per_second']:,.0f} tok/s"
+            f" ({row['tokens_per_second_prompt_repeated']:,.0f} prompt repeated)"
+            f" | {row['tflops']:.3g} TFLOP/s | MFU {row['mfu']:.1%} | {row['memory_gb']:.1f} GB"
+            f" | {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left",
             flush=True,
         )
 
@@ -96,7 +119,7 @@ class Log:
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
 
-        rows = [json.loads(line) for line in open(self.file)]
+        rows = [json.loads(line) for line in open(self.file, encoding="utf-8")]
         names = [name for name in rows[0] if name != "step"]
         figure, axes = plt.subplots(
             len(names), 1, sharex=True, figsize=(8, 1.8 * len(names)), layout="constrained"
@@ -108,7 +131,7 @@ class Log:
         figure.savefig(self.file.with_name("curves.png"))
         plt.close(figure)
         self.board.close()
-        if self.args.wandb:
+        if self.wandb:
             self.wandb.finish()
 
 

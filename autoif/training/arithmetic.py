@@ -1,0 +1,130 @@
+"""What a model costs by arithmetic: operations of a step, the peak of a device, bytes of memory.
+
+`shape` is the transformers config of a dense decoder (llama, mistral, qwen2, qwen3), `rows` are
+`{"prompt": [ids], "responses": [[ids], ...]}`. Nothing here is measured but the peak of a device
+that PEAKS does not know.
+"""
+
+import time
+
+from autoif.training.rows import packed_tokens
+
+# Dense bf16 TFLOP/s from NVIDIA's data sheets; the first name that a device's name contains counts.
+PEAKS = {
+    "H100 PCIe": 756,
+    "H100": 989,
+    "H200": 989,
+    "H800": 989,
+    "B200": 2250,
+    "A100": 312,
+    "A800": 312,
+}
+
+LOGIT_TOKENS = 1024  # tokens whose logits exist at one time (packed.py)
+GATHERED = 2e9  # bytes of ZeRO-3's gathered layers: stage3_max_live_parameters x 2
+
+
+def attention_widths(shape) -> tuple[int, int]:
+    """Columns of all query heads, and of all key heads."""
+    size = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    return shape.num_attention_heads * size, shape.num_key_value_heads * size
+
+
+def layer_weights(shape) -> int:
+    """Weights of one decoder layer's matrices: query and output, key and value, gate, up, down."""
+    queries, keys = attention_widths(shape)
+    return shape.hidden_size * (2 * queries + 2 * keys + 3 * shape.intermediate_size)
+
+
+def parameters(shape) -> int:
+    """Parameters of the model but for biases and query norms, which are less than a thousandth."""
+    embeddings = shape.vocab_size * shape.hidden_size * (1 if shape.tie_word_embeddings else 2)
+    norms = (2 * shape.num_hidden_layers + 1) * shape.hidden_size
+    return shape.num_hidden_layers * layer_weights(shape) + embeddings + norms
+
+
+def attention_pairs(row: dict) -> float:
+    """Pairs of a token and one that it sees, as packed.Segments pictures them."""
+    prompt = len(row["prompt"])
+    pairs = prompt * (prompt + 1) / 2
+    for response in row["responses"]:
+        computed = len(response) - 1
+        pairs += computed * prompt + computed * (computed + 1) / 2
+    return pairs
+
+
+def step_flops(shape, rows: list[dict]) -> float:
+    """Operations of forward and backward pass: 6 a weight and token, 12 a query column and pair.
+
+    A prompt counts once, the output layer only where a token of a response is predicted, and what
+    is computed again in the backward pass not at all.
+    """
+    tokens = sum(map(packed_tokens, rows))
+    targets = sum(len(response) for row in rows for response in row["responses"])
+    pairs = sum(map(attention_pairs, rows))
+    matrices = shape.num_hidden_layers * layer_weights(shape) * tokens
+    output = shape.hidden_size * shape.vocab_size * targets
+    columns = shape.num_hidden_layers * attention_widths(shape)[0]
+    return 6 * (matrices + output) + 12 * columns * pairs
+
+
+def peak_flops(device, dtype) -> tuple[float, str]:
+    """Operations a second that a device can reach at best, and where the number comes from."""
+    import torch
+
+    on_gpu = torch.device(device).type == "cuda"
+    if on_gpu and dtype == torch.bfloat16:
+        name = torch.cuda.get_device_name(device)
+        for known, teraflops in PEAKS.items():
+            if known in name:
+                return teraflops * 1e12, f"{known}, data sheet"
+    size = 8192 if on_gpu else 1024
+    matrix, best = torch.randn(size, size, device=device).to(dtype), float("inf")
+    for _ in range(5):
+        begin = time.monotonic()
+        matrix @ matrix
+        if on_gpu:
+            torch.cuda.synchronize(device)
+        best = min(best, time.monotonic() - begin)
+    return 2 * size**3 / best, f"measured by a product of {size} x {size} matrices"
+
+
+def kept_bytes(shape) -> int:
+    """Bytes a token that one layer in bf16 keeps for its backward pass.
+
+    Two norms keep their input in float32, the normed value and the scaled one (2 x 12 a column);
+    queries and keys are kept before and after their rotation, and the output (8 a query column, 8 a
+    key column with the values); gate, up, their activation and product (8 a column).
+    """
+    queries, keys = attention_widths(shape)
+    return 24 * shape.hidden_size + 8 * (queries + keys) + 8 * shape.intermediate_size
+
+
+def memory(
+    shape, tokens: int, processes: int, zero: int = 3, offload: bool = False, recompute: bool = True
+) -> dict[str, float]:
+    """Bytes that one of `processes` GPUs holds while it trains packs of `tokens` in bf16.
+
+    `states`: bf16 weights 2 a parameter, fp32 gradients 4, fp32 master weights and two moments 12,
+    each shared out over the GPUs from ZeRO stage 3, 2 and 1 on. `cpu`: what --offload moves to the
+    host. `activations`: a layer's input (2 a column) of all layers and twice one layer when layers
+    are recomputed, else all that all layers keep. `output`: logits and their gradient, 1,024 tokens
+    at a time, and the output layer's weight and gradient.
+    """
+    count = parameters(shape)
+    weights = 2 * count / (processes if zero == 3 else 1)
+    gradients = 4 * count / (processes if zero >= 2 else 1)
+    optimizer = 12 * count / processes
+    moved = gradients + optimizer if offload else 0
+    if recompute:
+        kept = 2 * shape.hidden_size * shape.num_hidden_layers + 2 * kept_bytes(shape)
+    else:
+        kept = (shape.num_hidden_layers + 1) * kept_bytes(shape)
+    output = 8 * LOGIT_TOKENS * shape.vocab_size + 4 * shape.vocab_size * shape.hidden_size
+    return {
+        "states": weights + gradients + optimizer - moved,
+        "gathered": min(GATHERED, 2 * count) if zero == 3 else 0,
+        "activations": kept * tokens,
+        "output": output,
+        "cpu": moved,
+    }

@@ -1,0 +1,45 @@
+"""Stage 05 in every form of ZeRO, one after the other; test_partitions.py starts it."""
+
+import sys
+from pathlib import Path
+
+import tiny_models
+
+# name: flags of 05_sft.py
+FORMS = {
+    f"zero{zero}-{recompute}{'-offload' if offload else ''}": [
+        *("--zero", zero, "--activation-checkpointing", recompute, "--precision", "fp32"),
+        *(["--offload"] if offload else []),
+    ]
+    for zero, recompute, offload in [
+        ("3", "off", False),
+        ("3", "on", False),
+        ("3", "off", True),
+        ("3", "on", True),
+        ("2", "on", False),
+        ("2", "off", True),
+        ("1", "on", False),
+        ("1", "off", True),
+    ]
+}
+FORMS |= {f"zero{zero}-bf16": ["--zero", zero] for zero in "123"}
+
+
+def main(folder: Path, *flags: str) -> None:
+    sft = tiny_models.stage("05_sft")
+    trainable, persistent = sft.train.trainable, {}
+
+    def watched(model, config, **settings):
+        engine = trainable(model, config, **settings)
+        kept = [each for each in engine.module.parameters() if getattr(each, "ds_persist", False)]
+        persistent[name] = len(kept)
+        return engine
+
+    sft.train.trainable = watched
+    for name, form in FORMS.items():
+        sft.main([*flags, "--out", str(folder / name), *form])
+    print("persistent weights:", sum(persistent.values()))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -1,0 +1,67 @@
+"""bench/: the GPU benchmark on tiny shapes, and what compare.py calls a loss."""
+
+import importlib.util
+import json
+
+import pytest
+import tiny_models
+
+
+def script(name):
+    path = tiny_models.ROOT / "bench" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"bench_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_gpu_benchmark_measures_each_part_and_goes_on_after_one_that_fails(tmp_path, capsys):
+    parts = ["attention", "sft-0.5b", "dpo-0.5b", "trl-dpo-0.5b", "zero1"]
+    parts.insert(1, "no-such")
+    out = tmp_path / "tiny.json"
+    code = script("gpu").main(["--tiny", "--json", str(out), "--parts", *parts])
+    record, printed = json.loads(out.read_text()), capsys.readouterr().out
+    assert code == 1 and list(record["failed"]) == ["no-such"], printed
+    numbers = record["numbers"]
+    assert numbers["attention sdpa key error"] < 0.02
+    for part in ("sft-0.5b", "dpo-0.5b", "trl-dpo-0.5b", "zero1"):
+        assert numbers[f"{part} tokens_per_second"] > 0 and numbers[f"{part} mfu"] > 0
+    assert numbers["sft-0.5b memory by arithmetic_gb"] > 0
+    assert numbers["dpo-0.5b ratio"] > 0 and "no-such: FAILED" in printed
+
+
+def test_without_a_gpu_the_gpu_benchmark_says_what_runs_instead(capsys):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    assert script("gpu").main([]) == 2
+    assert "no GPU; `--tiny` runs the same code on a CPU" in capsys.readouterr().err
+
+
+def record(machine="a", **numbers):
+    return {"machine": machine, "numbers": numbers}
+
+
+def test_a_loss_of_more_than_a_tenth_is_flagged_whichever_way_is_better():
+    compare = script("compare").compare
+    base = record(speed=100.0, memory_gb=10.0, ratio=2.0)
+    lost = {name: flag for name, _, flag in compare(base, record(**base["numbers"]), 0.1)}
+    assert not any(lost.values())
+    new = record(speed=89.0, memory_gb=11.2, ratio=1.81)
+    lost = {name: flag for name, _, flag in compare(base, new, 0.1)}
+    assert lost == {"speed": True, "memory_gb": True, "ratio": False}
+
+
+def test_on_another_machine_only_ratios_are_losses():
+    compare = script("compare").compare
+    base, new = record(speed=100.0, ratio=2.0), record("b", speed=10.0, ratio=1.0)
+    lost = {name: flag for name, _, flag in compare(base, new, 0.1)}
+    assert lost == {"speed": False, "ratio": True}
+
+
+def test_a_number_that_is_gone_is_a_loss(tmp_path, capsys):
+    (tmp_path / "old.json").write_text(json.dumps(record(speed=1.0)))
+    (tmp_path / "new.json").write_text(json.dumps(record()))
+    code = script("compare").main([str(tmp_path / "old.json"), str(tmp_path / "new.json")])
+    assert code == 1 and "speed   LOST" in capsys.readouterr().out
