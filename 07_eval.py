@@ -173,7 +173,7 @@ def evaluate(name: str, data: benchmarks.Data, client, judge_client, args) -> bo
         "model": args.name,
         "benchmark": name,
         "served": args.model,
-        **results.measure(answered, rows),
+        **results.measure(name, answered, rows),
         "unanswered": unanswered,
         "refused": refused,
         "partial": data.partial,

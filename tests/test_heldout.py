@@ -7,7 +7,7 @@ import pytest
 from shared_data import sample, values
 
 from autoif import sandbox
-from autoif.evaluation import relevance
+from autoif.evaluation import relevance, results
 from autoif.evaluation.benchmarks import heldout
 from autoif.evaluation.benchmarks.source import NotSetUp
 from autoif.files import UserError
@@ -100,6 +100,15 @@ def test_a_gain_in_brevity_shows_as_one(args):
     assert short["Held-out other"] == long["Held-out other"]  # ... is in no other constraint
     assert short["words"] == 2 < long["words"]
     assert short["relevance"] == 0 and long["relevance"] == 1  # and says nothing
+
+
+def test_metrics_say_whether_they_are_shares(args):
+    works = [{"item": item, "answers": sample("Tea")} for item in heldout.load(None, args)]
+    measured = results.measure("heldout", works, heldout.score(works, args))["metrics"]
+    assert list(measured) == list(heldout.SETTINGS.columns)
+    assert (measured["Held-out"]["scale"], measured["words"]["scale"]) == (100, 1)
+    assert measured["words"]["interval"] == "cluster bootstrap"
+    assert measured["relevance"]["interval"] == measured["truncated"]["interval"] == "Wilson"
 
 
 def test_the_truncated_share_is_a_metric(args):

@@ -11,8 +11,10 @@ from example_run import HOSTILE
 
 from autoif import files
 from autoif.files import UserError
+from autoif.report import draw
 from autoif.report.__main__ import main
 from autoif.report.gather import responses
+from autoif.report.page import cell
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
@@ -220,3 +222,10 @@ def test_the_page_is_drawn_without_a_console_message(page, tmp_path, size):
     flags = (f"--window-size={size}", f"--screenshot={picture}", "--hide-scrollbars")
     _, console = browser(page.as_uri(), *flags, folder=tmp_path / "profile")
     assert not console and picture.stat().st_size > 20_000
+
+
+def test_a_mean_length_is_shown_as_it_is_and_drawn_within_its_axis():
+    words = {"value": 31.5, "low": 30.0, "high": 33.0, "scale": 1}
+    assert cell(words) == "31.50 [30.00, 33.00]"
+    drawn = draw.dots([("base", 31.5, 30.0, 33.0), ("sft", 9.0, None, None)], "words")
+    assert all(float(x) < draw.WIDTH for x in re.findall(r'cx="([\d.]+)"', drawn))

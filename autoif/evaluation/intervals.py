@@ -46,17 +46,18 @@ def is_plain(points: list[Point], clusters: set[str]) -> bool:
     return all(below == 1 and above in (0, 1) for _, _, above, below in points)
 
 
-def interval(points: list[Point]) -> dict:
+def interval(points: list[Point], share: bool = True) -> dict:
     """`{value, low, high, n, clusters, interval}` of a metric.
 
-    Wilson for a plain share of independent items, else the cluster bootstrap. n is the sum of the
-    denominators: prompts, instructions, questions, games by weight.
+    Wilson for a plain share of independent items, else the cluster bootstrap. A mean of lengths is
+    no share, though each be 0 or 1. n is the sum of the denominators: prompts, instructions,
+    questions, games by weight.
     """
     clusters = {cluster for _, cluster, _, _ in points}
     n = sum(below for _, _, _, below in points)
     if len(clusters) == 1:
         low, high, kind = None, None, "n/a"
-    elif is_plain(points, clusters):
+    elif share and is_plain(points, clusters):
         low, high = wilson(int(sum(above for _, _, above, _ in points)), len(points))
         kind = "Wilson"
     else:

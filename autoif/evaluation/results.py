@@ -63,13 +63,17 @@ def items_path(out: str | Path, model: str, benchmark: str) -> Path:
     return folder / model.replace("/", "_") / f"{benchmark}.jsonl"
 
 
-def measure(works: list[dict], rows: list[dict]) -> dict:
+def measure(benchmark: str, works: list[dict], rows: list[dict]) -> dict:
     """The metrics of scored works with their intervals, and what deserves a second look."""
     points: dict[str, list] = {}
     for row in rows:
         for metric, found in row["points"].items():
             points.setdefault(metric, []).extend(found)
-    metrics = {metric: intervals.interval(points[metric]) for metric in sorted(points)}
+    metrics = {}
+    for metric in table.ordered(benchmark, points):
+        scale = table.scale(benchmark, metric)
+        found = intervals.interval(points[metric], share=scale == 100)
+        metrics[metric] = {**found, "scale": scale}
     samples = [sample for work in works for sample in work["answers"]]
     reasons = [sample["finish_reason"] for sample in samples]
     lengths = [len(sample["text"].split()) for sample in samples]

@@ -32,7 +32,7 @@ class Cell:
 
 
 def scale(benchmark: str, metric: str) -> int:
-    """Shares are shown in per cent, ratings as they are."""
+    """Shares are shown in per cent (100), ratings and lengths as they are (1)."""
     return 1 if metric in benchmarks.settings(benchmark).ratings else 100
 
 

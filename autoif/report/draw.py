@@ -96,7 +96,9 @@ def curve(points: Sequence[tuple[float, float]], title: str) -> str:
 
 def dots(rows: Sequence[tuple[str, float, float | None, float | None]], title: str) -> str:
     """A dot and its interval for each (name, value, low, high), all between 0 and the largest."""
-    scale = 1.0 if max(value for _, value, _, _ in rows) <= 1 else 10.0
+    largest = max(high or value for _, value, _, high in rows)
+    # shares end at 1, ratings at 10, mean lengths where they end
+    scale = next((end for end in (1.0, 10.0) if largest <= end), largest)
     unit = "%" if scale == 1 else ""
     left, step = 92, 26
     height = TOP + step * len(rows) + BOTTOM

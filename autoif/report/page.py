@@ -14,7 +14,6 @@ STAGES = {  # stage: (what comes in, what is kept)
     "04_responses": ("responses", "SFT rows"),
     "06_dpo pairs": ("prompts and constraints", "with a pair"),
 }
-RATINGS = {"FB CSL", "MT turn 1", "MT turn 2", "MT-Bench"}  # the others are shares
 CURVES = ["loss", "accuracy", "margin"]  # of metrics.jsonl, where a stage logs them
 
 PAGE = """<!doctype html>
@@ -257,11 +256,12 @@ def interval_row(name: str, metric: dict) -> tuple:
     return name, metric["value"], metric.get("low"), metric.get("high")
 
 
-def cell(name: str, metric: dict | None) -> str:
-    """`44.0 [39.9, 48.2]`, in per cent unless the metric is a rating."""
+def cell(metric: dict | None) -> str:
+    """`44.0 [39.9, 48.2]`, in per cent unless the metric is no share."""
     if metric is None:
         return ""
-    scale, digits = (1, 2) if name in RATINGS else (100, 1)
+    scale = metric.get("scale", 100)
+    digits = 1 if scale == 100 else 2
     shown = f"{metric['value'] * scale:.{digits}f}"
     if metric.get("low") is None:
         return shown
@@ -285,13 +285,15 @@ def results(run: dict) -> str:
     for name, found in metrics.items():
         measured = [interval_row(model, found[model]) for model in models if model in found]
         pictures.append(figure(dots(measured, name), name))
-        rows.append([name, *(cell(name, found.get(model)) for model in models)])
-    parts = ["<p class=note>In per cent (ratings as they are), with 95 % intervals.</p>"]
+        rows.append([name, *(cell(found.get(model)) for model in models)])
+    parts = [
+        "<p class=note>In per cent (ratings and lengths as they are), with 95 % intervals.</p>"
+    ]
     parts += [f'<div class="grid">{"".join(pictures)}</div>', table(["", *models], rows)]
     for group, measured in run["by_kind"].items():
         kinds = []
         for name, found in measured.items():
-            kinds.append([name, *(cell("", found.get(model)) for model in models)])
+            kinds.append([name, *(cell(found.get(model)) for model in models)])
         parts += [f"<h3>Held-out constraints, by {group}</h3>", table([group, *models], kinds)]
     parts += [f"<p class=note>Not run: {escape(gap)}</p>" for gap in gaps]
     return section("results", "Results", *parts)
