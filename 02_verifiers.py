@@ -47,7 +47,8 @@ can read no file, and import these modules only (of nltk, what splits sentences 
 Then write three test cases: texts that obey the constraint and texts that do not.
 
 Answer with one JSON object and nothing else:
-{{"func": "<the source code of the function>", "cases": [{{"input": "<text>", "output": true or false}}, ...]}}"""
+{{"func": "<the source code of the function>",
+  "cases": [{{"input": "<text>", "output": true or false}}, ...]}}"""
 
 # How models write the expected output of a case. The released code compares the text "True" with a
 # bool, so that such a case agrees with no function.

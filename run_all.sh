@@ -198,6 +198,10 @@ evaluate base "$OUT/07_base"
 evaluate sft "$OUT/05_sft"
 evaluate offline "$OUT/06_offline"
 evaluate online "$policy"
+# are the benchmarks' tests in what was trained on? (table 4); one judgement a test
+[ "$MODE" = demo ] || [ -z "${DATA_DIR:-}" ] || make "$OUT/07_contamination.json" python -m autoif.evaluation.contamination \
+    "$OUT/04_sft.jsonl" --benchmarks ifeval,followbench --data-dir "$DATA_DIR" --out "$OUT/07_contamination.json" \
+    --judge-model "${JUDGE:-$SUPERVISOR}" --judge-base-url "$OPENAI_BASE_URL"
 echo
 cat "$OUT/07_results.md"
 python -m autoif.evaluation.results base online --out "$OUT/07_results.json"

@@ -1,1 +1,1 @@
-"""Plumbing of the AutoIF reproduction: files, completions, sandbox, training. The method is in the numbered files."""
+"""What would be the same in any paper; the method is in the numbered files."""

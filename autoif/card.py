@@ -4,7 +4,7 @@ import json
 import re
 from pathlib import Path
 
-# What the makers of often used supervisors ask of data that their models wrote, by a part of the name.
+# What the makers of often used supervisors ask of data that their models wrote, by part of a name.
 TERMS = [
     ("llama-?3", "Llama 3 Community License: a model trained on it is named 'Llama 3...'"),
     ("qwen2-72b|qwen2.5-(3|72)b", "Qwen License (Tongyi Qianwen): attribution where distributed"),

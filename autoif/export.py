@@ -1,14 +1,15 @@
 """Write a run's rows, pairs, prompts and functions as other trainers read them.
 
     python -m autoif.export out --to trl out/trl
-    python -m autoif.export out --to verl out/verl --pass-rate 0 1       # prompts that teach something
+    python -m autoif.export out --to verl out/verl --pass-rate 0 1     # prompts that teach
     python -m autoif.export out --to trl out/trl --push USER/autoif      # with a dataset card
 
 Reads what is there of 03_instructions.jsonl, 04_responses.jsonl, 04_sft.jsonl, 04_queries.jsonl and
 06_pairs.jsonl; what is missing is left out and said. Every folder holds
 
-    SFT rows, preference pairs, prompts for RL with their constraint's id and pass rate, prompts under
-    held-out constraints (never trained on), verifiers.jsonl (the functions), README.md (the card)
+    SFT rows, preference pairs, prompts for RL with their constraint's id and pass rate,
+    prompts under held-out constraints (never trained on), verifiers.jsonl (the functions),
+    README.md (the card)
 
     trl             sft.jsonl, dpo.jsonl, grpo.jsonl, grpo_heldout.jsonl: message lists
     llamafactory    autoif_sft.json, autoif_dpo.json and dataset_info.json, for `dataset_dir`
@@ -76,7 +77,7 @@ def heldout_prompts(constraints: list[dict], queries: list[str]) -> Iterator[dic
 
 
 def read_run(out: Path, limits: tuple[float, float] | None) -> dict[str, list[dict]]:
-    """{constraints, sft, pairs, prompts, heldout}: lists of rows, empty where a stage has not run."""
+    """Lists of rows by {constraints, sft, pairs, prompts, heldout}, empty where none has run."""
 
     def rows(name: str, *fields: str) -> Iterable[dict]:
         return files.read(out / name, fields) if (out / name).is_file() else []
@@ -275,8 +276,8 @@ def main(argv: list[str] | None = None) -> None:
     run = read_run(args.out, limits)
     if not run["constraints"]:
         raise UserError(
-            f"{args.out} has no 03_instructions.jsonl with a row; give the folder of a run that has "
-            "finished 03_backtranslate.py"
+            f"{args.out} has no 03_instructions.jsonl with a row; give the folder of a run with "
+            "03_backtranslate.py behind it"
         )
 
     # write: the form, the functions, the card

@@ -1,4 +1,4 @@
-"""Benchmark data for the tests that need the real thing: $AUTOIF_DATA, else ../shared/data beside the checkout."""
+"""Benchmark data for the tests that need them: $AUTOIF_DATA, else ../shared/data."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def rows(name: str) -> list[dict]:
 
 
 class Scripted:
-    """Stands in for the client: `complete` answers every request with `say(request)`, or fails it when that is None."""
+    """Stands in for the client: answers with `say(request)`, fails a request where that is None."""
 
     def __init__(self, say):
         self.say, self.requests, self.counts = say, [], Counter()
