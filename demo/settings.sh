@@ -4,14 +4,14 @@ SUPERVISOR=recorded-supervisor BASE=$OUT/base WRITER=$OUT/base  # a recording; t
 NLI=llm                              # no hub: mDeBERTa cannot be had
 QUERIES=demo/queries.txt HELDOUT_QUERIES=demo/heldout_queries.txt
 PROCESSES=1 ONLINE_ITERATIONS=1 ONLINE_FROM=$OUT/06_offline  # one iteration is little: it goes on from offline DPO
-export DS_ACCELERATOR=cpu HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive  # server and client share two cores
+export DS_ACCELERATOR=cpu HF_HUB_OFFLINE=1
 FLAGS_SERVING="--slots 64 --context 512"   # short answers: more at a time
 FLAGS_01="--seeds demo/seeds.txt --k 4 --count 20"    # four recorded samples, not 100 of 50
 FLAGS_02="--k 4"                     # four recorded verifiers, not 8
 FLAGS_03="--heldout 0.25"            # of 64 constraints a tenth would be too few to measure on
-FLAGS_04="--queries-per-instruction 3 --max-tokens 96 --heldout-queries 0 --no-score"  # a 135M model is no judge
+FLAGS_04="--queries-per-instruction 2 --max-tokens 96 --heldout-queries 0 --no-score --bare-prompt"  # 135M: no judge, and it talks about a template
 FLAGS_05="--batch 8 --lr 2e-5 --epochs 1 --warmup-steps 2 --max-length 512 --micro-tokens 1024"  # some 150 rows
 FLAGS_06_PAIRS="--pairs-per-prompt 2"      # few prompts have both a good and a bad response
 FLAGS_06="--batch 8 --lr 3e-5 --beta 0.1 --epochs 1 --max-length 512 --micro-tokens 1024"  # some 20 steps: larger ones
 FLAGS_04_ONLINE="--max-tokens 96 --k 8"
-FLAGS_07_HELDOUT="--queries-per-instruction 8 --k 3 --max-tokens 96"
+FLAGS_07_HELDOUT="--queries-per-instruction 4 --k 3 --max-tokens 96"
