@@ -1,4 +1,4 @@
-"""Make the recorded supervisor completions match reworded prompts.
+"""Make the recorded supervisor completions of demo/ and study/ match reworded prompts.
 
 A stage finds a completion by its key, the hash of the very prompt. Every recording says in `for`
 what it is about: a sample (01), a constraint (02), a function or a pair of constraints (03). From
@@ -12,10 +12,12 @@ import argparse
 import importlib
 import random
 import sys
+from itertools import product
 from pathlib import Path
 
-DEMO = Path(__file__).resolve().parent
-sys.path.insert(0, str(DEMO.parent))  # the stages are files of the checkout, not a package
+ROOT = Path(__file__).resolve().parents[1]
+DEMO, STUDY = ROOT / "demo", ROOT / "study"
+sys.path.insert(0, str(ROOT))  # the stages are files of the checkout, not a package
 
 from autoif import files, llm  # noqa: E402
 
@@ -33,7 +35,9 @@ def request(stage, args: argparse.Namespace, record: dict) -> dict:
     if stage.__name__ == "01_seed_augment":
         rng = random.Random(args.seed)
         seeds = stage.read_seeds(args.seeds)
-        return list(stage.requests(seeds, args.k, args.count, args.shown, rng))[record["index"]]
+        # the study asks for more samples than the demo: it goes on where the demo's end
+        samples = record["index"] + 1
+        return list(stage.requests(seeds, samples, args.count, args.shown, rng))[-1]
     if stage.__name__ == "02_verifiers":
         return stage.request({"instruction": about}, args.k)
     if isinstance(about, str):
@@ -41,23 +45,23 @@ def request(stage, args: argparse.Namespace, record: dict) -> dict:
     return next(stage.nli_requests([about]))
 
 
-def recordings(name: str):
-    """Yield every recording of a stage with the key of today's prompt."""
+def recordings(folder: Path, name: str):
+    """Yield every recording of a stage in a folder, with the key of today's prompt."""
     stage = importlib.import_module(name)
     args = stage.parse(["--model", MODEL, *FLAGS[name]])
     sampling = {flag: getattr(args, flag) for flag in llm.SAMPLING}
-    for record in files.read(DEMO / "completions" / f"{name}.jsonl"):
+    for record in files.read(folder / "completions" / f"{name}.jsonl"):
         asked = {**sampling, **request(stage, args, record)}
         asked.pop("k", None)
         asked.pop("first", None)
         yield record, llm.key(MODEL, **asked)
 
 
-def stale() -> list[str]:
-    """The recordings that no longer match, one line each."""
+def stale(folder: Path) -> list[str]:
+    """The recordings of a folder that no longer match, one line each."""
     found = []
     for name in FLAGS:
-        for record, key in recordings(name):
+        for record, key in recordings(folder, name):
             if record["key"] != key:
                 found.append(f"{name}, sample {record['index']} of {record['for']!r}")
     return found
@@ -69,8 +73,10 @@ if __name__ == "__main__":
     )
     parser.add_argument("--check", action="store_true", help="write nothing")
     check = parser.parse_args().check
-    print("\n".join(stale()) or "every recording matches")
-    for name in [] if check else FLAGS:
-        with files.writer(DEMO / "completions" / f"{name}.jsonl") as write:
-            for record, key in recordings(name):
+    print("\n".join(stale(DEMO) + stale(STUDY)) or "every recording matches")
+    if check:
+        sys.exit()
+    for folder, name in product((DEMO, STUDY), FLAGS):
+        with files.writer(folder / "completions" / f"{name}.jsonl") as write:
+            for record, key in recordings(folder, name):
                 write({**record, "key": key})

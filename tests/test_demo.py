@@ -48,7 +48,7 @@ def run_stage(name, out, *flags):
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     """The folder that holds what stages 01 to 03 made of the recordings."""
-    assert rekey.stale() == []
+    assert rekey.stale(DEMO) == []
     out = tmp_path_factory.mktemp("demo")
     shutil.copytree(DEMO / "completions", out / "completions")
     with pytest.MonkeyPatch.context() as patch:
@@ -69,7 +69,7 @@ def rows(out):
 
 
 def test_every_recording_matches_the_prompt_of_its_stage():
-    stale = rekey.stale()
+    stale = rekey.stale(DEMO)
     assert not stale, (
         "these no longer match (python demo/rekey.py, where they still answer):\n"
         + "\n".join(stale)
@@ -79,7 +79,7 @@ def test_every_recording_matches_the_prompt_of_its_stage():
 def test_a_reworded_prompt_is_told_by_the_constraints_it_concerns(monkeypatch):
     verifiers = importlib.import_module("02_verifiers")
     monkeypatch.setattr(verifiers, "VERIFIER_PROMPT", verifiers.VERIFIER_PROMPT + " Please.")
-    stale = rekey.stale()
+    stale = rekey.stale(DEMO)
     assert len(stale) == len(completions("02_verifiers"))
     assert "02_verifiers, sample 2 of 'Use no apostrophes'" in stale
 

@@ -1,0 +1,175 @@
+"""The study's recorded completions, through stages 01 to 03, without endpoint, key or network."""
+
+import ast
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from test_demo import rekey
+
+from autoif import files, sandbox
+from autoif.evaluation.kinds import kind
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDY = ROOT / "study"
+NAMES = ("01_seed_augment", "02_verifiers", "03_backtranslate")
+
+
+def completions(name, folder=STUDY):
+    return list(files.read(folder / "completions" / f"{name}.jsonl"))
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """The folder that holds what stages 01 to 03 made of the recordings."""
+    out = tmp_path_factory.mktemp("study")
+    env = {name: value for name, value in os.environ.items() if not name.startswith("OPENAI_")}
+    path = f"{Path(sys.executable).parent}:{env['PATH']}"
+    command = ["bash", str(STUDY / "constraints.sh")]
+    run = subprocess.run(
+        command, env={**env, "OUT": str(out), "PATH": path}, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    return out
+
+
+@pytest.fixture(scope="module")
+def stats(out):
+    return json.loads((out / "stats.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def rows(out):
+    return list(files.read(out / "03_instructions.jsonl"))
+
+
+@pytest.fixture(scope="module")
+def marked():
+    """The families that IFEval tests too, each with the type of instruction."""
+    with open(STUDY / "ifeval_families.tsv") as table:
+        return {row["family"]: row["ifeval"] for row in csv.DictReader(table, delimiter="\t")}
+
+
+def heldout(rows):
+    return [row for row in rows if row["split"] == "heldout"]
+
+
+def test_every_recording_matches_the_prompt_of_its_stage():
+    stale = rekey.stale(STUDY)
+    assert not stale, (
+        "these no longer match (python demo/rekey.py, where they still answer):\n"
+        + "\n".join(stale)
+    )
+
+
+def test_the_stages_ask_for_nothing_that_is_not_recorded(out):
+    for name in NAMES:
+        recorded = completions(name, rekey.DEMO) + completions(name)
+        assert list(files.read(out / "completions" / f"{name}.jsonl")) == recorded
+
+
+def test_nothing_is_stored_twice():
+    for name in NAMES:
+        stored = Counter()
+        for record in completions(name, rekey.DEMO) + completions(name):
+            stored[record["key"], record["index"]] += 1
+        assert set(stored.values()) == {1}, name
+
+
+def test_the_study_has_the_sizes_it_promises(stats, rows):
+    assert len(rows) >= 120
+    assert stats["03_backtranslate"]["families"] >= 40
+    assert stats["02_verifiers"]["completions"] == 4 * stats["02_verifiers"]["in"]
+
+
+def test_twelve_families_or_more_are_held_out_whole_and_most_are_not_about_length(rows):
+    trained = {row["family"] for row in rows if row["split"] == "train"}
+    kinds = Counter({row["family"]: kind(row["instruction"]) for row in heldout(rows)}.values())
+    assert not trained & {row["family"] for row in heldout(rows)}
+    assert kinds.total() >= 12
+    assert 3 <= kinds["length"] <= kinds.total() / 3
+
+
+@pytest.mark.parametrize(
+    "given, follows",
+    [
+        ("End the answer with an exclamation mark", "Include an exclamation mark"),
+        (
+            "End the answer with a question mark",
+            "Ask the reader a question somewhere in the answer",
+        ),
+        ("Write at least 45 words", "Write more than 200 characters"),
+        ("Write everything in lower case", "Let the answer begin with a small letter"),
+        ("Answer in at most 10 words", "Let no sentence be longer than 12 words"),
+        ("Answer in at most 10 words", "Keep the whole answer below 150 characters"),
+        ("Answer with exactly two sentences", "Use at most three sentences"),
+    ],
+)
+def test_no_constraint_is_held_out_that_follows_from_a_trained_one(rows, given, follows):
+    split = {row["instruction"]: row["split"] for row in rows}
+    assert split[given] == split[follows]
+
+
+def test_every_new_constraint_has_four_recorded_completions():
+    samples = Counter(record["for"] for record in completions("02_verifiers"))
+    assert set(samples.values()) == {4} and len(samples) >= 70
+
+
+def test_the_new_constraints_die_in_02_and_03_as_those_of_a_live_model_do(out):
+    new = {record["for"] for record in completions("02_verifiers")}
+    reasons = Counter()
+    for name in ("02_verifiers", "03_instructions"):
+        for row in files.read(out / f"{name}.dropped.jsonl"):
+            reasons[row["reason"]] += row["instruction"] in new
+    assert reasons["too few functions"] and reasons["no verifier compiles"]
+    assert 0.05 <= reasons["contradiction"] / len(new) <= 0.15
+
+
+def test_new_verifiers_import_only_what_the_sandbox_offers(rows):
+    new = {record["for"] for record in completions("02_verifiers")}
+    for row in rows:
+        for verifier in row["verifiers"] if row["instruction"] in new else []:
+            for node in ast.walk(ast.parse(verifier["code"])):
+                named = [alias.name for alias in getattr(node, "names", [])]
+                modules = [node.module] if isinstance(node, ast.ImportFrom) else named
+                offered = [m for m in modules if m.startswith("nltk.") or m in sandbox.MODULES]
+                assert offered == modules, row["instruction"]
+
+
+@pytest.mark.parametrize(
+    "instruction, type",
+    [
+        ("Use no more than 20 words", "length_constraints:number_words"),
+        ("Use at most three sentences", "length_constraints:number_sentences"),
+        ("Write the answer as a single paragraph", "length_constraints:number_paragraphs"),
+        ('Include the word "water"', "keywords:existence"),
+        ('Use the word "not" exactly once', "keywords:frequency"),
+        ('Do not use the word "is"', "keywords:forbidden_words"),
+        ("Write everything in lower case", "change_case:english_lowercase"),
+        ("Answer with a bulleted list", "detectable_format:number_bullet_lists"),
+        ('Finish with the words "the end"', "startend:end_checker"),
+        ("Use no commas", "punctuation:no_comma"),
+        ("Enclose the whole answer in double quotes", "startend:quotation"),
+        (
+            'Give the answer as a JSON object with the key "answer"',
+            "detectable_format:json_format",
+        ),
+        ('Write "P.S." and an afterthought below the answer', "detectable_content:postscript"),
+        ("Mention a day of the week", None),
+        ("Use no word with a double letter in it", None),
+    ],
+)
+def test_families_that_ifeval_tests_too_are_marked(rows, marked, instruction, type):
+    family = {row["instruction"]: row["family"] for row in rows}
+    assert marked.get(family[instruction]) == type
+
+
+def test_held_out_families_can_be_read_with_and_without_those_of_ifeval(rows, marked):
+    assert set(marked) <= {row["family"] for row in rows}
+    names = {row["family"] for row in heldout(rows)}
+    assert len(names & set(marked)) >= 6 and len(names - set(marked)) >= 6
