@@ -25,7 +25,7 @@ MODEL = "recorded-supervisor"
 FLAGS = {
     "01_seed_augment": ["--seeds", str(DEMO / "seeds.txt"), "--k", "4", "--count", "20"],
     "02_verifiers": ["--k", "4"],
-    "03_backtranslate": ["--nli", "llm", "--heldout", "0.25", "--seed", "0"],
+    "03_backtranslate": ["--nli", "llm", "--heldout", "0.25", "--seed", "59"],
 }
 
 

@@ -8,7 +8,9 @@ export DS_ACCELERATOR=cpu HF_HUB_OFFLINE=1
 FLAGS_SERVING="--slots 64 --context 512"   # short answers: more at a time
 FLAGS_01="--seeds demo/seeds.txt --k 4 --count 20"    # four recorded samples, not 100 of 50
 FLAGS_02="--k 4"                     # four recorded verifiers, not 8
-FLAGS_03="--heldout 0.25"            # of 64 constraints a tenth would be too few to measure on
+# Of 64 constraints a tenth would be too few to measure on. The seed was looked for among 0 to 59 on the constraints alone:
+# with most, one held out follows from a trained one ("End ... with an exclamation mark", "Include an exclamation mark").
+FLAGS_03="--heldout 0.25 --seed 59"
 FLAGS_04="--queries-per-instruction 2 --max-tokens 96 --heldout-queries 0 --no-score --bare-prompt"  # 135M: no judge, and it talks about a template
 FLAGS_05="--batch 8 --lr 2e-5 --epochs 1 --warmup-steps 2 --max-length 512 --micro-tokens 1024"  # some 150 rows
 FLAGS_06_PAIRS="--pairs-per-prompt 2"      # few prompts have both a good and a bad response
