@@ -22,7 +22,7 @@ from pathlib import Path
 
 from autoif import files, llm, replies
 from autoif.files import UserError
-from autoif.stage import Funnel, non_negative, positive_int, run
+from autoif.stage import Funnel, non_negative, positive_int, run, write_settings
 
 # The paper's 36 seed constraints, in our words.
 SEEDS = """\
@@ -259,6 +259,7 @@ def main(argv: list[str] | None = None) -> None:
                 continue
             write({"id": f"i{funnel.kept:05d}", "instruction": instruction, "source": source})
             funnel.keep()
+    write_settings(args, args.out, [args.seeds])
     funnel.finish(seeds=len(seeds), requests=args.k)
 
 

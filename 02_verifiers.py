@@ -32,7 +32,7 @@ from functools import partial
 
 from autoif import files, llm, replies, sandbox
 from autoif.files import UserError
-from autoif.stage import Funnel, positive_int, run, share, through
+from autoif.stage import Funnel, positive_int, run, share, through, write_settings
 from autoif.verifiers import ROW, broken, compiles
 
 VERIFIER_PROMPT = """\
@@ -362,6 +362,7 @@ def main(argv: list[str] | None = None) -> None:
             write({**row, "verifiers": verifiers, "cases": kept_cases})
             funnel.keep()
         funnel.refuse_empty("Is the model able to write Python, and to answer with JSON?")
+    write_settings(args, args.out, [args.input])
     funnel.finish(**counts)
 
 

@@ -25,7 +25,7 @@ from itertools import islice
 
 from autoif import families, files, llm, replies
 from autoif.files import UserError
-from autoif.stage import Funnel, positive_int, run, share, through
+from autoif.stage import Funnel, positive_int, run, share, through, write_settings
 from autoif.verifiers import ROW
 
 BACKTRANSLATE_PROMPT = """\
@@ -234,6 +234,7 @@ def main(argv: list[str] | None = None) -> None:
             counts[row["split"]] += 1
             names.add(row["family"])
             write(row)
+    write_settings(args, args.out, [args.input])
     funnel.finish(**counts, families=len(names))
 
 

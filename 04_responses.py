@@ -38,7 +38,7 @@ from pathlib import Path
 from autoif import files, llm, queries, replies, sandbox, verifiers
 from autoif.files import UserError
 from autoif.prompt import accuracy, join
-from autoif.stage import Funnel, non_negative, positive_int, run, share, through
+from autoif.stage import Funnel, non_negative, positive_int, run, share, through, write_settings
 
 RESPONSE_PROMPT = """\
 Query: {query}
@@ -463,6 +463,7 @@ def main(argv: list[str] | None = None) -> None:
     constant = [f"functions always {min(each)}" for each in said.values() if len(each) == 1]
     counts.update(constant)
     above = round(counts["scored above 8"] / counts["scored"], 4) if counts["scored"] else None
+    write_settings(args, out, [args.input, args.queries or args.sft])
     funnel.finish(
         **counts,
         **{"share above 8": above},

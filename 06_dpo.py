@@ -35,7 +35,7 @@ from pathlib import Path
 
 from autoif import files, models
 from autoif.files import UserError
-from autoif.stage import Funnel, non_negative, positive_int, run, share
+from autoif.stage import Funnel, non_negative, positive_int, run, share, write_settings
 from autoif.training import engine as train
 from autoif.training.rows import (
     batches,
@@ -213,6 +213,7 @@ def pairs(args):
         for pair in made:
             write(pair)
     levels = Counter(pair["level"] for pair in made)
+    write_settings(args, args.out, [*args.input, args.sft])
     funnel.finish(pairs=dict(levels))
     counted = [f"{count:,} pairs of level {level}" for level, count in levels.items()]
     print("06_dpo pairs: " + ", ".join(counted))

@@ -1,14 +1,18 @@
 """The shell around a stage: named errors, streaming, flags, the funnel that accounts for rows."""
 
 import argparse
+import contextlib
+import hashlib
 import json
 import math
+import platform
 import shutil
 import sys
 import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +95,28 @@ non_negative = within(float, 0)
 positive = within(float, 0, above=True)
 share = within(ratio, 0, 1)
 positive_share = within(ratio, 0, 1, above=True)
+
+
+LIBRARIES = ("openai", "torch", "transformers", "deepspeed", "scikit-learn")
+
+
+def write_settings(args: argparse.Namespace, out: str | Path, inputs: list[str | None]) -> None:
+    """Write how `out` was made beside it, as `<out>.settings.json`.
+
+    {"flags": {"k": 8, ...}, "inputs": {"out/01_instructions.jsonl": "sha256 ..."}, "versions": ...}
+    """
+    hashes = {}
+    for path in filter(None, inputs):
+        with open(path, "rb") as file:
+            hashes[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()
+    versions = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    flags = {name: value for name, value in vars(args).items() if not callable(value)}
+    settings = {"flags": flags, "inputs": hashes, "versions": versions}
+    text = json.dumps(settings, indent=2, default=str) + "\n"
+    write_whole(Path(out).with_suffix(".settings.json"), text)
 
 
 class Funnel:

@@ -37,6 +37,10 @@ Answer in one line
 Use at least 50 words""".splitlines()
 
 OTHER = """\
+Put one word in bold, between double asterisks
+Put one word in double quotes
+Write at least two words entirely in capital letters
+Use at least one word of ten letters or more
 Do not use the word "and"
 Use the word "time" at least twice
 Use the word "two" in three places

@@ -1,7 +1,9 @@
 import argparse
 import errno
+import hashlib
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 
 from autoif import files
 from autoif.files import UserError
-from autoif.stage import Funnel, non_negative, positive_int, share, through
+from autoif.stage import Funnel, non_negative, positive_int, share, through, write_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -206,3 +208,21 @@ def test_bad_input_ends_a_stage_with_exit_code_2_and_no_traceback(tmp_path):
         and "Traceback" not in done.stderr
     )
     assert not (tmp_path / "02.jsonl").exists()
+
+
+def test_how_an_output_was_made_stands_beside_it(tmp_path):
+    (tmp_path / "in.jsonl").write_text("{}\n")
+    args = argparse.Namespace(k=8, model="m", command=print)
+    write_settings(args, tmp_path / "02.jsonl", [tmp_path / "in.jsonl", None])
+    settings = json.loads((tmp_path / "02.settings.json").read_text())
+    assert settings["flags"] == {"k": 8, "model": "m"} and settings["versions"]["python"]
+    assert settings["inputs"] == {str(tmp_path / "in.jsonl"): hashlib.sha256(b"{}\n").hexdigest()}
+
+
+@pytest.mark.parametrize("stage", ["04_responses.py", "07_eval.py"])
+def test_an_interrupt_during_the_imports_is_one_line(stage, tmp_path):
+    (tmp_path / "tqdm.py").write_text("raise KeyboardInterrupt")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, str(ROOT / stage), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.stderr == "\ninterrupted before anything was begun\n" and done.returncode != 0

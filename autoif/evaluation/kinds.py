@@ -43,14 +43,19 @@ PART_BEFORE = re.compile(
     re.I,
 )
 # ... or by what is asked of the counted ones: "include three words that rhyme"
-INCLUDES = re.compile(r"\b(?:include|contain|mention|use|have|has|add|insert)s?\b[^.;]*$", re.I)
+INCLUDES = re.compile(
+    r"\b(?:include|contain|mention|use|have|has|add|insert|put|place)s?\b[^.;]*$", re.I
+)
 DESCRIBED = re.compile(
     r"\s+(?:that|which|who|starting|beginning|ending|containing|rhyming|written|"
-    r"in (?:all |full )?(?:capital|caps|upper|lower|bold|italic))",
+    r"in (?:all |full |double |single |round |square )?"
+    r"(?:capital|caps|upper|lower|bold|italic|quot|bracket|parenthes))",
     re.I,
 )
 PART_AFTER = re.compile(
-    r"\s+(?:(?:per|on each|on every|in each|in every|a) line|(?:longer|shorter) than)\b", re.I
+    r"\s+(?:(?:per|on each|on every|in each|in every|a) line|(?:longer|shorter) than|entirely in|"
+    r"of \w+ letters)\b",
+    re.I,
 )
 
 

@@ -134,7 +134,7 @@ class Checkpoints:
                     state_dict={name.removeprefix("model."): w for name, w in weights.items()},
                 )
                 tokenizer.save_pretrained(partial)
-                for name in ("metrics.jsonl", "curves.png"):
+                for name in ("metrics.jsonl", "curves.png", "settings.json"):
                     shutil.copy(self.state / name, partial / name)
                 shutil.copytree(self.state / "tensorboard", partial / "tensorboard")
             if self.out.is_dir():
