@@ -30,7 +30,7 @@ MODE=full UNTIL=07
 while [ $# -gt 0 ]; do
     case $1 in
     --demo | --check | --env) MODE=${1#--} ;;
-    --until) UNTIL=${2:-}; shift ;;
+    --until) UNTIL=${2:-}; [ $# -gt 1 ] && shift ;;
     --until=*) UNTIL=${1#*=} ;;
     -h | --help) usage; exit ;;
     *) usage >&2; fail "unknown argument $1" ;;
@@ -205,6 +205,6 @@ evaluate online "$policy"
 echo
 cat "$OUT/07_results.md"
 python -m autoif.evaluation.results base online --out "$OUT/07_results.json"
-python -m autoif.report "$OUT"
+[ "$OUT/report.html" -nt "$OUT/07_results.json" ] || python -m autoif.report "$OUT"
 echo "everything is in $OUT: rows 01-06, models 05_sft, 06_offline, online_*/06_dpo, 07_results.{json,md,png}, logs/"
 echo "look at it: $OUT/report.html"

@@ -167,7 +167,7 @@ def test_a_run_without_pairs_is_exported_without_them(whole_run, tmp_path):
     for name in export.FORMATS:
         export.main([str(tmp_path), str(tmp_path / name), "--to", name])
     assert rows(tmp_path / "trl", "dpo.jsonl") == []
-    with pytest.raises(UserError, match="finished 03_backtranslate.py"):
+    with pytest.raises(UserError, match="03_backtranslate.py behind it"):
         export.main([str(tmp_path / "nothing"), str(tmp_path / "to"), "--to", "trl"])
 
 
@@ -194,7 +194,9 @@ def test_the_card_accounts_for_rows_models_and_settings(whole_run, tmp_path):
     assert {each["data_files"] for each in front["configs"]} == {
         *("sft.parquet", "test.parquet", "train.parquet", "verifiers.jsonl")
     }
-    assert "| 02_verifiers | 52 | 49 |" in card and "0 < pass rate < 1" in card
+    verifiers = json.loads((out / "stats.json").read_text())["02_verifiers"]
+    counted = f"| 02_verifiers | {verifiers['in']} | {verifiers['kept']} |"
+    assert counted in card and "0 < pass rate < 1" in card
     assert "| Qwen/Qwen2-72B-Instruct | Qwen License" in card
     assert "Qwen2-7B" in card and "/models" not in card and "/data" not in card
 

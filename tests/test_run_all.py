@@ -14,14 +14,13 @@ import pytest
 import tiny_models
 import transformers
 from fake_server import FakeServer
-from test_end_to_end import answer
+from test_end_to_end import CONSTRAINTS, answer
 from test_serving import chat_model, smollm2  # noqa: F401  a fixture
 
 from autoif import files
 
 ROOT = tiny_models.ROOT
 FLAGS = {
-    "FLAGS_01": "--k 2 --limit 12",
     "FLAGS_02": "--k 3",
     "FLAGS_03": "--heldout 0.3",
     "FLAGS_04": "--k 4 --queries-per-instruction 4",
@@ -35,6 +34,8 @@ FLAGS = {
 
 
 def run_all(out: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess:
+    (out / "seeds.txt").write_text("\n".join(CONSTRAINTS[::4]))
+    flags = {**FLAGS, "FLAGS_01": f"--k 2 --seeds {out / 'seeds.txt'}"}
     environment = {
         **os.environ,
         "VENV": sys.prefix,
@@ -42,7 +43,7 @@ def run_all(out: Path, *arguments: str, **settings: str) -> subprocess.Completed
         "HF_HUB_OFFLINE": "1",
         "DS_ACCELERATOR": "cpu",
         "OMP_NUM_THREADS": "1",
-        **FLAGS,
+        **flags,
         **settings,
     }
     command = ["bash", "run_all.sh", *arguments]

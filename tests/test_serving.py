@@ -324,7 +324,8 @@ def test_a_servable_base_model_knows_the_end_of_its_template(kind_of_template, t
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     assert models.end_of_turn(tokenizer) in config["eos_token_id"]
     assert tokenizer.eos_token_id in config["eos_token_id"] and config["do_sample"]
-    assert not {"top_p", "top_k", "repetition_penalty", "temperature"} & set(config)
+    assert (config["temperature"], config["top_p"], config["top_k"]) == (1.0, 1.0, 0)
+    assert "repetition_penalty" not in config
 
 
 def test_qwen2s_base_model_ends_at_the_templates_token_and_at_its_own(tmp_path):
