@@ -20,7 +20,7 @@ import argparse
 from collections.abc import Iterator
 
 from autoif import files
-from autoif.stage import run
+from autoif.stage import natural, non_negative, positive, positive_int, run, within
 from autoif.training import engine as train
 from autoif.training.rows import (
     batches,
@@ -56,7 +56,6 @@ def parse(argv):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    number = train.number
     # what changes the result stands here; speed, memory and bookkeeping in train.add_flags
     parser.add_argument("--in", dest="input", required=True, metavar="FILE", help="04_sft.jsonl")
     parser.add_argument(
@@ -65,31 +64,29 @@ def parse(argv):
     parser.add_argument("--out", required=True, metavar="DIR", help="the trained model")
     parser.add_argument(
         "--batch",
-        type=number(int, 1),
+        type=positive_int,
         default=128,
         help="rows a step over all devices (paper: 128; 512 for 70B)",
     )
-    parser.add_argument("--epochs", type=number(float, 0, above=True), default=3, help="(paper: 3)")
+    parser.add_argument("--epochs", type=positive, default=3, help="(paper: 3)")
     parser.add_argument(
         "--max-length",
-        type=number(int, 2),
+        type=within(int, 2),
         default=8192,
         help="tokens of prompt and response (paper: 8192)",
     )
-    parser.add_argument(
-        "--lr", type=number(float, 0, above=True), default=7e-6, help="(paper: 7e-6)"
-    )
+    parser.add_argument("--lr", type=positive, default=7e-6, help="(paper: 7e-6)")
     parser.add_argument(
         "--schedule",
         choices=train.SCHEDULES,
         default="linear",
         help="of the learning rate (paper: linear)",
     )
-    parser.add_argument("--warmup-steps", type=number(int, 0), default=20, help="(paper: 20)")
-    parser.add_argument("--weight-decay", type=number(float, 0), default=0.1, help="(paper: 0.1)")
+    parser.add_argument("--warmup-steps", type=natural, default=20, help="(paper: 20)")
+    parser.add_argument("--weight-decay", type=non_negative, default=0.1, help="(paper: 0.1)")
     parser.add_argument(
         "--betas",
-        type=number(float, 0, 0.999999),
+        type=within(float, 0, 0.999999),
         nargs=2,
         default=[0.9, 0.95],
         help="Adam's (released command: 0.9 0.95)",

@@ -35,7 +35,16 @@ from pathlib import Path
 
 from autoif import files, models
 from autoif.files import UserError
-from autoif.stage import Funnel, non_negative, positive_int, run, share, write_settings
+from autoif.stage import (
+    Funnel,
+    non_negative,
+    positive,
+    positive_int,
+    run,
+    share,
+    within,
+    write_settings,
+)
 from autoif.training import engine as train
 from autoif.training.rows import (
     batches,
@@ -305,7 +314,6 @@ def parse(argv):
     whole = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    number = train.number
     commands = whole.add_subparsers(required=True, metavar="{pairs,train}")
     parser = commands.add_parser("pairs", help="make pairs of verified rows")
     parser.add_argument(
@@ -376,21 +384,17 @@ def parse(argv):
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="the trained model")
     parser.add_argument(
-        "--batch", type=number(int, 1), default=64, help="pairs a step over all devices (paper: 64)"
+        "--batch", type=positive_int, default=64, help="pairs a step over all devices (paper: 64)"
     )
-    parser.add_argument("--epochs", type=number(float, 0, above=True), default=2, help="(paper: 2)")
+    parser.add_argument("--epochs", type=positive, default=2, help="(paper: 2)")
     parser.add_argument(
         "--max-length",
-        type=number(int, 2),
+        type=within(int, 2),
         default=4096,
         help="tokens of prompt and response (paper: 4096)",
     )
-    parser.add_argument(
-        "--beta", type=number(float, 0, above=True), default=0.3, help="(paper: 0.3)"
-    )
-    parser.add_argument(
-        "--lr", type=number(float, 0, above=True), default=5e-7, help="(paper: 5e-7)"
-    )
+    parser.add_argument("--beta", type=positive, default=0.3, help="(paper: 0.3)")
+    parser.add_argument("--lr", type=positive, default=5e-7, help="(paper: 5e-7)")
     parser.add_argument(
         "--schedule",
         choices=train.SCHEDULES,
@@ -399,16 +403,16 @@ def parse(argv):
     )
     parser.add_argument(
         "--warmup-ratio",
-        type=number(float, 0, 1),
+        type=share,
         default=0.1,
         help="share of all steps (paper: 0.1)",
     )
     parser.add_argument(
-        "--weight-decay", type=number(float, 0), default=0.0, help="(paper: not stated)"
+        "--weight-decay", type=non_negative, default=0.0, help="(paper: not stated)"
     )
     parser.add_argument(
         "--betas",
-        type=number(float, 0, 0.999999),
+        type=within(float, 0, 0.999999),
         nargs=2,
         default=[0.9, 0.999],
         help="Adam's (paper: not stated)",

@@ -5,13 +5,13 @@ It knows no loss and no rows: a stage keeps its own loop.
 
 import argparse
 import json
-import math
 import os
 import socket
 import warnings
 from pathlib import Path
 
 from autoif.files import UserError
+from autoif.stage import positive_int, within
 from autoif.training import arithmetic
 from autoif.training.rows import packed_tokens
 
@@ -29,28 +29,11 @@ SCHEDULES = (
 )
 
 
-def number(kind: type, low: float = -math.inf, high: float = math.inf, above: bool = False):
-    """An argparse type: a finite `kind` of at least `low`, or above it, and at most `high`."""
-
-    def parse(text: str):
-        value = kind(text)
-        fits = math.isfinite(value) and low <= value <= high
-        if not fits or (above and value == low):
-            limits = f"above {low:g}" if above else f"at least {low:g}"
-            if high < math.inf:
-                limits += f" and at most {high:g}"
-            raise argparse.ArgumentTypeError(f"{text} is not {limits}")
-        return value
-
-    parse.__name__ = kind.__name__  # argparse names the type when the text is no number at all
-    return parse
-
-
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of speed, memory and bookkeeping; what changes the result stands in the stages."""
     parser.add_argument(
         "--micro-tokens",
-        type=number(int, 1),
+        type=positive_int,
         # A 7B model on 80 GB that recomputes its layers: 16,384 tokens keep 12 GB (28 layers x 7 KB
         # and twice one layer of 270 KB, a token), states on 8 GPUs 17 GB, gathered layers and
         # logits 5 GB: 35 GB (arithmetic.memory)
@@ -95,7 +78,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--save-every",
-        type=number(int, 1),
+        type=positive_int,
         default=200,
         metavar="STEPS",
         help="steps between resume points (released code: 200); one more at the end",
@@ -107,7 +90,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--divergence",
-        type=number(float, 1),
+        type=within(float, 1),
         default=100,
         metavar="X",
         help="stop when the gradient norm is X times its running median, or no number",
