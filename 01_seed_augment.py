@@ -217,7 +217,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="keep lines about style, metaphor or translation",
     )
     parser.add_argument("--limit", type=positive_int, help="use only the first LIMIT seeds")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw of examples")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the draw of examples and of the samples"
+    )
     llm.add_flags(parser, temperature=1.0, max_tokens=4096, k=100)
     return parser.parse_args(argv)
 

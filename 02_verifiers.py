@@ -306,7 +306,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="also drop functions with one verdict for every case, or that pass an empty answer",
     )
     parser.add_argument("--limit", type=positive_int, help="read only the first LIMIT constraints")
-    parser.add_argument("--seed", type=int, default=0, help="unused: this stage draws nothing")
+    parser.add_argument("--seed", type=int, default=0, help="of the samples")
     llm.add_flags(parser, temperature=1.0, max_tokens=2048, k=8, model_required=False)
     sandbox.add_flags(parser)
     args = parser.parse_args(argv)

@@ -181,7 +181,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="share of constraints that are never trained on, in whole families",
     )
     parser.add_argument("--limit", type=positive_int, help="read only the first LIMIT constraints")
-    parser.add_argument("--seed", type=int, default=0, help="of the split")
+    parser.add_argument("--seed", type=int, default=0, help="of the split and of the samples")
     llm.add_flags(parser, temperature=0.0, max_tokens=512, k=1, model_required=False)
     args = parser.parse_args(argv)
     if not args.model and not args.no_back_translation:

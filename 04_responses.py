@@ -351,7 +351,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         type=positive_int,
         help="use only the first LIMIT constraints of the train split",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the draw of queries")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the draw of queries and of the samples"
+    )
     llm.add_flags(parser, temperature=0.8, max_tokens=2048, k=8, model_required=False)
     sandbox.add_flags(parser)
     args = parser.parse_args(argv)

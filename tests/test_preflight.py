@@ -1,7 +1,6 @@
 import pytest
-import transformers
 from fake_server import FakeServer, always, without
-from tiny_models import checkpoint
+from tiny_models import checkpoint, qwen2
 
 from autoif.files import UserError
 from autoif.serving import engines, preflight
@@ -14,25 +13,6 @@ def check(monkeypatch, tmp_path, url="", gpus=8, **settings):
     monkeypatch.setattr(engines, "vllm", lambda: "vllm")
     flags = {"supervisor": "big", "out": str(tmp_path), "processes": "8", **settings}
     preflight.main([word for name, value in flags.items() for word in (f"--{name}", value)])
-
-
-def qwen2(folder, size):
-    """The configuration of a Qwen2 of 7B or 72B parameters; no weights."""
-    hidden, intermediate, layers, heads, key_heads = {
-        "7B": (3584, 18944, 28, 28, 4),
-        "72B": (8192, 29568, 80, 64, 8),
-    }[size]
-    transformers.Qwen2Config(
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=key_heads,
-        vocab_size=152_064,
-        tie_word_embeddings=False,
-        max_position_embeddings=32_768,
-    ).save_pretrained(folder)
-    return str(folder)
 
 
 def test_everything_that_is_missing_is_listed_at_once_each_with_its_fix(

@@ -22,12 +22,6 @@ from autoif.serving.__main__ import free_port, stop, wait_until_ready
 ROOT = Path(__file__).resolve().parents[1]
 # A stand-in for the server: answers /health and notes its process id.
 SERVER = f"{sys.executable} {ROOT}/tests/stand_in.py {{port}}"
-# hidden, intermediate, layers, heads, key heads, vocabulary, tied
-QWEN2 = {
-    "1.5B": (1536, 8960, 28, 12, 2, 151936, True),
-    "7B": (3584, 18944, 28, 28, 4, 152064, False),
-    "72B": (8192, 29568, 80, 64, 8, 152064, False),
-}
 GPU = 80e9
 
 
@@ -103,22 +97,7 @@ def test_a_server_that_does_not_start_ends_with_its_own_last_words(start):
 def qwen2(tmp_path):
     """A folder with the configuration of a Qwen2 of that size, and no weights."""
 
-    def folder(size):
-        path = tmp_path / f"Qwen2-{size}"
-        hidden, intermediate, layers, heads, key_heads, vocabulary, tied = QWEN2[size]
-        transformers.Qwen2Config(
-            hidden_size=hidden,
-            intermediate_size=intermediate,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=key_heads,
-            vocab_size=vocabulary,
-            tie_word_embeddings=tied,
-            max_position_embeddings=131_072,
-        ).save_pretrained(path)
-        return str(path)
-
-    return folder
+    return lambda size: tiny_models.qwen2(tmp_path / f"Qwen2-{size}", size)
 
 
 def flags(line):

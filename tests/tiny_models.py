@@ -85,6 +85,30 @@ def checkpoint(folder: Path, kind: str = "smollm2", seed: int = 0) -> str:
     return str(folder)
 
 
+# hidden, intermediate, layers, heads, key heads, vocabulary, tied
+QWEN2 = {
+    "1.5B": (1536, 8960, 28, 12, 2, 151936, True),
+    "7B": (3584, 18944, 28, 28, 4, 152064, False),
+    "72B": (8192, 29568, 80, 64, 8, 152064, False),
+}
+
+
+def qwen2(folder: Path, size: str) -> str:
+    """A folder with the configuration of a Qwen2 of that size, and no weights."""
+    hidden, intermediate, layers, heads, key_heads, vocabulary, tied = QWEN2[size]
+    transformers.Qwen2Config(
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads,
+        vocab_size=vocabulary,
+        tie_word_embeddings=tied,
+        max_position_embeddings=131_072,
+    ).save_pretrained(folder)
+    return str(folder)
+
+
 def random_rows(responses: int, count: int, seed: int = 0) -> list[dict]:
     """Token rows as the stages make them, of unequal lengths, one response of a single token."""
     rng = random.Random(seed)

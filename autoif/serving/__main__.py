@@ -42,9 +42,11 @@ def command_line(args: argparse.Namespace, folder: Path, port: int) -> list[str]
     if template:
         return engines.own_command(template, servable(args.model, folder), port)
     if memory:
+        # first what can be refused: the folder may take minutes of download
         shape = engines.shape(args.model)
-        engines.split(args.model, shape, memory)  # before minutes of download and links
-        return engines.vllm_command(args.model, servable(args.model, folder), port, shape, memory)
+        line = engines.vllm_command(args.model, str(folder), port, shape, memory)
+        servable(args.model, folder)
+        return line
     gguf = llamacpp.converted(args.model, folder, args.weights)
     return engines.llama_command(gguf, args.model, port, args.slots, args.context)
 
