@@ -30,7 +30,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
 
-from autoif import files, llm, replies, sandbox
+from autoif import files, llm, replies, reward, sandbox
 from autoif.files import UserError
 from autoif.stage import Funnel, positive_int, run, share, through, write_settings
 from autoif.verifiers import ROW, broken, compiles
@@ -49,6 +49,10 @@ Then write three test cases: texts that obey the constraint and texts that do no
 Answer with one JSON object and nothing else:
 {{"func": "<the source code of the function>",
   "cases": [{{"input": "<text>", "output": true or false}}, ...]}}"""
+
+# Of the five probes of autoif.reward, answers that say nothing, so many pass a weak constraint.
+WEAK = 4
+ON_EMPTY = "passes an empty answer"
 
 # How models write the expected output of a case. The released code compares the text "True" with a
 # bool, so that such a case agrees with no function.
@@ -187,8 +191,25 @@ def weakness(verdicts: list[str], on_empty: str) -> str | None:
     if len(verdicts) > 1 and len(set(verdicts)) == 1:
         return f"always {verdicts[0]}"
     if on_empty == "pass":
-        return "passes an empty answer"
+        return ON_EMPTY
     return None
+
+
+def too_weak(verifiers: list[dict], codes: list[str], results: list[dict]) -> str | None:
+    """Why a constraint pays for answers that say nothing, None when it does not.
+
+    The probes are the last inputs in `results`. One passes when more than half of the kept
+    functions say so, as a response does in stage 04.
+    """
+    if not codes:
+        return "only constant functions"
+    kept = {verifier["code"] for verifier in verifiers}
+    probes, said = len(reward.probes("")), []
+    for code, result in zip(codes, results):
+        if code in kept:
+            said.append(result["verdicts"][-probes:])
+    passed = sum(2 * verdicts.count("pass") > len(verdicts) for verdicts in zip(*said))
+    return "fooled by probes" if passed >= WEAK else None
 
 
 def request(row: dict, k: int) -> dict:
@@ -233,10 +254,15 @@ def with_functions(
         yield row, functions, cases, len(samples)
 
 
-def jobs(item: tuple[dict, list[str], list[dict], int]) -> list[dict]:
-    """One sandbox job a function, on all cases and, for a look at its quality, an empty answer."""
+def jobs(item: tuple[dict, list[str], list[dict], int], probe: bool) -> list[dict]:
+    """One sandbox job a function, on all cases and, for a look at its quality, an empty answer.
+
+    With `probe` also on the probes, behind all else: a case is judged as without them.
+    """
     row, codes, cases, _ = item
     inputs = [case["input"] for case in cases] + [""]
+    if probe:
+        inputs += reward.probes(row["instruction"]).values()
     found = []
     for number, code in enumerate(codes):
         found.append({"id": f"{row['id']}.{number}", "code": code, "inputs": inputs})
@@ -303,7 +329,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--drop-weak",
         action="store_true",
-        help="also drop functions with one verdict for every case, or that pass an empty answer",
+        help="also drop functions with one verdict for every case, and constraints under which "
+        f"{WEAK} of 5 texts pass that answer nothing (python -m autoif.reward --probe lists them)",
     )
     parser.add_argument("--limit", type=positive_int, help="read only the first LIMIT constraints")
     parser.add_argument("--seed", type=int, default=0, help="of the samples")
@@ -329,9 +356,10 @@ def main(argv: list[str] | None = None) -> None:
         # ask: K completions a constraint, each a function with its cases
         asked = through(client.complete, rows, lambda row: [request(row, args.k)])
         written = with_functions(asked, counts, args.released_parsing)
+        expand = partial(jobs, probe=args.drop_weak)
 
         # execute: every function on the cases of all, as completions arrive
-        for (row, codes, cases, completions), results in through(judge, written, jobs):
+        for (row, codes, cases, completions), results in through(judge, written, expand):
             reason = shortage(
                 completions, len(codes), len(cases), args.min_functions, args.min_cases
             )
@@ -343,10 +371,14 @@ def main(argv: list[str] | None = None) -> None:
             counts.update(
                 f"function error: {result['error']}" for result in results if result["error"]
             )
-            weak = [weakness(result["verdicts"][:-1], result["verdicts"][-1]) for result in results]
+            weak = []
+            for result in results:
+                verdicts = result["verdicts"]
+                weak.append(weakness(verdicts[: len(cases)], verdicts[len(cases)]))
             counts.update(f"function {flaw}" for flaw in weak if flaw)
             if args.drop_weak:
-                strong = [n for n, flaw in enumerate(weak) if not flaw]
+                # an empty answer may be right, as under "use no commas": all probes together tell
+                strong = [n for n, flaw in enumerate(weak) if flaw in (None, ON_EMPTY)]
                 codes = [codes[n] for n in strong]
                 results = [results[n] for n in strong]
 
@@ -354,6 +386,8 @@ def main(argv: list[str] | None = None) -> None:
             verifiers, kept_cases, reason = cross_validate(
                 results, codes, cases, args.case_agreement, args.min_accuracy
             )
+            if args.drop_weak:
+                reason = too_weak(verifiers, codes, results) or reason
             if reason:
                 funnel.drop(reason, {**row, "functions": codes, "cases": cases})
                 continue

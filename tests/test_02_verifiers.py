@@ -144,8 +144,27 @@ def test_weak_functions_are_named_and_dropped_behind_a_flag(tmp_path):
     assert stage.weakness(["pass", "fail"], "pass") == "passes an empty answer"
     assert stage.weakness(["pass", "fail"], "fail") is None
     assert run(tmp_path, [completion(TRUE)])
-    with pytest.raises(UserError, match="no verifier compiles 1"):
+    with pytest.raises(UserError, match="only constant functions 1"):
         run(tmp_path, [completion(TRUE)], "--drop-weak")
+
+
+def test_a_constraint_that_answers_without_content_obey_is_dropped_behind_a_flag(tmp_path):
+    """All probes but the empty answer have more than nine characters."""
+    many = completion("def evaluate(response): return len(response) > 9", [("a" * 10, True)])
+    many["cases"].append({"input": "a", "output": False})
+    assert run(tmp_path, [many])
+    with pytest.raises(UserError, match="1 in -> 0 kept .fooled by probes 1"):
+        (tmp_path / "02.jsonl").unlink()
+        run(tmp_path, [many], "--drop-weak")
+    [dropped] = files.read(tmp_path / "02.dropped.jsonl")
+    assert dropped["id"] == "i0" and dropped["functions"] == [many["func"]]
+
+
+def test_the_probes_change_nothing_of_a_constraint_that_they_do_not_fool(tmp_path):
+    written = [completion(), completion(LOWER.replace("==", "in"))]
+    [plain] = run(tmp_path, written)
+    [probed] = run(tmp_path, written, "--drop-weak")
+    assert probed == plain
 
 
 def run(tmp_path, completions, *flags):
