@@ -54,6 +54,14 @@ def score_of(verdicts: Sequence[str], errors: Sequence[str | None]) -> Score:
     return Score(share, share == 1.0, None)
 
 
+def lowest(scores: Sequence[Score]) -> Score:
+    """The Score under several constraints, each of which has to pass: an error, or the lowest."""
+    for score in scores:
+        if score.pass_share is None:
+            return score
+    return min(scores)
+
+
 class _Call:
     """One `score`: its (code, text) pairs, and the verdicts as they come in."""
 
@@ -172,21 +180,29 @@ class Verifiers:
         """Forget the sandbox: it belongs to the process that this one was forked from."""
         self._lock, self._pool = threading.Lock(), None
 
-    def _rows(self, ids: Sequence[str], texts: Sequence[str]) -> list[dict]:
+    def _rows(self, ids: Sequence[str], texts: Sequence[str]) -> list[list[dict]]:
+        """The constraints of each text; a prompt of stage 04 with two has the id "i2+i5"."""
         if len(ids) != len(texts):
             raise UserError(f"{len(ids)} ids for {len(texts)} texts; give one id a text")
-        for unknown in ids:
+        return [self._constraints(each) for each in ids]
+
+    def _constraints(self, identity: str) -> list[dict]:
+        if identity in self.rows:
+            return [self.rows[identity]]
+        parts = str(identity).split("+")
+        for unknown in parts:
             if unknown not in self.rows:
                 raise UserError(
                     f"{self.source} has no constraint {unknown!r} (it has {len(self.rows)}, such "
                     f"as {next(iter(self.rows))!r}); give the file that the rows were made from"
                 )
-        return [self.rows[each] for each in ids]
+        return [self.rows[each] for each in parts]
 
-    def _ask(self, rows: list[dict], texts: Sequence[str]) -> Future:
+    def _ask(self, rows: list[list[dict]], texts: Sequence[str]) -> Future:
         wanted = []
-        for row, text in zip(rows, texts):
-            wanted += [(verifier["code"], text) for verifier in row.get("verifiers", [])]
+        for constraints, text in zip(rows, texts):
+            for row in constraints:
+                wanted += [(verifier["code"], text) for verifier in row.get("verifiers", [])]
         if not wanted:
             answer = Future()
             answer.set_result(([], []))
@@ -196,16 +212,19 @@ class Verifiers:
                 self._pool = _Pool(self.options)
             return self._pool.ask(wanted)
 
-    def _scores(self, rows: list[dict], texts: Sequence[str], answer: tuple) -> list[Score]:
+    def _scores(self, rows: list[list[dict]], texts: Sequence[str], answer: tuple) -> list[Score]:
         verdicts, errors = answer
         scores, at = [], 0
-        for row, text in zip(rows, texts):
-            if "verifiers" not in row:
-                scores.append(check(row, text))
-                continue
-            end = at + len(row["verifiers"])
-            scores.append(score_of(verdicts[at:end], errors[at:end]))
-            at = end
+        for constraints, text in zip(rows, texts):
+            found = []
+            for row in constraints:
+                if "verifiers" not in row:
+                    found.append(check(row, text))
+                    continue
+                end = at + len(row["verifiers"])
+                found.append(score_of(verdicts[at:end], errors[at:end]))
+                at = end
+            scores.append(lowest(found))
         return scores
 
 

@@ -70,6 +70,19 @@ def test_a_score_is_the_share_of_functions_that_pass(verifiers):
     ]
 
 
+def test_the_score_under_several_constraints_is_the_lowest_of_them(verifiers):
+    texts = ["one two", "One", "one two three four"]
+    assert verifiers.score(["short+lower"] * 3, texts) == [
+        Score(1.0, True, None),
+        Score(0.5, False, None),
+        Score(0.0, False, None),
+    ]
+    [erred] = verifiers.score(["short+fragile"], [""])
+    assert erred.pass_share is None and "IndexError" in erred.error
+    with pytest.raises(UserError, match="no constraint 'i9'"):
+        verifiers.score(["short+i9"], ["one"])
+
+
 def test_a_verdict_error_is_no_reward_and_not_zero(verifiers):
     erred, passed = verifiers.score(["fragile", "fragile"], ["", "abc"])
     assert erred.pass_share is None and erred.all_pass is None and "IndexError" in erred.error
