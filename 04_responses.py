@@ -23,6 +23,9 @@ Departures from the paper:
 2. A judge's reply without a score is a counted drop; the released code counts it as 0.
 3. A tenth of the queries is held out, so that stage 07 measures on other queries as well as on
    other constraints; `--heldout-queries 0` trains on all.
+4. A query has one constraint there; `--constraints 1-3` joins up to three of different families.
+   A response then has to pass each of them: its accuracy is the lowest of theirs. Constraints that
+   contradict each other fall out by themselves, since no response passes them all.
 `--no-score` is the paper's ablation (table 3). The released code's behaviour: `--min-accuracy 0
 --min-score 8.01`.
 """
@@ -31,11 +34,11 @@ import argparse
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
-from itertools import groupby
+from functools import partial, reduce
+from itertools import chain, groupby
 from pathlib import Path
 
-from autoif import files, llm, queries, replies, sandbox, verifiers
+from autoif import files, llm, queries, replies, sandbox, several, verifiers
 from autoif.files import UserError
 from autoif.prompt import accuracy, join
 from autoif.stage import Funnel, non_negative, positive_int, run, share, through, write_settings
@@ -76,47 +79,57 @@ PAPER_TABLE_5 = {
 FORM = {**verifiers.ROW, "split": {"train", "heldout"}}
 
 
-def joined(rows: list[dict], pool: list[str], per_instruction: int, seed: int) -> Iterator[dict]:
-    """Yield a row for each constraint and query; queries are drawn for each constraint by itself.
+def prompt_row(identity: str, query: str, constraints: list[dict]) -> dict:
+    """A query under its constraints, each on a line of its own.
 
     {"id": "i00002.0", "instruction_id": "i00002", "instruction": ..., "query": ..., "prompt": ...}
+
+    Of several: "instruction_id": "i00002+i00007", "instruction_ids": ["i00002", "i00007"].
+    """
+    ids = [constraint["id"] for constraint in constraints]
+    instruction = reduce(join, [constraint["instruction"] for constraint in constraints])
+    row = {"id": identity, "instruction_id": "+".join(ids)}
+    if len(ids) > 1:
+        row["instruction_ids"] = ids
+    asked = {"instruction": instruction, "query": query, "prompt": join(query, instruction)}
+    return {**row, **asked, "constraints": constraints}
+
+
+def joined(
+    rows: list[dict], pool: list[str], per_instruction: int, draw: Callable, seed: int
+) -> Iterator[dict]:
+    """Yield a row for each constraint and query; queries are drawn for each constraint by itself.
+
+    `draw(row, rng)` are the constraints that join one in its prompt (`several.companions`).
     """
     for row in rows:
         # a generator of its own: its queries stay when other constraints come or go
         drawn = random.Random(f"{seed} {row['id']}").sample(pool, min(per_instruction, len(pool)))
         for number, query in enumerate(drawn):
-            yield {
-                "id": f"{row['id']}.{number}",
-                "instruction_id": row["id"],
-                "instruction": row["instruction"],
-                "query": query,
-                "prompt": join(query, row["instruction"]),
-                "verifiers": row["verifiers"],
-            }
+            identity = f"{row['id']}.{number}"
+            rng = random.Random(f"{seed} {identity}")
+            yield prompt_row(identity, query, [row, *draw(row, rng)])
 
 
 def of_samples(rows: list[dict], path: str, limit: int | None) -> Iterator[dict]:
     """Yield the prompts of the training samples in `path`, each once, under their ids (3.4)."""
     constraints = {row["id"]: row for row in rows}
-    asked = defaultdict(dict)  # constraint -> prompt -> row: those of a constraint come together
+    asked = defaultdict(dict)  # first constraint -> prompt -> row: those of one come together
     fields = {"id": str, "instruction_id": str, "messages": [{"role": str, "content": str}]}
     for number, sample in enumerate(files.read(path, fields, "04_responses.py"), 1):
-        prompt, of = sample["messages"][0]["content"], sample["instruction_id"]
-        row = constraints.get(of)
-        ending = join("", row["instruction"]) if row else ""
-        if row is None or not prompt.endswith(ending):
+        prompt, row = sample["messages"][0]["content"], None
+        of = sample.get("instruction_ids", [sample["instruction_id"]])
+        if files.mismatch(of, [str]) is None and constraints.keys() >= set(of):
+            # without a query: its prompt is what the sample's ends with
+            identity = sample["id"].rpartition(".")[0]
+            row = prompt_row(identity, "", [constraints[each] for each in of])
+        if row is None or not prompt.endswith(row["prompt"]):
             raise UserError(
-                f"{path}:{number}: {of!r} is no train constraint of --in that its prompt ends "
-                "with; give the 03_instructions.jsonl that it was made of"
+                f"{path}:{number}: {sample['instruction_id']!r} is no train constraint of --in "
+                "that its prompt ends with; give the 03_instructions.jsonl that it was made of"
             )
-        asked[of][prompt] = {
-            "id": sample["id"].rpartition(".")[0],
-            "instruction_id": of,
-            "instruction": row["instruction"],
-            "query": prompt.removesuffix(ending),
-            "prompt": prompt,
-            "verifiers": row["verifiers"],
-        }
+        query = prompt.removesuffix(row["prompt"])
+        asked[of[0]][prompt] = {**row, "query": query, "prompt": prompt}
     for prompts in list(asked.values())[:limit]:
         yield from prompts.values()
 
@@ -130,46 +143,57 @@ def request(row: dict, k: int, template: bool) -> list[dict]:
 
 
 def by_constraint(asked: Iterable[tuple]) -> Iterator[list[tuple[dict, list[dict]]]]:
-    """Yield [(row, samples), ...] of one constraint after the other."""
-    for _, group in groupby(asked, key=lambda item: item[0]["instruction_id"]):
+    """Yield [(row, samples), ...] of one constraint, the first of each row, after the other."""
+    for _, group in groupby(asked, key=lambda item: item[0]["constraints"][0]["id"]):
         yield [(row, samples) for row, [samples] in group]
 
 
 def jobs(group: list[tuple[dict, list[dict]]]) -> list[dict]:
     """One sandbox job a function, on all responses to all prompts of its constraint."""
     # in one job, as a function is loaded and locked in once however many answers it sees
-    inputs = []
-    for _, samples in group:
-        inputs += [sample["text"] for sample in samples]
-    row, _ = group[0]
+    constraints, inputs = {}, defaultdict(list)
+    for row, samples in group:
+        for constraint in row["constraints"]:
+            constraints[constraint["id"]] = constraint
+            inputs[constraint["id"]] += [sample["text"] for sample in samples]
     found = []
-    for number, verifier in enumerate(row["verifiers"]):
-        job = {"id": f"{row['instruction_id']}.{number}", "code": verifier["code"]}
-        found.append({**job, "inputs": inputs})
+    for identity, constraint in constraints.items():
+        for number, verifier in enumerate(constraint["verifiers"]):
+            job = {"id": f"{identity}.{number}", "code": verifier["code"]}
+            found.append({**job, "inputs": inputs[identity]})
     return found
+
+
+def judged(sample: dict, verdicts: dict[str, list[str]]) -> dict:
+    """A sample as a response with its verdicts: it is as good as on the constraint it obeys least.
+
+    `verdicts` are those of the functions of each constraint, {"i00002": ["pass", "fail"]}.
+    """
+    response = {
+        "text": sample["text"],
+        "verdicts": list(chain.from_iterable(verdicts.values())),
+        "accuracy": round(min(map(accuracy, verdicts.values())), 4),
+        "score": None,
+        "finish_reason": sample["finish_reason"],
+    }
+    if len(verdicts) > 1:
+        response["by_constraint"] = verdicts
+    return response
 
 
 def with_verdicts(
     group: list[tuple[dict, list[dict]]], results: list[dict], min_accuracy: float
 ) -> Iterator[dict]:
-    """Yield the rows of `04_responses.jsonl`: every response with its verdicts and accuracy.
-
-    `results[f]["verdicts"]` are those of function f on all responses of the group, in order.
-    """
-    columns = zip(*(result["verdicts"] for result in results))  # the verdicts of one response
+    """Yield the rows of `04_responses.jsonl`: every response with its verdicts and accuracy."""
+    said = {}  # constraint -> what its functions say of one response after the other
+    for identity, own in groupby(results, key=lambda result: result["id"].rpartition(".")[0]):
+        said[identity] = zip(*[result["verdicts"] for result in own])
     for row, samples in group:
         responses = []
-        for sample, verdicts in zip(samples, columns):
-            responses.append(
-                {
-                    "text": sample["text"],
-                    "verdicts": list(verdicts),
-                    "accuracy": round(accuracy(list(verdicts)), 4),
-                    "score": None,
-                    "finish_reason": sample["finish_reason"],
-                }
-            )
-        kept = {key: value for key, value in row.items() if key != "verifiers"}
+        for sample in samples:
+            verdicts = {each["id"]: list(next(said[each["id"]])) for each in row["constraints"]}
+            responses.append(judged(sample, verdicts))
+        kept = {key: value for key, value in row.items() if key != "constraints"}
         yield {**kept, "pass_rate": pass_rate(responses, min_accuracy), "responses": responses}
 
 
@@ -191,11 +215,16 @@ def pass_rate(responses: list[dict], min_accuracy: float) -> float | None:
     return round(accepted / len(responses), 4)
 
 
-def outcome(rate: float | None) -> str:
-    """Whether a prompt's responses are all accepted, all refused, or mixed (makes a pair)."""
-    if rate is None:
-        return "without a response"
-    return {0.0: "all fail", 1.0: "all pass"}.get(rate, "mixed")
+def outcome(row: dict) -> str:
+    """Whether a prompt's responses are all accepted, all refused, or mixed (makes a pair).
+
+    "mixed" under one constraint, "of 2 constraints mixed" under two.
+    """
+    rate = row["pass_rate"]
+    found = {None: "without a response", 0.0: "all fail", 1.0: "all pass"}.get(rate, "mixed")
+    if "instruction_ids" in row:
+        found = f"of {len(row['instruction_ids'])} constraints {found}"
+    return found
 
 
 def drop_reason(response: dict, earlier: list[dict], min_accuracy: float) -> str | None:
@@ -226,6 +255,9 @@ def reasons(row: dict, min_accuracy: float, min_score: float | None) -> list[str
     found = []
     for number, response in enumerate(row["responses"]):
         reason = drop_reason(response, row["responses"][:number], min_accuracy)
+        # they contradict each other, or are too much at a time: a reason of its own tells how often
+        if reason == "accuracy" and "instruction_ids" in row and row["pass_rate"] == 0:
+            reason = "no response passes all constraints"
         if reason is None and min_score is not None:
             reason = score_reason(response, min_score)
         found.append(reason)
@@ -262,14 +294,13 @@ def scored(rows: Iterable[dict], client: llm.LLM, min_accuracy: float) -> Iterat
 
 def sft_row(row: dict, number: int) -> dict:
     """The training sample of a response: the bare prompt, without the supervisor's template."""
-    return {
-        "id": f"{row['id']}.{number}",
-        "instruction_id": row["instruction_id"],
-        "messages": [
-            {"role": "user", "content": row["prompt"]},
-            {"role": "assistant", "content": row["responses"][number]["text"]},
-        ],
-    }
+    names = ("instruction_id", "instruction_ids")
+    of = {name: row[name] for name in names if name in row}
+    messages = [
+        {"role": "user", "content": row["prompt"]},
+        {"role": "assistant", "content": row["responses"][number]["text"]},
+    ]
+    return {"id": f"{row['id']}.{number}", **of, "messages": messages}
 
 
 def show(args: argparse.Namespace) -> None:
@@ -311,6 +342,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         type=positive_int,
         default=16,
         help="queries joined to each constraint (3.3)",
+    )
+    parser.add_argument(
+        "--constraints",
+        type=several.span,
+        default="1",
+        metavar="N",
+        help="constraints of a prompt, as 2 or 1-3 (each prompt draws how many, all of different "
+        "families); default 1, the paper's",
     )
     parser.add_argument(
         "--heldout-queries",
@@ -412,8 +451,10 @@ def main(argv: list[str] | None = None) -> None:
         prompts = of_samples(train, args.sft, args.limit)
     else:
         train = train[: args.limit]
+        of_family = several.by_family(train, args.constraints[1], args.input)
         pool, numbers = read_queries(args)
-        prompts = joined(train, pool, args.queries_per_instruction, args.seed)
+        draw = partial(several.companions, of_family=of_family, numbers=args.constraints)
+        prompts = joined(train, pool, args.queries_per_instruction, draw, args.seed)
 
     # try: a function that cannot be called would make every answer of its constraint worthless
     verifiers.refuse_broken(train, args.input, **sandbox.options(args))
@@ -430,7 +471,7 @@ def main(argv: list[str] | None = None) -> None:
 
             # verify: each function on all responses to its constraint, as they arrive
             for row in verified(asked, execute, args.min_accuracy, said):
-                counts.update(["prompts", f"prompts {outcome(row['pass_rate'])}"])
+                counts.update(["prompts", f"prompts {outcome(row)}"])
                 for _ in range(args.k - len(row["responses"])):  # empty, or kept failing
                     funnel.drop("no answer", {"id": row["id"], "prompt": row["prompt"]})
                 write(row)

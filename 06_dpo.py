@@ -75,7 +75,7 @@ def sides(
     """The candidates to choose and those to reject, each text once (3.4).
 
     chosen      accuracy above `min_accuracy`, and the quality score where there are scores
-    rejected    every verdict "fail"
+    rejected    accuracy 0: every verdict "fail", of several constraints those of one
 
     An answer that was cut off is on neither side: chosen, it would teach to stop early, and
     rejected, to be brief. `reject_truncated` rejects it all the same.
@@ -133,6 +133,8 @@ def pair_row(row: dict, level: str, number: int, good: dict, bad: dict) -> dict:
         "chosen": [{"role": "assistant", "content": good["text"]}],
         "rejected": [{"role": "assistant", "content": bad["text"]}],
     }
+    if "instruction_ids" in row:  # several constraints: the id leads back to the first alone
+        pair["instruction_ids"] = row["instruction_ids"]
     if bad.get("finish_reason") == "length":
         pair["truncated"] = ["rejected"]
     return pair
@@ -145,7 +147,7 @@ def training_samples(path: str | None) -> tuple[set[str], set[str]] | None:
     prompts, constraints = set(), set()
     for row in files.read(path, ["instruction_id", "messages"], "04_responses.py"):
         prompts.add(row["messages"][0]["content"])
-        constraints.add(row["instruction_id"])
+        constraints.update(row.get("instruction_ids", [row["instruction_id"]]))
     return prompts, constraints
 
 

@@ -17,13 +17,15 @@ Reads what is there of 03_instructions.jsonl, 04_responses.jsonl, 04_sft.jsonl, 
     verl            sft.parquet, train.parquet, test.parquet
     open-instruct   sft.jsonl, dpo.jsonl, rlvr.jsonl, rlvr_heldout.jsonl
 
-`autoif.reward.Verifiers.load("DIR/verifiers.jsonl")` scores answers to the prompts by those ids.
+`autoif.reward.Verifiers.load("DIR/verifiers.jsonl")` scores answers to the prompts by those ids; a
+prompt of several constraints has their ids in one ("i2+i5"), and the lowest of their scores.
 """
 
 import argparse
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 from autoif import files
@@ -54,10 +56,18 @@ def between(rate: float | None, limits: tuple[float, float] | None) -> bool:
     return rate is not None and limits[0] < rate < limits[1]
 
 
+def several(row: dict) -> dict:
+    """{"instruction_ids": ["i2", "i5"]} of a row whose prompt has several constraints, else {}."""
+    if "instruction_ids" not in row:
+        return {}
+    return {"instruction_ids": row["instruction_ids"]}
+
+
 def prompt_row(row: dict, prompt: str, rate: float | None) -> dict:
     return {
         "id": row["id"],
         "instruction_id": row.get("instruction_id", row["id"]),
+        **several(row),
         "instruction": row["instruction"],
         "pass_rate": rate,
         "prompt": [{"role": "user", "content": prompt}],
@@ -120,7 +130,11 @@ def write_parquet(path: Path, rows: Iterable[dict]) -> None:
     import pyarrow.parquet
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
+    # pyarrow takes the columns of the first row, and leaves out what only later ones have
+    rows = list(rows)
+    columns = dict.fromkeys(chain.from_iterable(rows))
+    whole = [{**dict.fromkeys(columns), **row} for row in rows]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(whole), path)
 
 
 def trl(run: dict, folder: Path) -> None:
@@ -184,6 +198,7 @@ def llamafactory(run: dict, folder: Path) -> None:
 
 def verl_row(row: dict, index: int, split: str) -> dict:
     kept = {key: row[key] for key in ("id", "instruction_id", "instruction", "pass_rate")}
+    kept.update(several(row))
     return {
         "data_source": SOURCE,
         "prompt": row["prompt"],
@@ -207,6 +222,7 @@ def rlvr_row(row: dict) -> dict:
         "ground_truth": row["instruction_id"],
         "dataset": SOURCE,
         **kept,
+        **several(row),
     }
 
 

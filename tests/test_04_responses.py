@@ -1,11 +1,13 @@
 import importlib
 import json
 import os
+from collections import Counter
+from functools import partial
 
 import pytest
 from fake_server import FakeServer
 
-from autoif import files, queries, replies
+from autoif import files, queries, replies, several
 from autoif.files import UserError
 from autoif.prompt import accuracy, join
 
@@ -64,8 +66,8 @@ def test_an_error_is_no_pass():
     assert accuracy(["pass", "error", "fail", "pass"]) == 0.5 and accuracy([]) == 0.0
 
 
-def run(tmp_path, answer, *flags, verifiers=(LOWER,), splits=("train",)):
-    """(rows of 04_responses, rows of 04_sft, stats) for one constraint a split."""
+def run(tmp_path, answer, *flags, verifiers=(LOWER,), splits=("train",), constraints=None):
+    """(rows of 04_responses, rows of 04_sft, stats) for one constraint a split, or for those."""
     source, out, asked = (
         tmp_path / "03.jsonl",
         tmp_path / "04_responses.jsonl",
@@ -80,6 +82,7 @@ def run(tmp_path, answer, *flags, verifiers=(LOWER,), splits=("train",)):
         }
         for n, split in enumerate(splits)
     ]
+    rows = constraints or rows
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     asked.write_text("\n".join(QUERIES))
     with FakeServer(answer) as server:
@@ -365,6 +368,144 @@ def test_output_is_byte_identical_whatever_the_concurrency(tmp_path):
         )
     for name in ("04_responses.jsonl", "04_sft.jsonl", "04_responses.dropped.jsonl"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "7" / name).read_bytes()
+
+
+# ---- several constraints a prompt ----
+
+
+def constraint(identity, instruction, *codes):
+    verifiers = [{"code": code, "accuracy": 1.0} for code in codes]
+    return {"id": identity, "instruction": instruction, "split": "train", "verifiers": verifiers}
+
+
+UPPER = "def evaluate(response): return response == response.upper()"
+LONG = "def evaluate(response): return len(response) > 5"
+CONSTRAINTS = [
+    constraint("case", "Use lower case", LOWER, LOWER + "  # again"),
+    constraint("size", "Use fewer than 12 characters", SHORT, LONG, SHORT + "  # again"),
+]
+
+
+def test_a_prompt_draws_how_many_constraints_it_has_and_from_different_families():
+    rows = []
+    for number in range(12):
+        row = constraint(f"i{number}", f"Constraint {number}", LOWER)
+        rows.append({**row, "family": f"family {number // 3}"})
+    draw = partial(several.companions, of_family=several.by_family(rows, 3, ""), numbers=(1, 3))
+    asked = list(stage.joined(rows, [f"Query {n}" for n in range(100)], 100, draw, seed=0))
+    counts, seen = Counter(), set()
+    for row in asked:
+        names = [each["family"] for each in row["constraints"]]
+        assert len(set(names)) == len(names)
+        assert row["id"].rpartition(".")[0] == row["constraints"][0]["id"]
+        counts[len(names)] += 1
+        seen.update(each["id"] for each in row["constraints"][1:])
+    assert set(counts) == {1, 2, 3} and min(counts.values()) > 340 and len(seen) == 12
+    again = list(stage.joined(rows, [f"Query {n}" for n in range(100)], 100, draw, seed=0))
+    assert again == asked
+
+
+def test_one_constraint_a_prompt_is_written_as_if_there_were_no_other_way(tmp_path):
+    for flags in ([], ["--constraints", "1"]):
+        folder = tmp_path / str(len(flags))
+        folder.mkdir()
+        run(folder, answers, *flags, constraints=CONSTRAINTS)
+    for name in ("04_responses.jsonl", "04_sft.jsonl", "04_responses.dropped.jsonl", "stats.json"):
+        assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+    [first, *_] = files.read(tmp_path / "0" / "04_responses.jsonl")
+    assert first["id"] == "case.0" and first["instruction_id"] == "case"
+    assert list(first)[:3] == ["id", "instruction_id", "instruction"]
+    assert first["responses"][0] == {
+        "text": "all fine",
+        "verdicts": ["pass", "pass"],
+        "accuracy": 1.0,
+        "score": 9.0,
+        "finish_reason": "stop",
+    }
+
+
+def test_a_response_has_to_pass_each_of_its_constraints(tmp_path):
+    texts = ["all fine", "all fine, but long", "NOT FINE", "ok"]
+    responses, sft, stats = run(
+        tmp_path, lambda *_: texts, "--no-score", "--constraints", "2", constraints=CONSTRAINTS
+    )
+    assert [row["instruction_ids"] for row in responses] == [["case", "size"]] * 2 + [
+        ["size", "case"]
+    ] * 2
+    row = responses[0]
+    assert row["instruction_id"] == "case+size"
+    assert row["instruction"] == "Use lower case\nUse fewer than 12 characters"
+    assert row["prompt"] == f"{row['query']}\n{row['instruction']}"
+    # of five functions three, one, three and four pass: the mean would keep the second and third
+    assert [each["accuracy"] for each in row["responses"]] == [1.0, 0.3333, 0.0, 0.6667]
+    assert row["responses"][1]["by_constraint"] == {
+        "case": ["pass", "pass"],
+        "size": ["fail", "pass", "fail"],
+    }
+    assert row["responses"][1]["verdicts"] == ["pass", "pass", "fail", "pass", "fail"]
+    assert row["pass_rate"] == 0.5 and stats["prompts of 2 constraints mixed"] == 4
+    # the same functions said so whichever of the two constraints drew the other
+    assert [each["accuracy"] for each in responses[2]["responses"]] == [1.0, 0.3333, 0.0, 0.6667]
+    assert sft[0]["instruction_ids"] == ["case", "size"] and sft[0]["instruction_id"] == "case+size"
+    assert {row["messages"][1]["content"] for row in sft} == {"all fine", "ok"}
+
+
+def test_constraints_that_no_response_passes_together_are_dropped_under_their_own_name(tmp_path):
+    at_odds = [constraint("low", "Use lower case", LOWER), constraint("up", "Use capitals", UPPER)]
+
+    def answer(messages, request):
+        return ["all fine", "NOT FINE", "Neither", "all fine"]
+
+    responses, sft, stats = run(
+        tmp_path, answer, "--no-score", "--constraints", "1-2", constraints=at_odds
+    )
+    several_of = [row for row in responses if "instruction_ids" in row]
+    assert 0 < len(several_of) < len(responses)
+    assert {row["pass_rate"] for row in several_of} == {0.0}
+    assert stats["dropped"]["no response passes all constraints"] == 4 * len(several_of)
+    assert stats["prompts of 2 constraints all fail"] == len(several_of)
+    assert not any("instruction_ids" in row for row in sft)
+
+
+def test_the_online_loop_asks_prompts_of_several_constraints_again(tmp_path):
+    flags = ["--no-score", "--constraints", "2"]
+    responses, _, _ = run(tmp_path, answers, *flags, constraints=CONSTRAINTS)
+    out = tmp_path / "online_1" / "04_responses.jsonl"
+    flags = ["--model", "policy", "--no-score", "--k", "4", "--out", str(out)]
+    flags += ["--in", str(tmp_path / "03.jsonl"), "--sft", str(tmp_path / "04_sft.jsonl")]
+    with FakeServer(answers) as server:
+        stage.main([*flags, "--base-url", server.url])
+    assert list(files.read(out)) == responses
+
+
+@pytest.mark.parametrize("ids", [["case", "gone"], "case", [["case"]], 5])
+def test_a_sample_of_constraints_that_are_not_there_is_named(tmp_path, ids):
+    run(tmp_path, answers, "--no-score", constraints=CONSTRAINTS)
+    path = tmp_path / "other.jsonl"
+    message = {"role": "user", "content": "What is new?\nUse lower case"}
+    sample = {"id": "case.0.0", "instruction_id": "case", "instruction_ids": ids}
+    path.write_text(json.dumps({**sample, "messages": [message]}))
+    flags = ["--model", "m", "--in", str(tmp_path / "03.jsonl"), "--sft", str(path)]
+    with pytest.raises(UserError, match="other.jsonl:1: 'case' is no train constraint"):
+        stage.main([*flags, "--out", str(tmp_path / "x" / "04_responses.jsonl")])
+
+
+def test_more_constraints_than_families_are_refused_before_anything_is_asked(tmp_path):
+    with pytest.raises(UserError, match="a prompt of 3 needs so many families.* are of 2 only"):
+        run(
+            tmp_path,
+            lambda *_: pytest.fail("asked"),
+            *("--constraints", "1-3"),
+            constraints=CONSTRAINTS,
+        )
+
+
+@pytest.mark.parametrize("value", ["0", "3-1", "1-", "-2", "two", "1-2-3"])
+def test_a_number_of_constraints_that_is_none_ends_the_parser(value, capsys):
+    with pytest.raises(SystemExit):
+        stage.parse(["--model", "m", "--queries", "q", f"--constraints={value}"])
+    assert "argument --constraints" in capsys.readouterr().err
+    assert several.span("1-3") == (1, 3) and several.span("2") == (2, 2)
 
 
 def load(tmp_path, text, **limits):

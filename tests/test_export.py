@@ -129,6 +129,52 @@ def test_exported_functions_score_the_exported_responses_as_stage_04_did(taken, 
     assert [score.pass_share for score in found] == pytest.approx(wanted, abs=1e-4)
 
 
+def test_prompts_of_several_constraints_carry_all_their_functions_in_every_format(tmp_path):
+    first, second = ["Use lower case", "Use at most two words"]
+    codes = ["response == response.lower()", "len(response.split()) <= 2"]
+    constraints = []
+    for number, (text, code) in enumerate(zip([first, second], codes)):
+        verifiers = [{"code": f"def evaluate(response): return {code}", "accuracy": 1.0}]
+        row = {"id": f"i{number}", "instruction": text, "split": "train", "verifiers": verifiers}
+        constraints.append(row)
+    response = {"text": "so so so", "accuracy": 0.0}
+    single = {"id": "i0.0", "instruction_id": "i0", "instruction": first, "prompt": "Why?"}
+    ids = ["i0", "i1"]
+    both = {**single, "id": "i0.1", "instruction_id": "i0+i1", "instruction_ids": ids}
+    responses = [{**each, "responses": [response]} for each in (single, both)]
+    messages = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "so"}]
+    samples = []
+    for each in (single, both):
+        sample = {**each, "id": f"{each['id']}.0", "messages": messages}
+        samples.append(sample)
+    for name, rows_of in [
+        ("03_instructions.jsonl", constraints),
+        ("04_responses.jsonl", responses),
+        ("04_sft.jsonl", samples),
+    ]:
+        tiny_models.write(tmp_path / name, rows_of)
+    for name in export.FORMATS:
+        export.main([str(tmp_path), str(tmp_path / name), "--to", name])
+
+    # the id under which each trainer finds the functions, and the list of constraints beside it
+    taken = [
+        (rows(tmp_path, "trl/grpo.jsonl"), "instruction_id"),
+        (rows(tmp_path, "open-instruct/rlvr.jsonl"), "ground_truth"),
+    ]
+    for found, field in taken:
+        assert [row[field] for row in found] == ["i0", "i0+i1"]
+        assert [row.get("instruction_ids") for row in found] == [None, ids]
+    found = loaded(tmp_path / "verl", "train.parquet")
+    assert [row["reward_model"]["ground_truth"] for row in found] == ["i0", "i0+i1"]
+    assert [row["extra_info"]["instruction_ids"] for row in found] == [None, ids]
+    assert loaded(tmp_path / "verl", "sft.parquet")["instruction_ids"] == [None, ids]
+
+    verifiers = Verifiers.load(tmp_path / "trl" / "verifiers.jsonl")
+    scores = verifiers.score(["i0", "i0+i1"], ["so so so"] * 2)
+    verifiers.close()
+    assert [score.all_pass for score in scores] == [True, False]
+
+
 # ---- filters and parts of runs ----
 
 

@@ -38,6 +38,8 @@ def command(out, url, source, queries):
         "1",
         "--max-failed",
         "1",
+        "--constraints",
+        "1-2",
     ]
 
 
@@ -59,6 +61,7 @@ def test_kill_9_at_random_moments_and_every_fault_change_no_byte_and_buy_nothing
                     "id": f"i{n}",
                     "instruction": f"Use {n} words",
                     "split": "train",
+                    "family": f"family {n}",
                     "verifiers": [{"code": LOWER, "accuracy": 1.0}],
                 }
             )
