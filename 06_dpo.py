@@ -31,6 +31,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from autoif import files, models
@@ -101,25 +102,35 @@ def sides(
     )
 
 
+def alike_in_length(good: dict, bad: dict, max_gap: float) -> bool:
+    """Whether the shorter text lacks at most the share `max_gap` of the longer one's characters."""
+    shorter, longer = sorted(len(each["text"]) for each in (good, bad))
+    return longer - shorter <= max_gap * longer
+
+
 def match(
     chosen: list[dict],
     rejected: list[dict],
     count: int,
     rng: random.Random,
     texts: int | None = None,
+    max_gap: float = 1.0,
 ) -> list[tuple[dict, dict]]:
     """At most `count` pairs in random order, out of at most `texts` of each side.
 
     No text comes again before the others of its side have come:
     2 chosen, 2 rejected:  c0 r0, c1 r1, then shifted by one: c0 r1, c1 r0
+    Pairs whose lengths are further apart than the share `max_gap` are passed over.
     """
     chosen = rng.sample(chosen, len(chosen))[:texts]
     rejected = rng.sample(rejected, len(rejected))[:texts]
     rounds = math.lcm(len(chosen), len(rejected))  # after so many pairs the same ones would come
     found = []
-    for at in range(min(count, len(chosen) * len(rejected))):
+    for at in range(len(chosen) * len(rejected)):
         shifted = at + at // rounds
-        found.append((chosen[at % len(chosen)], rejected[shifted % len(rejected)]))
+        good, bad = chosen[at % len(chosen)], rejected[shifted % len(rejected)]
+        if len(found) < count and alike_in_length(good, bad, max_gap):
+            found.append((good, bad))
     return found
 
 
@@ -190,6 +201,13 @@ def pairs(args):
     rng, funnel = random.Random(args.seed), Funnel("06_dpo pairs", args.out)
     made, count = [], Counter()  # the pairs, and how many there are of each level
     samples = training_samples(args.sft)
+    matches = partial(
+        match,
+        count=args.pairs_per_prompt,
+        rng=rng,
+        texts=args.texts_per_side,
+        max_gap=args.max_length_gap,
+    )
     for row in read_verified(args.input):
         of_responses = "responses" in row
         level = args.level if of_responses else "instruction"
@@ -211,9 +229,10 @@ def pairs(args):
             funnel.drop(f"{level}: nothing to choose", row)
         elif not rejected:
             funnel.drop(f"{level}: nothing to reject", row)
+        elif not (matched := matches(chosen, rejected)):
+            funnel.drop(f"{level}: lengths apart", row)
         else:
             funnel.keep()
-            matched = match(chosen, rejected, args.pairs_per_prompt, rng, args.texts_per_side)
             for good, bad in matched:
                 count[level] += 1
                 made.append(pair_row(row, level, count[level], good, bad))
@@ -365,6 +384,13 @@ def parse(argv):
         "--texts-per-side",
         type=positive_int,
         help="out of so many texts to choose and to reject (default: all; released code: 2)",
+    )
+    parser.add_argument(
+        "--max-length-gap",
+        type=share,
+        default=1.0,
+        help="only pairs whose shorter side lacks at most this share of the longer one's "
+        "characters: 0.3 keeps DPO from learning brevity (default: 1, any)",
     )
     parser.add_argument(
         "--fraction",

@@ -210,17 +210,34 @@ def test_a_fraction_of_the_pairs_is_exact_and_part_of_a_larger_one(tmp_path):
     ]
 
 
+def texts(*names):
+    return [{"text": name} for name in names]
+
+
+def matched(chosen, rejected, count, **more):
+    pairs = dpo.match(texts(*chosen), texts(*rejected), count, random.Random(0), **more)
+    return [(good["text"], bad["text"]) for good, bad in pairs]
+
+
 def test_pairs_use_every_text_before_any_comes_again():
     for good, bad in ((2, 3), (2, 2), (1, 4), (2, 4)):
-        made = dpo.match(
-            [f"c{n}" for n in range(good)], [f"r{n}" for n in range(bad)], 100, random.Random(0)
-        )
+        made = matched([f"c{n}" for n in range(good)], [f"r{n}" for n in range(bad)], 100)
         assert len(set(made)) == len(made) == good * bad
-        assert (
-            len({chosen for chosen, _ in made[:good]}) == good
-            and len({rejected for _, rejected in made[:bad]}) == bad
-        )
-    assert len(dpo.match(["a", "b"], ["x", "y"], 3, random.Random(0))) == 3
+        assert len({chosen for chosen, _ in made[:good]}) == good
+        assert len({rejected for _, rejected in made[:bad]}) == bad
+    assert len(matched(["a", "b"], ["x", "y"], 3)) == 3
+
+
+def test_pairs_whose_lengths_are_apart_are_passed_over(tmp_path):
+    assert matched(["ten signs."], ["seven s", "six si"], 9, max_gap=0.3) == [
+        ("ten signs.", "seven s")
+    ]
+    assert len(matched(["c"], ["long enough", "x"], 1, max_gap=0.5)) == 1
+    both = [candidate("HEY", "pass"), candidate("hey there, my friend", "fail")]
+    rows = [{"id": "r1", "prompt": "Greet.", "responses": both}]
+    with pytest.raises(dpo.UserError, match="query: lengths apart 1"):
+        run_pairs(tmp_path, rows, flags=["--max-length-gap", "0.5"])
+    assert len(run_pairs(tmp_path, rows)) == 1
 
 
 def test_both_levels_merge_and_every_row_is_accounted_for(tmp_path, capsys):
