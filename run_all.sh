@@ -2,6 +2,7 @@
 # AutoIF from seed constraints to a results table.
 #
 #   bash run_all.sh --demo      SmolLM2-135M on two CPU cores; no hub, no endpoint, no GPU
+#   bash run_all.sh --study     the same with more of everything: one seed of study/, some 2 hours
 #   OPENAI_BASE_URL=... SUPERVISOR=Qwen/Qwen2-72B-Instruct BASE=Qwen/Qwen2-7B QUERIES=ShareGPT.json \
 #   bash run_all.sh             the paper's setting on one node of 8 GPUs of 80 GB
 #   bash run_all.sh --until 04  the same, no further than this stage: the data need no GPU
@@ -29,7 +30,7 @@ fail() { echo "run_all.sh: error: $*" >&2; exit 2; }
 MODE=full UNTIL=07
 while [ $# -gt 0 ]; do
     case $1 in
-    --demo | --check | --env) MODE=${1#--} ;;
+    --demo | --study | --check | --env) MODE=${1#--} ;;
     --until) UNTIL=${2:-}; [ $# -gt 1 ] && shift ;;
     --until=*) UNTIL=${1#*=} ;;
     -h | --help) usage; exit ;;
@@ -56,10 +57,11 @@ fi
 [ "$MODE" = env ] && exit
 source "$VENV/bin/activate"
 
-# ---- settings: the defaults of every stage are the paper's; the demo's departures have a file ----
+# ---- settings: the defaults of every stage are the paper's; those of the demo and the study depart in a file each ----
 ONLINE_ITERATIONS=${ONLINE_ITERATIONS:-3} SUPERVISOR=${SUPERVISOR:-} BASE=${BASE:-} QUERIES=${QUERIES:-}
-if [ "$MODE" = demo ]; then
-    source demo/settings.sh
+RECORDED=
+if [ -f "$MODE/settings.sh" ]; then
+    source "$MODE/settings.sh"
 else
     OUT=${OUT:-out}
     NLI=${NLI:-MoritzLaurer/mDeBERTa-v3-base-xnli-multilingual-nli-2mil7}
@@ -116,12 +118,12 @@ end_of() {
 }
 
 # ---- 0. what is missing, before anything is spent ------------------------------------------------
-if [ "$MODE" = demo ]; then
+if [ "$RECORDED" ]; then
     make "$BASE" python demo/convert.py "$BASE"
-    for recorded in demo/completions/*.jsonl; do  # the client asks its store before a server
-        [ -e "$OUT/completions/${recorded##*/}" ] || cp "$recorded" "$OUT/completions/"
+    for stage in 01_seed_augment 02_verifiers 03_backtranslate; do  # the client asks its store before a server
+        [ -e "$OUT/completions/$stage.jsonl" ] || cat $(printf "%s/$stage.jsonl " $RECORDED) >"$OUT/completions/$stage.jsonl"
     done
-    echo "supervisor: recorded completions (demo/completions); to ask a live one, run without --demo"
+    echo "supervisor: recorded completions ($RECORDED); to ask a live one, run without --$MODE"
 else
     python -m autoif.serving.preflight --supervisor "$SUPERVISOR" --judge "${JUDGE:-$SUPERVISOR}" --base "$BASE" \
         --queries "$QUERIES" --nli "$NLI" --data-dir "${DATA_DIR:-}" --out "$OUT" --until "$UNTIL" \
@@ -147,7 +149,7 @@ end_of 03
 
 # ---- 04: answers that the functions accept and a judge finds helpful (3.3); most of the tokens: 16 x 8 a constraint
 writing=()
-[ "$WRITER" = "$SUPERVISOR" ] || writing=(served "$WRITER")  # the demo's supervisor is a recording: the model answers itself
+[ "$WRITER" = "$SUPERVISOR" ] || writing=(served "$WRITER")  # a recorded supervisor writes no answers: the model answers itself
 make "$OUT/04_sft.jsonl" "${writing[@]}" python 04_responses.py --model "$WRITER" --queries "$QUERIES" \
     --in "$OUT/03_instructions.jsonl" --out "$OUT/04_responses.jsonl" ${FLAGS_04:-}
 end_of 04
@@ -184,7 +186,7 @@ evaluate() { # NAME MODEL
     local results=(--model "$2" --name "$1" --out "$OUT/07_results.json")
     make "$OUT/07_items/$1/heldout.jsonl" served "$2" python 07_eval.py "${results[@]}" --benchmarks heldout \
         --heldout "$OUT/03_instructions.jsonl" --queries "$HELDOUT_QUERIES" ${FLAGS_07_HELDOUT:-}
-    if [ "$MODE" != demo ]; then
+    if [ -z "$RECORDED" ]; then
         make "$OUT/07_items/$1/.benchmarks" served "$2" bash -c 'python 07_eval.py "${@:2}" --allow-gaps && touch "$1"' _ \
             "$OUT/07_items/$1/.benchmarks" "${results[@]}" ${DATA_DIR:+--data-dir "$DATA_DIR"} \
             --benchmarks ifeval,followbench,infobench,mtbench,arenahard,ceval,mmlu,gsm8k,humaneval \
@@ -199,7 +201,7 @@ evaluate sft "$OUT/05_sft"
 evaluate offline "$OUT/06_offline"
 evaluate online "$policy"
 # are the benchmarks' tests in what was trained on? (table 4); one judgement a test
-[ "$MODE" = demo ] || [ -z "${DATA_DIR:-}" ] || make "$OUT/07_contamination.json" python -m autoif.evaluation.contamination \
+[ "$RECORDED" ] || [ -z "${DATA_DIR:-}" ] || make "$OUT/07_contamination.json" python -m autoif.evaluation.contamination \
     "$OUT/04_sft.jsonl" --benchmarks ifeval,followbench --data-dir "$DATA_DIR" --out "$OUT/07_contamination.json" \
     --judge-model "${JUDGE:-$SUPERVISOR}" --judge-base-url "$OPENAI_BASE_URL"
 echo

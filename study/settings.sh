@@ -1,10 +1,23 @@
-# The settings of the study, each with its reason; everything else is the defaults, the paper's.
-OUT=${OUT:-out/study}
-SUPERVISOR=recorded-supervisor       # demo/completions and study/completions, in the form of a strong model's answers
+# What `run_all.sh --study` changes, each with its reason; everything else is the defaults, the paper's.
+SEED=${SEED:-1} OUT=${OUT:-out/study/seed_$SEED}     # of sampling and training; the split and the tests are the same
+RECORDED="demo/completions study/completions"        # of a strong model's form; the demo's and more
+SUPERVISOR=recorded-supervisor BASE=$OUT/base WRITER=$OUT/base  # the model answers itself: self-alignment
 NLI=llm                              # no hub: mDeBERTa cannot be had
+QUERIES=study/queries.txt HELDOUT_QUERIES=study/heldout_queries.txt
+# MORE_02 to MORE_04: flags of study/variants.sh
+PROCESSES=1 ONLINE_ITERATIONS=2 ONLINE_FROM=$OUT/05_sft  # from SFT on, as in the paper's tables
+export DS_ACCELERATOR=cpu HF_HUB_OFFLINE=1
+FLAGS_SERVING="--slots 64 --context 512"   # short answers: more at a time
 FLAGS_01="--seeds demo/seeds.txt --k 9 --count 20"  # the demo's four recorded samples and five more
-FLAGS_02="--k 4"                     # four recorded verifiers, not 8
+FLAGS_02="--k 4 ${MORE_02:-}"                     # four recorded verifiers, not 8
 # A quarter, to measure on 24 families. The seed was looked for among 0 to 39, on the constraints alone, before any model
 # was trained: with most of them some held-out constraint follows from a trained one of another family ("End the answer
 # with an exclamation mark" and "Include an exclamation mark"), or brevity alone obeys many ("Do not use the word ...").
-FLAGS_03="--heldout 0.25 --seed 35"
+FLAGS_03="--heldout 0.25 --seed 35 ${MORE_03:-}"
+FLAGS_04="--seed $SEED --queries-per-instruction 3 --max-tokens 96 --heldout-queries 0 --no-score --bare-prompt ${MORE_04:-}"  # as in the demo; 3 queries, not 16, for time
+FLAGS_05="--seed $SEED --batch 8 --lr 2e-5 --epochs 1 --warmup-steps 10 --max-length 512 --micro-tokens 1024"  # some 1,000 rows
+# A tenth of the demo's steps at 3e-5 moved the model; with ten times the pairs a third of that
+FLAGS_06="--seed $SEED --batch 8 --lr 1e-5 --beta 0.1 --epochs 1 --max-length 512 --micro-tokens 1024"
+FLAGS_06_PAIRS="--seed $SEED --pairs-per-prompt 2"  # sampling costs more than training
+FLAGS_04_ONLINE="--max-tokens 96 --k 8"
+FLAGS_07_HELDOUT="--queries-per-instruction 4 --k 4 --max-tokens 96"

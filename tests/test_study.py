@@ -28,12 +28,13 @@ def completions(name, folder=STUDY):
 def out(tmp_path_factory):
     """The folder that holds what stages 01 to 03 made of the recordings."""
     out = tmp_path_factory.mktemp("study")
+    (out / "base").mkdir()  # kept as it is: these stages need no model
+    if not (Path(sys.prefix) / ".requirements").exists():
+        pytest.skip("this environment was not made by run_all.sh; bash tests/run.sh makes it")
+    command = ["bash", "run_all.sh", "--study", "--until", "03"]
     env = {name: value for name, value in os.environ.items() if not name.startswith("OPENAI_")}
-    path = f"{Path(sys.executable).parent}:{env['PATH']}"
-    command = ["bash", str(STUDY / "constraints.sh")]
-    run = subprocess.run(
-        command, env={**env, "OUT": str(out), "PATH": path}, capture_output=True, text=True
-    )
+    env |= {"OUT": str(out), "VENV": sys.prefix}
+    run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return out
 

@@ -1,0 +1,288 @@
+"""The study's raw results, and the table and picture that are made of them.
+
+    python study/results.py collect out/study/seed_1   # what a run measured -> study/results
+    python study/results.py table                        # study/results -> table.md, bars.png
+
+A seed's folder holds what is needed to make every number again, and no texts: 07_results.json with
+settings and versions, the verdicts of each item as points (gzip), the constraints with family and
+kind, the funnel of the data and the metrics of each training.
+
+Intervals are of a bootstrap that draws seeds and items: an item (a prompt) is drawn for all models
+and seeds at once. With one seed they say nothing about other seeds.
+"""
+
+import argparse
+import gzip
+import json
+import re
+import shutil
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout, uninstalled
+from autoif import files  # noqa: E402
+from autoif.evaluation import intervals, table  # noqa: E402
+from autoif.evaluation.kinds import kind  # noqa: E402
+from autoif.files import UserError  # noqa: E402
+from autoif.stage import run  # noqa: E402
+
+STUDY = Path(__file__).resolve().parent
+RESAMPLES = 2000
+
+MODELS = {
+    "base": "SmolLM2-135M-Instruct",
+    "sft": "+ SFT",
+    "offline": "+ SFT + offline DPO",
+    "online": "+ SFT + online DPO, 2 iterations",
+}
+IFEVAL = ["Pr(S)", "Pr(L)", "Ins(S)", "Ins(L)"]
+# column: the benchmark, the metrics whose mean it is, and what its number is multiplied with
+COLUMNS = {
+    "held-out": ("heldout", ["Held-out"], 100),
+    "length": ("heldout", ["Held-out length"], 100),
+    "other": ("heldout", ["Held-out other"], 100),
+    "not in IFEval": ("heldout", ["not in IFEval"], 100),
+    "on topic": ("heldout", ["relevance"], 100),
+    "words": ("heldout", ["words"], 1),
+    "cut": ("heldout", ["truncated"], 100),
+    "IFEval": ("ifeval", IFEVAL, 100),
+    **{f"IFEval {name}": ("ifeval", [name], 100) for name in IFEVAL},
+    "IFBench": ("ifbench", ["IFB Pr(L)"], 100),
+    "MMLU": ("mmlu", ["MMLU"], 100),
+    "GSM8K": ("gsm8k", ["GSM8K"], 100),
+    "nats a token": ("perplexity", ["nats a token"], 1),
+}
+
+
+# ---- collect ------------------------------------------------------------------------------------
+
+
+def collect(out: Path, folder: Path) -> None:
+    """Copy what the table needs of a run, without texts; a call replaces the one before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("07_results.json", "stats.json"):
+        shutil.copyfile(out / name, folder / name)
+    for metrics in sorted(out.glob("**/metrics.jsonl")):
+        name = "_".join(metrics.relative_to(out).parts[:-1])
+        shutil.copyfile(metrics, folder / f"{name}.metrics.jsonl")
+    done = re.findall(r"^-- (\S+): done in (\d+) s$", (out / "logs" / "run.log").read_text(), re.M)
+    seconds = {str(Path(path).relative_to(out)): int(time) for path, time in done}
+    files.write_whole(folder / "seconds.json", json.dumps(seconds, indent=1) + "\n")
+    with files.writer(folder / "constraints.jsonl") as write:
+        for row in files.read(out / "03_instructions.jsonl"):
+            kept = {name: row[name] for name in ("id", "instruction", "family", "split")}
+            write({**kept, "kind": kind(row["instruction"])})
+    for items in sorted(out.glob("07_items/*/*.jsonl")):
+        if items.name.endswith(".incomplete.jsonl"):
+            continue
+        lines = []
+        for row in files.read(items, ["id", "points"], "07_eval.py"):
+            lines.append(
+                files.dump({name: row.get(name, 0) for name in ("id", "sample", "points")})
+            )
+        # no time in the header: the same results are the same bytes
+        whole = gzip.compress("".join(line + "\n" for line in lines).encode(), mtime=0)
+        path = folder / items.parent.name / f"{items.name}.gz"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(whole)
+
+
+# ---- measure ------------------------------------------------------------------------------------
+
+
+def not_in_ifeval(folder: Path) -> set[str]:
+    """The ids of a seed's constraints whose families IFEval does not test."""
+    marked = set()
+    for line in (STUDY / "ifeval_families.tsv").read_text().splitlines()[1:]:
+        marked.add(line.split("\t")[0])
+    rows = files.read(folder / "constraints.jsonl")
+    return {row["id"] for row in rows if row["family"] not in marked}
+
+
+def points_of(folder: Path, model: str, benchmark: str) -> dict[str, list]:
+    """{metric: points} of a seed's model; empty where it was not measured."""
+    path = folder / model / f"{benchmark}.jsonl.gz"
+    found = defaultdict(list)
+    if not path.exists():
+        return found
+    for line in gzip.decompress(path.read_bytes()).decode().splitlines():
+        for metric, points in json.loads(line)["points"].items():
+            found[metric] += points
+    if benchmark == "heldout":
+        others = not_in_ifeval(folder)
+        for point in found["Held-out"]:
+            if point[1].split("-")[0] in others:
+                found["not in IFEval"].append(point)
+    return found
+
+
+def totals(folders: list[Path], model: str, column: str) -> dict[str, dict[str, np.ndarray]]:
+    """{seed: {item: (above, below) of each metric of the column, shape (metrics, 2)}}."""
+    benchmark, metrics, _ = COLUMNS[column]
+    found = {}
+    for folder in folders:
+        points = points_of(folder, model, benchmark)
+        if not all(points[metric] for metric in metrics):
+            continue
+        items = defaultdict(lambda: np.zeros((len(metrics), 2)))
+        for place, metric in enumerate(metrics):
+            for _, item, above, below in points[metric]:
+                items[item][place] += (above, below)
+        found[folder.name] = items
+    return found
+
+
+def resampled(totals_of: list[dict]) -> tuple[np.ndarray, np.ndarray] | None:
+    """The column of each model, shape (models,), and on RESAMPLES draws, shape (R, models).
+
+    Models are compared on the seeds and items that all of them have.
+    """
+    seeds = sorted(set.intersection(*(set(each) for each in totals_of)))
+    if not seeds:
+        return None
+    items = sorted(totals_of[0][seeds[0]])
+    # shape (models, seeds, items, metrics, 2)
+    sums = np.array(
+        [[[each[seed][item] for item in items] for seed in seeds] for each in totals_of]
+    )
+
+    rng = np.random.default_rng(0)
+    even_S, even_I = np.full(len(seeds), 1 / len(seeds)), np.full(len(items), 1 / len(items))
+    seeds_RS = rng.multinomial(len(seeds), even_S, size=RESAMPLES)
+    items_RI = rng.multinomial(len(items), even_I, size=RESAMPLES)
+
+    def shares(drawn: np.ndarray) -> np.ndarray:
+        return (drawn[..., 0] / drawn[..., 1]).mean(axis=-1)
+
+    drawn = np.einsum("rs,ri,msixt->rmxt", seeds_RS, items_RI, sums, optimize=True)
+    return shares(sums.sum(axis=(1, 2))), shares(drawn)
+
+
+def cell(folders: list[Path], model: str, column: str) -> tuple[float, float, float] | None:
+    """(value, low, high) of a model, scaled as the column is shown."""
+    found = resampled([totals(folders, model, column)])
+    if found is None:
+        return None
+    (value,), values_R1 = found
+    return scaled(column, value, *intervals.middle(values_R1[:, 0]))
+
+
+def difference(folders, first: str, second: str, column: str) -> tuple[float, float, float] | None:
+    """(second - first, low, high), the same seeds and items drawn for both."""
+    found = resampled([totals(folders, model, column) for model in (first, second)])
+    if found is None:
+        return None
+    (before, after), values_R2 = found
+    return scaled(column, after - before, *intervals.middle(values_R2[:, 1] - values_R2[:, 0]))
+
+
+def scaled(column: str, *values: float) -> tuple[float, ...]:
+    return tuple(float(value) * COLUMNS[column][2] for value in values)
+
+
+# ---- table and picture --------------------------------------------------------------------------
+
+
+def shown(column: str, found: tuple[float, float, float] | None, sign: str = "") -> str:
+    if found is None:
+        return "-"
+    digits = 3 if column == "nats a token" else 1
+    value, low, high = (f"{each:{sign}.{digits}f}" for each in found)
+    return f"{value} [{low}, {high}]"
+
+
+def table_of(folders: list[Path], columns: list[str]) -> str:
+    """The models' numbers, and under them what each gains over the base model."""
+    lines = []
+    for number, (model, title) in enumerate(MODELS.items(), 1):
+        cells = [shown(column, cell(folders, model, column)) for column in columns]
+        lines.append([number, title, *cells])
+    for number, model in enumerate(list(MODELS)[1:], 2):
+        cells = [
+            shown(column, difference(folders, "base", model, column), "+") for column in columns
+        ]
+        lines.append([f"{number} - 1", f"{model} - base", *cells])
+    return table.markdown(["", "model", *columns], lines)
+
+
+def funnel(folders: list[Path]) -> str:
+    """What became of the data, beside the paper's table 5."""
+    lines = []
+    for folder in folders:
+        stats = json.loads((folder / "stats.json").read_text())
+        responses, pairs = stats["04_responses"], stats["06_dpo pairs"]["pairs"]
+        counted = [responses["in"], responses["kept"], sum(pairs.values())]
+        rate = f"{responses['kept'] / responses['in']:.0%}"
+        lines.append([folder.name.replace("_", " "), *counted, rate, "no judge"])
+    paper = dict(responses["paper_table_5"])
+    del paper["columns"]
+    for name, (raw, sft, dpo, above) in paper.items():
+        lines.append([f"paper, {name}", raw, sft, dpo, f"{sft / raw:.0%}", f"{above:.0%}"])
+    header = ["supervisor", "raw samples", "SFT rows", "DPO pairs", "SFT of raw", "share above 8"]
+    return table.markdown(header, lines)
+
+
+def draw(folders: list[Path], path: Path) -> None:
+    """Bars with intervals: each column's four models side by side."""
+    from matplotlib.figure import Figure
+
+    columns = ["held-out", "length", "other", "on topic", "IFEval", "IFBench"]
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    axes = figure.subplots()
+    for place, (model, title) in enumerate(MODELS.items()):
+        for x, column in enumerate(columns):
+            found = cell(folders, model, column)
+            if found is None:
+                continue
+            value, low, high = found
+            left = x + (place - 1.5) * 0.2
+            axes.bar(left, value, 0.2, color=f"C{place}")
+            axes.errorbar(left, value, [[value - low], [high - value]], capsize=2, color="black")
+        axes.bar(0, 0, color=f"C{place}", label=title)  # for the legend
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_ylabel("per cent, 95 % interval")
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=120)
+
+
+def write(results: Path) -> str:
+    folders = sorted(results.glob("seed_*"))
+    if not folders:
+        raise UserError(f"{results} has no seed_N folder; run study/run.sh first")
+    seeds = ", ".join(folder.name.removeprefix("seed_") for folder in folders)
+    parts = [f"Shares in per cent with 95 % intervals over seeds and items; seeds: {seeds}.\n"]
+    names = list(COLUMNS)
+    for columns in (names[:7], names[7:12], names[12:]):
+        parts.append(table_of(folders, columns))
+    parts.append(funnel(folders))
+    text = "\n".join(parts)
+    files.write_whole(results / "table.md", text)
+    draw(folders, results / "bars.png")
+    return text
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--results", type=Path, default=STUDY / "results")
+    commands = parser.add_subparsers(dest="command", required=True)
+    collecting = commands.add_parser("collect", help="take what a run measured into --results")
+    collecting.add_argument("out", type=Path, help="out/study/seed_N")
+    commands.add_parser("table", help="make table.md and bars.png of --results")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    if args.command == "collect":
+        collect(args.out, args.results / args.out.name)
+    else:
+        print(write(args.results))
+
+
+if __name__ == "__main__":
+    run(main)
