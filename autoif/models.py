@@ -56,6 +56,25 @@ def fingerprint(model: str) -> str:
     return f"checkpoint:{digest.hexdigest()}"
 
 
+def read_config(model: str):
+    """The configuration as it lies with the model; UserError when there is none."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{model} is no model: {str(error).splitlines()[0]}") from None
+
+
+def parameters(config) -> int:
+    """How many parameters a model of that configuration has; no weight is read or made."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config).num_parameters()
+
+
 def read_tokenizer(model: str):
     """The tokenizer as it lies with the model; UserError when there is none."""
     from transformers import AutoTokenizer

@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 
 from autoif.files import UserError
+from autoif.models import read_config
 from autoif.stage import positive_int, within
 from autoif.training import arithmetic
 from autoif.training.rows import packed_tokens
@@ -157,12 +158,7 @@ def deepspeed_config(path: str | Path, zero: int, precision: str, offload: bool)
 
 def check_shape(path: str, max_length: int) -> None:
     """UserError where packed training does not fit the model at `path`."""
-    import transformers
-
-    try:
-        shape = transformers.AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no model: {str(error).splitlines()[0]}") from None
+    shape = read_config(path)
     if shape.model_type not in MODELS:
         raise UserError(
             f"{path} is a {shape.model_type!r} model; packed training is checked for "
