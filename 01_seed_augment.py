@@ -173,9 +173,8 @@ def read_seeds(path: str | None) -> list[str]:
     if path is None:
         return SEEDS
     advice = "give a text file with one constraint a line"
-    if not Path(path).is_file():
-        kind = "is a directory" if Path(path).is_dir() else "does not exist"
-        raise UserError(f"--seeds {path} {kind}; {advice}")
+    if why := files.absent(path):
+        raise UserError(f"--seeds {path} {why}; {advice}")
     try:
         # -sig: some editors put a byte order mark before the first seed
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()

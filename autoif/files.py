@@ -14,6 +14,13 @@ class UserError(Exception):
     """Bad input or set-up: the message names the file, the line, the value and the next step."""
 
 
+def absent(path: str | Path) -> str | None:
+    """Why there is no file to read at `path`; None when there is one."""
+    if Path(path).is_file():
+        return None
+    return "is a directory, not a file" if Path(path).is_dir() else "does not exist"
+
+
 def refuse_unwritable(path: str | Path) -> None:
     """UserError where `path` cannot become a file: before work is spent on what it is to hold."""
     path = Path(path)
@@ -81,7 +88,10 @@ def mismatch(value, form) -> str | None:
     if isinstance(form, list):
         if not isinstance(value, list) or not value:
             return "must be a list with at least one element"
-        return next(filter(None, (mismatch(each, form[0]) for each in value)), None)
+        for each in value:
+            if wrong := mismatch(each, form[0]):
+                return wrong
+        return None
     if isinstance(form, dict):
         if not isinstance(value, dict):
             return f"must be an object with {', '.join(form)}"
@@ -105,9 +115,8 @@ def read(
     """
     hint = f"; run {made_by} first" if made_by else ""
     forms = fields if isinstance(fields, dict) else {}
-    if not Path(path).is_file():
-        kind = "is a directory, not a file" if Path(path).is_dir() else "does not exist"
-        raise UserError(f"{path} {kind}{hint}")
+    if why := absent(path):
+        raise UserError(f"{path} {why}{hint}")
     with jsonlines.open(path) as reader:
         lines = reader.iter(type=dict)
         for number in range(1, 1 << 62):

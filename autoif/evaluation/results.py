@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -63,13 +64,18 @@ def items_path(out: str | Path, model: str, benchmark: str) -> Path:
     return folder / model.replace("/", "_") / f"{benchmark}.jsonl"
 
 
-def measure(benchmark: str, works: list[dict], rows: list[dict]) -> dict:
-    """The metrics of scored works with their intervals, and what deserves a second look."""
+def pooled(rows: Iterable[dict]) -> dict[str, list]:
+    """The points of every metric, of all rows together."""
     points: dict[str, list] = {}
     for row in rows:
         for metric, found in row["points"].items():
             points.setdefault(metric, []).extend(found)
-    metrics = {}
+    return points
+
+
+def measure(benchmark: str, works: list[dict], rows: list[dict]) -> dict:
+    """The metrics of scored works with their intervals, and what deserves a second look."""
+    points, metrics = pooled(rows), {}
     for metric in table.ordered(benchmark, points):
         scale = table.scale(benchmark, metric)
         found = intervals.interval(points[metric], share=scale == 100)
@@ -119,15 +125,6 @@ def record(out: str | Path, result: dict, works: list[dict], rows: list[dict], d
         incomplete.unlink(missing_ok=True)
 
 
-def points_of(path: str | Path) -> dict[str, list]:
-    """The points of every metric, out of a file of items."""
-    metrics: dict[str, list] = {}
-    for row in files.read(path, ["points"], "07_eval.py"):
-        for name, points in row["points"].items():
-            metrics.setdefault(name, []).extend(points)
-    return metrics
-
-
 def compare(path: str | Path, first: str, second: str) -> str:
     """The paired differences second - first of every metric that both models have, as a table."""
     measured = {}
@@ -155,7 +152,8 @@ def differences(folder: Path, benchmark: str, first: dict, second: dict) -> list
     same_items = first["data"]["sha256"] == second["data"]["sha256"]
     if not same_items or first["settings"] != second["settings"]:
         print(f"{pair} differ in items or settings; the shared items are compared", file=sys.stderr)
-    before, after = points_of(folder / first["items"]), points_of(folder / second["items"])
+    before = pooled(files.read(folder / first["items"], ["points"], "07_eval.py"))
+    after = pooled(files.read(folder / second["items"], ["points"], "07_eval.py"))
     lines = []
     for name in table.ordered(benchmark, before.keys() & after.keys()):
         found = intervals.paired(before[name], after[name])
