@@ -38,7 +38,7 @@ from autoif.evaluation.benchmarks import NotSetUp, heldout
 from autoif.evaluation.benchmarks.choice import by_likelihood
 from autoif.evaluation.conversation import converse
 from autoif.files import UserError
-from autoif.stage import positive_int, run
+from autoif.stage import positive_int, run, versions
 
 # The paper's tables 1 and 2, in per cent.
 PAPER_COLUMNS = ["Pr(S)", "Pr(L)", "Ins(S)", "Ins(L)", "FB SSR"]
@@ -186,7 +186,7 @@ def evaluate(name: str, data: benchmarks.Data, client, judge_client, args) -> bo
         "partial": data.partial,
         "settings": settings,
         "data": {"sha256": data.sha256(), "from": data.used},
-        "versions": results.versions(),
+        "versions": versions(results.LIBRARIES),
         "seconds": round(time.monotonic() - began, 1),
     }
     finished = unanswered <= refused

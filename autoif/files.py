@@ -84,7 +84,8 @@ def mismatch(value, form) -> str | None:
     {"code": str}              an object that has these fields
     """
     if isinstance(form, set):
-        return None if value in form else f"must be one of {', '.join(sorted(form))}"
+        choices = sorted(form)  # in a list, since what has no hash is not looked up in a set
+        return None if value in choices else f"must be one of {', '.join(choices)}"
     if isinstance(form, list):
         if not isinstance(value, list) or not value:
             return "must be a list with at least one element"
@@ -102,7 +103,9 @@ def mismatch(value, form) -> str | None:
                 return f"has {name!r}, which {wrong}"
         return None
     names = {str: "a text", bool: "true or false", int: "a number", list: "a list"}
-    return None if isinstance(value, form) else f"must be {names[form]}"
+    if not isinstance(value, form):
+        return f"must be {names[form]}"
+    return None
 
 
 def read(

@@ -9,10 +9,8 @@ both models are resampled together, so a gain that two separate intervals hide c
 import argparse
 import json
 import os
-import platform
 import sys
 from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
 
 from autoif import files
@@ -20,7 +18,8 @@ from autoif.evaluation import benchmarks, intervals, table
 from autoif.files import UserError, write_whole
 from autoif.stage import run
 
-LIBRARIES = ["lm_eval", "if-verifiable", "langdetect", "nltk", "numpy", "scipy", "transformers"]
+# whose versions can change a score
+LIBRARIES = ("lm_eval", "if-verifiable", "langdetect", "nltk", "numpy", "scipy", "transformers")
 
 
 def read(path: str | Path) -> list[dict]:
@@ -33,7 +32,9 @@ def read(path: str | Path) -> list[dict]:
         raise UserError(
             f"{path} cannot be read as results ({error}); move it away and run again"
         ) from None
-    for row in rows if isinstance(rows, list) else [rows]:
+    if not isinstance(rows, list):
+        rows = [rows]
+    for row in rows:
         if not isinstance(row, dict) or not {"model", "benchmark"} <= row.keys():
             raise UserError(
                 f"{path} holds no results of 07_eval.py ({str(row)[:60]!r}); give another --out"
@@ -93,16 +94,6 @@ def measure(benchmark: str, works: list[dict], rows: list[dict]) -> dict:
         "unparsable": len(unparsable) / len(rows),
         "missing": reasons.count("missing"),
     }
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for library in LIBRARIES:
-        try:
-            found[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:
-            found[library] = "absent"
-    return found
 
 
 def record(out: str | Path, result: dict, works: list[dict], rows: list[dict], done: bool) -> None:

@@ -69,6 +69,9 @@ def grid(pictures: list[str]) -> str:
 
 
 def section(name: str, title: str, *parts: str) -> str:
+    """A section of the page, "" without parts: its stage has not run."""
+    if not any(parts):
+        return ""
     return f'<section id="{name}"><h2>{escape(title)}</h2>{"".join(parts)}</section>'
 
 
@@ -86,8 +89,8 @@ def step(stage: str, numbers: dict, widest: int) -> str:
     """One stage: a bar of what was kept of what came in, and the reasons of the rest."""
     taken, kept = numbers["in"], numbers["kept"]
     incoming, outgoing = STAGES[stage]
-    width = max(100 * taken / widest, 4) if widest else 4
-    filled = 100 * kept / taken if taken else 0
+    width = max(100 * taken / max(widest, 1), 4)
+    filled = 100 * kept / max(taken, 1)
     reasons = sorted(numbers.get("dropped", {}).items(), key=lambda each: -each[1])
     chips = "".join(f"<li>{escape(reason)} <b>{count:,}</b></li>" for reason, count in reasons)
     return (
@@ -105,7 +108,7 @@ def funnel(run: dict) -> str:
             widest = max(numbers["in"] for _, numbers in stages)
             title = f"<h3 class=loop>{escape(name)}</h3>" if name != MAIN else ""
             parts.append(title + "".join(step(*each, widest) for each in stages))
-    return section("funnel", "From seeds to pairs", *parts, table_5(run)) if parts else ""
+    return section("funnel", "From seeds to pairs", *parts, table_5(run))
 
 
 def table_5(run: dict) -> str:
@@ -251,7 +254,7 @@ def responses(run: dict) -> str:
         ]
         parts.append(f"<h3>{escape(name)}</h3>" + outcome_bar(found["rates"]))
         parts.append(grid(pictures) + legend(list(groups)))
-    return section("responses", "Responses", *parts) if parts else ""
+    return section("responses", "Responses", *parts)
 
 
 # ---- training, results ----
@@ -267,7 +270,7 @@ def training(run: dict) -> str:
                 last = f"{points[0][1]:.4g} at step {points[0][0]}, {points[-1][1]:.4g} at the end"
                 pictures.append(figure(curve(points, f"{name}, {metric}"), metric, last))
         parts.append(f"<h3>{escape(name)}</h3>{grid(pictures)}")
-    return section("training", "Training", *parts) if parts else ""
+    return section("training", "Training", *parts)
 
 
 def interval_row(name: str, metric: dict) -> tuple:

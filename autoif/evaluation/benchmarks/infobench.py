@@ -94,7 +94,9 @@ def scored(item: dict, verdicts: list[bool | None] | None) -> dict:
     read = [verdict for verdict in verdicts if verdict is not None]
     pairs = zip(item["questions"], verdicts)
     missed = [question for question, verdict in pairs if verdict is False]
-    points = {"InfoBench": [("", item["cluster"], sum(read), len(read))]} if read else {}
+    points = {}
+    if read:
+        points["InfoBench"] = [("", item["cluster"], sum(read), len(read))]
     return {
         "verdict": not missed if len(read) == len(verdicts) else None,
         "reason": " | ".join(missed),
