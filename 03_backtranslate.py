@@ -228,8 +228,7 @@ def main(argv: list[str] | None = None) -> None:
     # that later stages see no difference
     if args.no_back_translation:
         kept = [{**row, "back_translations": [], "nli": []} for row in rows]
-        for _ in kept:
-            funnel.keep()
+        funnel.keep(len(kept))
     else:
         kept = consistent(rows, args, funnel, counts)
     funnel.refuse_empty("Does the NLI model, or the supervisor that judges, tell the labels apart?")

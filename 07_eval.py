@@ -266,10 +266,10 @@ def main(argv=None):
     with answering as client, judging as judge_client:
         # estimate: what it costs is said before it is spent
         if not args.responses:
-            plans = []
+            plans = {}
             for name, data in loaded.items():
                 settings = settings_of(name, args)
-                plans.append(estimate.plan(name, works_of(data.items, settings), settings))
+                plans[name] = works_of(data.items, settings), settings
             estimate.announce(plans, client, args)
             if args.seeds > 1 and not args.temperature:
                 print("note: the --seeds are equal at temperature 0", file=sys.stderr)

@@ -75,20 +75,15 @@ def parameters(config) -> int:
         return AutoModelForCausalLM.from_config(config).num_parameters()
 
 
-def read_tokenizer(model: str):
-    """The tokenizer as it lies with the model; UserError when there is none."""
+def chat_tokenizer(model: str):
+    """The tokenizer with a chat template, its own or FALLBACK_TEMPLATE, and an end token."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(model)
+        tokenizer = AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
         words = str(error).splitlines()[0]
         raise UserError(f"model {model} has no tokenizer: {words}") from None
-
-
-def chat_tokenizer(model: str):
-    """The tokenizer with a chat template, its own or FALLBACK_TEMPLATE, and an end token."""
-    tokenizer = read_tokenizer(model)
     if tokenizer.chat_template is None:
         tokenizer.chat_template = FALLBACK_TEMPLATE
     if tokenizer.eos_token_id is None:

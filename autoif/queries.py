@@ -128,5 +128,8 @@ def load(
 
 def kept(path: str, split: str) -> list[str]:
     """The queries of one split as stage 04 kept them; a file without `split` is used whole."""
-    rows = [row for row in read(path) if row["query"]]
-    return [row["query"] for row in rows if row.get("split", split) == split]
+    found = []
+    for row in read(path):
+        if row["query"] and row.get("split", split) == split:
+            found.append(row["query"])
+    return found

@@ -141,8 +141,8 @@ class Funnel:
         # without a name: it is gone with the process, however that ends
         self._rows = tempfile.TemporaryFile("w+", encoding="utf-8", dir=self.out.parent)
 
-    def keep(self) -> None:
-        self.total, self.kept = self.total + 1, self.kept + 1
+    def keep(self, rows: int = 1) -> None:
+        self.total, self.kept = self.total + rows, self.kept + rows
 
     def drop(self, reason: str, row: dict) -> None:
         self.total += 1

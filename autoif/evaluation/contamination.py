@@ -80,7 +80,7 @@ def training_text(row: dict) -> str:
 
 def read_training(path: str) -> list[str]:
     training = [training_text(row) for row in files.read(path)]
-    if not any(words(text) for text in training):
+    if not any(map(words, training)):
         raise UserError(f"{path} holds no training text; its rows need one of {', '.join(FIELDS)}")
     return training
 

@@ -103,11 +103,13 @@ def step(stage: str, numbers: dict, widest: int) -> str:
 def funnel(run: dict) -> str:
     parts = []
     for name, stats in run["stats"].items():
-        stages = [(stage, stats[stage]) for stage in STAGES if stage in stats]
-        if stages:
-            widest = max(numbers["in"] for _, numbers in stages)
-            title = f"<h3 class=loop>{escape(name)}</h3>" if name != MAIN else ""
-            parts.append(title + "".join(step(*each, widest) for each in stages))
+        stages = {stage: stats[stage] for stage in STAGES if stage in stats}
+        # an iteration of the online loop has a title, the run itself needs none
+        if stages and name != MAIN:
+            parts.append(f"<h3 class=loop>{escape(name)}</h3>")
+        widest = max((numbers["in"] for numbers in stages.values()), default=0)
+        for stage, numbers in stages.items():
+            parts.append(step(stage, numbers, widest))
     return section("funnel", "From seeds to pairs", *parts, table_5(run))
 
 
@@ -140,10 +142,13 @@ def table_5(run: dict) -> str:
 
 def counted(found: dict) -> tuple[list[int], list[str]]:
     """The values and labels of a histogram of small whole numbers; the last bar is open at 24."""
-    most = min(24, max(found))
-    labels = [str(number) for number in range(1, most)] + [f"{most}+" if most == 24 else str(most)]
-    values = [found.get(number, 0) for number in range(1, most)]
-    values.append(sum(count for number, count in found.items() if number >= most))
+    most = max(1, min(24, max(found)))
+    labels, values = list(map(str, range(1, most + 1))), [0] * most
+    for number, count in found.items():
+        if number:
+            values[min(number, most) - 1] += count
+    if most == 24:
+        labels[-1] += "+"
     return values, labels
 
 
@@ -273,10 +278,6 @@ def training(run: dict) -> str:
     return section("training", "Training", *parts)
 
 
-def interval_row(name: str, metric: dict) -> tuple:
-    return name, metric["value"], metric.get("low"), metric.get("high")
-
-
 def cell(metric: dict | None) -> str:
     """`44.0 [39.9, 48.2]`, in per cent unless the metric is no share."""
     if metric is None:
@@ -303,7 +304,10 @@ def results(run: dict) -> str:
     models = list(dict.fromkeys(row["model"] for row in run["results"]))
     pictures = []
     for name, found in metrics.items():
-        measured = [interval_row(model, found[model]) for model in models if model in found]
+        measured = []
+        for model in models:
+            if metric := found.get(model):
+                measured.append((model, metric["value"], metric.get("low"), metric.get("high")))
         pictures.append(figure(dots(measured, name), name))
     note = "<p class=note>In per cent (ratings and lengths as they are), with 95 % intervals.</p>"
     parts = [note, grid(pictures), by_model("", metrics, models)]
@@ -360,21 +364,27 @@ def embedded(value: object) -> str:
 
 
 def page(run: dict) -> str:
-    made = run["constraints"]
-    data = {
-        "constraints": made["shown"] if made else [],
-        "prompts": [row for found in run["responses"].values() for row in found["shown"]],
+    data = {"constraints": [], "prompts": []}
+    if run["constraints"]:
+        data["constraints"] = run["constraints"]["shown"]
+    for found in run["responses"].values():
+        data["prompts"] += found["shown"]
+    parts = {
+        "funnel": funnel(run),
+        "verifiers": verifiers(run),
+        "responses": responses(run),
+        "training": training(run),
+        "results": results(run),
+        "samples": section("samples", "Samples", SAMPLES),
     }
-    samples = section("samples", "Samples", SAMPLES)
-    parts = [funnel(run), verifiers(run), responses(run), training(run), results(run), samples]
-    names = ["funnel", "verifiers", "responses", "training", "results", "samples"]
-    there = [name for name, part in zip(names, parts) if part]
+    # a stage that has not run yet has neither a section nor a link to it
+    there = {name: part for name, part in parts.items() if part}
     return PAGE.format(
         name=escape(run["name"]),
         css=(HERE / "page.css").read_text(encoding="utf-8"),
         script=(HERE / "samples.js").read_text(encoding="utf-8"),
         links="".join(f'<a href="#{name}">{name}</a>' for name in there),
-        sections=tiles(run) + "\n".join(part for part in parts if part),
+        sections=tiles(run) + "\n".join(there.values()),
         data=embedded(data),
         seed=run["seed"],
         size=f"{run['size']:,}",

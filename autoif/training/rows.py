@@ -143,8 +143,7 @@ def usable(
             kept.append(row)
     if rank == 0:
         funnel = Funnel(stage, f"{out}.jsonl")
-        for _ in kept:
-            funnel.keep()
+        funnel.keep(len(kept))
         for reason, identity in dropped:
             funnel.drop(reason, {"id": identity})
         funnel.finish()
