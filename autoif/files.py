@@ -108,6 +108,21 @@ def mismatch(value, form) -> str | None:
     return None
 
 
+def check(row: dict, fields: Iterable[str] | dict[str, object], where: str, hint: str) -> None:
+    """UserError where a row lacks one of `fields`, or has one of another form."""
+    for field in fields:
+        if field not in row:
+            raise UserError(f"{where} has no {field!r} (it has {sorted(row)}){hint}")
+    if not isinstance(fields, dict):
+        return
+    for field, form in fields.items():
+        if wrong := mismatch(row[field], form):
+            raise UserError(
+                f"{where}: {field!r} {wrong}, but is {dump(row[field])[:80]}; "
+                "mend or delete the line"
+            )
+
+
 def read(
     path: str | Path, fields: Iterable[str] | dict[str, object] = (), made_by: str = ""
 ) -> Iterator[dict]:
@@ -117,34 +132,20 @@ def read(
     `made_by` is the stage to run when the file or a field is missing.
     """
     hint = f"; run {made_by} first" if made_by else ""
-    forms = fields if isinstance(fields, dict) else {}
     if why := absent(path):
         raise UserError(f"{path} {why}{hint}")
-    with jsonlines.open(path) as reader:
-        lines = reader.iter(type=dict)
-        for number in range(1, 1 << 62):
-            try:
-                row = next(lines)
-            except StopIteration:
-                return
-            except (jsonlines.InvalidLineError, UnicodeDecodeError) as error:
-                line = getattr(error, "line", b"")
-                raise UserError(
-                    f"{path}:{number} is no JSON object ({str(error).splitlines()[0][:120]}): "
-                    f"{str(line)[:80]!r}; mend or delete the line"
-                ) from None
-            for field in fields:
-                if field not in row:
-                    raise UserError(
-                        f"{path}:{number} has no {field!r} (it has {sorted(row)}){hint}"
-                    )
-            for field, form in forms.items():
-                if wrong := mismatch(row[field], form):
-                    raise UserError(
-                        f"{path}:{number}: {field!r} {wrong}, but is {dump(row[field])[:80]}; "
-                        "mend or delete the line"
-                    )
-            yield row
+    number = 0
+    try:
+        with jsonlines.open(path) as reader:
+            for number, row in enumerate(reader.iter(type=dict), 1):
+                check(row, fields, f"{path}:{number}", hint)
+                yield row
+    except (jsonlines.InvalidLineError, UnicodeDecodeError) as error:
+        line = getattr(error, "line", b"")
+        raise UserError(
+            f"{path}:{number + 1} is no JSON object ({str(error).splitlines()[0][:120]}): "
+            f"{str(line)[:80]!r}; mend or delete the line"
+        ) from None
 
 
 def read_all(path: str | Path, fields: dict[str, object], made_by: str = "") -> list[dict]:
