@@ -6,7 +6,6 @@ It knows no loss and no rows: a stage keeps its own loop.
 import argparse
 import json
 import os
-import socket
 import warnings
 from pathlib import Path
 
@@ -100,12 +99,9 @@ def start(seed: int, precision: str) -> tuple[int, int]:
     if not on_gpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if "RANK" not in os.environ:  # started by `python`, not `torchrun`
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        os.environ.update(
-            RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-        )
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
+        # any free port: nobody else will join
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     import deepspeed
 
