@@ -113,7 +113,8 @@ def form(instruction: str) -> str:
 
 
 def details(instruction: str) -> list[str]:
-    """Numbers, single letters and signs in their order: no duplicates differ in these."""
+    """Numbers, single letters and signs in their order: two that differ here ask for two things."""
+    # without a, i and I, which are words in a constraint
     return re.findall(rf"\d+|\b[b-hj-zA-HJ-Z]\b|{SIGN.pattern}", instruction)
 
 
@@ -130,9 +131,11 @@ def near_duplicates(instructions: list[str], threshold: float) -> dict[int, int]
     twin: dict[int, int] = {}
 
     def is_twin(earlier: int, later: int) -> bool:
+        # what is dropped itself has no twins: small steps would lead far from the one that is kept
         return earlier < later and earlier not in twin and detail[earlier] == detail[later]
 
-    for start in range(0, len(instructions), 1000):  # 1,000 rows of cosines at a time: flat memory
+    # 1,000 rows of cosines at a time: flat memory
+    for start in range(0, len(instructions), 1000):
         cosines = (vectors[start : start + 1000] @ vectors.T).tocsr()
         for row in range(cosines.shape[0]):
             begin, end = cosines.indptr[row : row + 2]
@@ -149,6 +152,7 @@ def drop_reason(instruction: str, max_chars: int, style_filter: bool) -> str | N
         return "empty"
     if len(instruction) > max_chars:
         return "over-long"
+    # 'use the word "metaphor"' can be checked: only words that are meant count
     if style_filter and NOT_FORMAT.search(MENTIONED.sub("", instruction)):
         return "style, metaphor or translation"
     return None
@@ -169,10 +173,10 @@ def read_seeds(path: str | None) -> list[str]:
     if path is None:
         return SEEDS
     advice = "give a text file with one constraint a line"
-    if not Path(path).is_file():
-        kind = "is a directory" if Path(path).is_dir() else "does not exist"
-        raise UserError(f"--seeds {path} {kind}; {advice}")
+    if why := files.absent(path):
+        raise UserError(f"--seeds {path} {why}; {advice}")
     try:
+        # -sig: some editors put a byte order mark before the first seed
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise UserError(f"--seeds {path} is no UTF-8 text; {advice}") from None
@@ -229,7 +233,8 @@ def main(argv: list[str] | None = None) -> None:
     seeds = read_seeds(args.seeds)[: args.limit]
     funnel = Funnel("01_seed_augment", args.out)
 
-    # ask: K requests for new constraints, each with other examples
+    # ask: K requests for new constraints, each with other examples; the seeds stand first, so that
+    # of two duplicates the one written by hand stays
     candidates = [(seed, "seed") for seed in seeds]
     prompts = requests(seeds, args.k, args.count, args.shown, random.Random(args.seed))
     with llm.LLM.from_args(args, stage="01_seed_augment") as client:
@@ -253,6 +258,8 @@ def main(argv: list[str] | None = None) -> None:
 
     # near duplicates last: cosines need all constraints at once
     twin = near_duplicates([instruction for instruction, _ in unique], args.near_duplicate)
+
+    # write: ids count what is kept, so the same completions give the same ids
     with files.writer(args.out) as write:
         for index, (instruction, source) in enumerate(unique):
             if index in twin and source == "augmented":

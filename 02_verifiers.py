@@ -77,6 +77,7 @@ def parse_cases(cases: object) -> list[dict]:
         if not isinstance(case, dict) or not isinstance(case.get("input"), str):
             continue
         output = str(case.get("output")).strip().lower()
+        # what is neither true nor false would be a case that no function can agree with
         if output in OUTPUTS:
             found.append({"input": case["input"], "output": OUTPUTS[output]})
     return found
@@ -116,12 +117,6 @@ def distinct_cases(cases: Iterable[dict]) -> list[dict]:
     return list({(case["input"], case["output"]): case for case in cases}.values())
 
 
-def agreement_share(verdicts: list[str], expected: list[str]) -> float:
-    """The share of verdicts that are as expected; an error is as nothing expects."""
-    same = sum(verdict == wanted for verdict, wanted in zip(verdicts, expected))
-    return same / len(verdicts)
-
-
 def cross_validate(
     results: list[dict],
     codes: list[str],
@@ -142,20 +137,21 @@ def cross_validate(
     if not functions:
         return [], [], "no verifier compiles"
 
-    # (b) a case is as good as the functions that agree with it
+    # (b) a case is as good as the functions that agree with it; an error agrees with nothing
     expected = ["pass" if case["output"] else "fail" for case in cases]
-    agreement = []
-    for c in range(len(cases)):
+    agreement, kept = [], []
+    for c, wanted in enumerate(expected):
         said = [verdicts[c] for _, verdicts in functions]
-        agreement.append(agreement_share(said, [expected[c]] * len(said)))
-    kept = [c for c in range(len(cases)) if agreement[c] > case_agreement]
+        agreement.append(said.count(wanted) / len(said))
+        if agreement[c] > case_agreement:
+            kept.append(c)
     if not kept:
         return [], [], "no case agreed"
 
     # (c) a function is as good as its verdicts on these cases
     accurate = []
     for code, verdicts in functions:
-        accuracy = agreement_share([verdicts[c] for c in kept], [expected[c] for c in kept])
+        accuracy = sum(verdicts[c] == expected[c] for c in kept) / len(kept)
         if accuracy > min_accuracy:
             accurate.append((code, verdicts, accuracy))
     if not accurate:
@@ -179,6 +175,7 @@ def shortage(
     """Why a constraint has too little to cross-validate; None when it has enough."""
     if functions >= min_functions and cases >= min_cases:
         return None
+    # where nothing came nothing is wrong with the constraint: a rerun may keep it
     if not completions:
         return "no completion"
     if functions < min_functions:
@@ -213,6 +210,7 @@ def too_weak(verifiers: list[dict], codes: list[str], results: list[dict]) -> st
 
 
 def request(row: dict, k: int) -> dict:
+    # the prompt names what the sandbox has: a function with another import falls to criterion (a)
     modules = ", ".join(sandbox.MODULES)
     content = VERIFIER_PROMPT.format(instruction=row["instruction"], modules=modules)
     return {"messages": [{"role": "user", "content": content}], "k": k}
@@ -391,6 +389,8 @@ def main(argv: list[str] | None = None) -> None:
             if reason:
                 funnel.drop(reason, {**row, "functions": codes, "cases": cases})
                 continue
+
+            # keep: with the accuracies, by which stage 06 makes pairs out of cases
             counts["functions kept"] += len(verifiers)
             counts["cases kept"] += len(kept_cases)
             write({**row, "verifiers": verifiers, "cases": kept_cases})

@@ -103,6 +103,7 @@ def nli_supervisor(pairs: Iterable[tuple[str, str]], client: llm.LLM) -> Iterato
 
 def requests(row: dict, max_functions: int) -> list[dict]:
     found = []
+    # the code alone: who sees the constraint too would repeat it
     for verifier in row["verifiers"][:max_functions]:
         content = BACKTRANSLATE_PROMPT.format(code=verifier["code"])
         found.append({"messages": [{"role": "user", "content": content}]})
@@ -122,6 +123,7 @@ def translated(rows: list[dict], client: llm.LLM, max_functions: int) -> Iterato
 
 def pairs(row: dict) -> list[tuple[str, str]]:
     """The NLI pairs of a row: the premise is its constraint, the hypotheses translations (3.2)."""
+    # where nothing was said there is nothing to judge: an empty hypothesis would get a label too
     return [(row["instruction"], back) for back in row["back_translations"] if back]
 
 
@@ -143,6 +145,7 @@ def split(rows: list[dict], heldout_share: float, seed: int) -> list[dict]:
     {"instruction": "Use at most 9 words", ...} -> + {"family": "# most word", "split": "train"}
     """
     names = families.families(rows, seed)
+    # by hashes of the names, not by chance: sides hardly change when constraints are added
     heldout = families.heldout(names, heldout_share, seed)
     found = []
     for row, name in zip(rows, names):
@@ -195,7 +198,8 @@ def consistent(
     """The rows that no back-translation contradicts, with their back-translations and labels."""
     kept = []
     with llm.LLM.from_args(args, stage="03_backtranslate") as client:
-        # ask: what does each function check, told by someone who has not seen the constraint
+        # ask: what does each function check, told by someone who has not seen the constraint; all
+        # of it before the judging, since both may need the one client
         rows = list(translated(rows, client, args.max_functions))
 
         # judge: does it contradict the constraint?
@@ -219,10 +223,12 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     rows = files.read_all(args.input, ROW, "02_verifiers.py")[: args.limit]
     funnel, counts = Funnel("03_backtranslate", args.out), Counter()
+
+    # keep what its functions do not contradict; in the ablation all of it, with the same fields, so
+    # that later stages see no difference
     if args.no_back_translation:
         kept = [{**row, "back_translations": [], "nli": []} for row in rows]
-        for _ in kept:
-            funnel.keep()
+        funnel.keep(len(kept))
     else:
         kept = consistent(rows, args, funnel, counts)
     funnel.refuse_empty("Does the NLI model, or the supervisor that judges, tell the labels apart?")

@@ -38,7 +38,7 @@ from autoif.evaluation.benchmarks import NotSetUp, heldout
 from autoif.evaluation.benchmarks.choice import by_likelihood
 from autoif.evaluation.conversation import converse
 from autoif.files import UserError
-from autoif.stage import positive_int, run
+from autoif.stage import positive_int, run, versions
 
 # The paper's tables 1 and 2, in per cent.
 PAPER_COLUMNS = ["Pr(S)", "Pr(L)", "Ins(S)", "Ins(L)", "FB SSR"]
@@ -64,6 +64,7 @@ PAPER = {
 def settings_of(name: str, args) -> dict:
     """How a benchmark is run, as the results record it: as its owners do, or as a flag says."""
     owners = benchmarks.settings(name)
+    # answers made elsewhere: how they were sampled is not known here
     if args.responses:
         return {"responses": Path(args.responses).name, "samples": args.seeds}
     if owners.multiple_choice and args.mc_mode == "loglik":
@@ -76,6 +77,7 @@ def settings_of(name: str, args) -> dict:
         "seed": args.seed,  # plus the sample's index
         "samples": getattr(args, owners.samples_flag),
     }
+    # a word stands for temperatures of single items (MT-Bench): a flag does not flatten these
     if args.temperature is not None and not isinstance(owners.temperature, str):
         settings["temperature"] = args.temperature
     if owners.multiple_choice:
@@ -105,6 +107,7 @@ def generate(name: str, works: list[dict], settings: dict, client, args) -> None
         responses.add_answers(args.responses, works)
         return
     if settings.get("mode") == "loglik":
+        # named by the weights: what is trained again at the same path is computed again
         weights = models.fingerprint(args.model).split(":")[-1][:16]
         cache = Path(args.out).parent / "completions" / f"07_loglik_{weights}"
         by_likelihood(works, args.model, cache)
@@ -146,27 +149,31 @@ def refusals(*clients) -> int:
 def evaluate(name: str, data: benchmarks.Data, client, judge_client, args) -> bool:
     """Take one benchmark from its items to its object in 07_results.json; whether it is finished.
 
-    It is not when requests failed that a rerun would ask again; what a server refuses it refuses
-    for good.
+    Requests that kept failing leave it unfinished, since a rerun asks them again; what a server
+    refuses it refuses for good.
     """
     settings, began = settings_of(name, args), time.monotonic()
     refused_before = refusals(client, judge_client)
     client.name = f"07_eval {name}"
+
     # generate: a request that kept failing leaves its work without answers
     works = works_of(data.items, settings)
     generate(name, works, settings, client, args)
     answered = [work for work in works if work["answers"] is not None]
     if not answered:
         raise UserError("no request was answered; run the same command again")
+
     # judge: only what was answered; what the judge did not answer is open as well
     unanswered = len(works) - len(answered)
     if benchmarks.settings(name).judge:
         unanswered += judge(name, answered, judge_client)
         settings["judge"] = args.judge_model
+
     # score: rules, verifiers or the judgements decide each item, and points make the metrics
     rows = benchmarks.module(name).score(answered, args)
     if conditions := getattr(benchmarks.module(name), "conditions", None):
         settings |= conditions(args)
+
     # write: the items come last, since their file says that the benchmark is finished
     refused = refusals(client, judge_client) - refused_before
     result = {
@@ -179,7 +186,7 @@ def evaluate(name: str, data: benchmarks.Data, client, judge_client, args) -> bo
         "partial": data.partial,
         "settings": settings,
         "data": {"sha256": data.sha256(), "from": data.used},
-        "versions": results.versions(),
+        "versions": versions(results.LIBRARIES),
         "seconds": round(time.monotonic() - began, 1),
     }
     finished = unanswered <= refused
@@ -229,6 +236,7 @@ def parse(argv) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not (args.model or args.responses):
         parser.error("give --model NAME, or --responses FILE with its answers")
+    # without a model the file of answers gives the rows their name
     args.model = args.model or Path(args.responses).stem
     args.name = args.name or Path(args.model).name
     return args
@@ -239,12 +247,14 @@ def main(argv=None):
     gc.set_threshold(100_000)
     args = parse(argv)
     paper = {} if args.no_paper else PAPER
+
     # bad input, and an output that cannot be, are named before anything is spent
     files.refuse_unwritable(args.out)
     results.read(args.out)
     if args.responses:
         responses.read(args.responses)
     loaded, gaps = benchmarks.load(args.benchmarks, args)
+
     # keep_empty: an answer without text has failed, and is not asked for again
     answering = llm.LLM.from_args(args, stage="07_eval", keep_empty=True)
     judging = judges.client(
@@ -256,13 +266,14 @@ def main(argv=None):
     with answering as client, judging as judge_client:
         # estimate: what it costs is said before it is spent
         if not args.responses:
-            plans = []
+            plans = {}
             for name, data in loaded.items():
                 settings = settings_of(name, args)
-                plans.append(estimate.plan(name, works_of(data.items, settings), settings))
+                plans[name] = works_of(data.items, settings), settings
             estimate.announce(plans, client, args)
             if args.seeds > 1 and not args.temperature:
                 print("note: the --seeds are equal at temperature 0", file=sys.stderr)
+
         # evaluate: a benchmark that cannot be run is a named gap, and the others go on
         complete = True
         for name in args.benchmarks:
@@ -275,6 +286,7 @@ def main(argv=None):
                 row = {"model": args.name, "benchmark": name, "gap": str(gap)}
                 results.replace(args.out, row)
                 complete &= args.allow_gaps and isinstance(gap, NotSetUp)
+            # after each benchmark: a run of hours shows what it has
             table.write(args.out, results.read(args.out), paper, PAPER_COLUMNS)
     rows = results.read(args.out)
     table.write_bars(args.out, rows)

@@ -113,10 +113,14 @@ def configs(folder: Path) -> str:
 
 def card(out: Path, folder: Path, run: dict, limits: tuple | None, license_: str) -> str:
     """The Markdown of README.md for the files in `folder`, which were made of `out`."""
-    stats_file = out / "stats.json"
-    stats = json.loads(stats_file.read_text()) if stats_file.is_file() else {}
-    settings = recorded(out)
-    models = dict.fromkeys(settings[name] for name in ("SUPERVISOR", "BASE") if name in settings)
+    stats, settings, models = {}, recorded(out), []
+    if (out / "stats.json").is_file():
+        stats = json.loads((out / "stats.json").read_text())
+    for name in ("SUPERVISOR", "BASE"):
+        if name in settings:
+            models.append(f"| {settings[name]} | {terms(settings[name])} |")
+    if not models:
+        models = [f"| not recorded: name the supervisor here | {UNKNOWN} |"]
     lines = [f"- {name}: {value}" for name, value in settings.items()]
     if limits:
         lines.append(f"- prompts and their pairs with {limits[0]:g} < pass rate < {limits[1]:g}")
@@ -128,7 +132,7 @@ def card(out: Path, folder: Path, run: dict, limits: tuple | None, license_: str
         counts="\n".join(counts),
         funnel=funnel(stats) or "| not recorded | | | |",
         settings="\n".join(lines) or "The defaults of the paper, or not recorded.",
-        models="\n".join(f"| {name} | {terms(name)} |" for name in models)
-        or f"| not recorded: name the supervisor here | {UNKNOWN} |",
+        # self-alignment: one model is both
+        models="\n".join(dict.fromkeys(models)),
         queries=f" ({queries:,} were used)" if queries else "",
     )

@@ -154,18 +154,24 @@ def shape(code: str) -> str | None:
     try:
         tree = ast.parse(code)
         own_names, read = names_in(tree)
-        arguments = [
-            node.args.args
-            for node in tree.body
-            if isinstance(node, ast.FunctionDef) and node.name == "evaluate"
-        ]
-        if not any(each and each[0].arg in read for each in arguments):
+        if not reads_answer(tree, read):
             return None  # `return True` would tie everything to everything
         imports = (ast.Import, ast.ImportFrom)
         tree.body = [node for node in tree.body if not isinstance(node, imports)]
         return ast.dump(_Shape(own_names).visit(tree))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None  # all that ast raises on hostile text
+
+
+def reads_answer(tree: ast.Module, read: set[str]) -> bool:
+    """Whether the argument of `evaluate` is among the names that are read."""
+    for node in tree.body:
+        if not isinstance(node, ast.FunctionDef) or node.name != "evaluate":
+            continue
+        arguments = node.args.args
+        if arguments and arguments[0].arg in read:
+            return True
+    return False
 
 
 def names_in(tree: ast.Module) -> tuple[set[str], set[str]]:

@@ -14,6 +14,13 @@ class UserError(Exception):
     """Bad input or set-up: the message names the file, the line, the value and the next step."""
 
 
+def absent(path: str | Path) -> str | None:
+    """Why there is no file to read at `path`; None when there is one."""
+    if Path(path).is_file():
+        return None
+    return "is a directory, not a file" if Path(path).is_dir() else "does not exist"
+
+
 def refuse_unwritable(path: str | Path) -> None:
     """UserError where `path` cannot become a file: before work is spent on what it is to hold."""
     path = Path(path)
@@ -77,11 +84,15 @@ def mismatch(value, form) -> str | None:
     {"code": str}              an object that has these fields
     """
     if isinstance(form, set):
-        return None if value in form else f"must be one of {', '.join(sorted(form))}"
+        choices = sorted(form)  # in a list, since what has no hash is not looked up in a set
+        return None if value in choices else f"must be one of {', '.join(choices)}"
     if isinstance(form, list):
         if not isinstance(value, list) or not value:
             return "must be a list with at least one element"
-        return next(filter(None, (mismatch(each, form[0]) for each in value)), None)
+        for each in value:
+            if wrong := mismatch(each, form[0]):
+                return wrong
+        return None
     if isinstance(form, dict):
         if not isinstance(value, dict):
             return f"must be an object with {', '.join(form)}"
@@ -92,7 +103,24 @@ def mismatch(value, form) -> str | None:
                 return f"has {name!r}, which {wrong}"
         return None
     names = {str: "a text", bool: "true or false", int: "a number", list: "a list"}
-    return None if isinstance(value, form) else f"must be {names[form]}"
+    if not isinstance(value, form):
+        return f"must be {names[form]}"
+    return None
+
+
+def check(row: dict, fields: Iterable[str] | dict[str, object], where: str, hint: str) -> None:
+    """UserError where a row lacks one of `fields`, or has one of another form."""
+    for field in fields:
+        if field not in row:
+            raise UserError(f"{where} has no {field!r} (it has {sorted(row)}){hint}")
+    if not isinstance(fields, dict):
+        return
+    for field, form in fields.items():
+        if wrong := mismatch(row[field], form):
+            raise UserError(
+                f"{where}: {field!r} {wrong}, but is {dump(row[field])[:80]}; "
+                "mend or delete the line"
+            )
 
 
 def read(
@@ -104,35 +132,20 @@ def read(
     `made_by` is the stage to run when the file or a field is missing.
     """
     hint = f"; run {made_by} first" if made_by else ""
-    forms = fields if isinstance(fields, dict) else {}
-    if not Path(path).is_file():
-        kind = "is a directory, not a file" if Path(path).is_dir() else "does not exist"
-        raise UserError(f"{path} {kind}{hint}")
-    with jsonlines.open(path) as reader:
-        lines = reader.iter(type=dict)
-        for number in range(1, 1 << 62):
-            try:
-                row = next(lines)
-            except StopIteration:
-                return
-            except (jsonlines.InvalidLineError, UnicodeDecodeError) as error:
-                line = getattr(error, "line", b"")
-                raise UserError(
-                    f"{path}:{number} is no JSON object ({str(error).splitlines()[0][:120]}): "
-                    f"{str(line)[:80]!r}; mend or delete the line"
-                ) from None
-            for field in fields:
-                if field not in row:
-                    raise UserError(
-                        f"{path}:{number} has no {field!r} (it has {sorted(row)}){hint}"
-                    )
-            for field, form in forms.items():
-                if wrong := mismatch(row[field], form):
-                    raise UserError(
-                        f"{path}:{number}: {field!r} {wrong}, but is {dump(row[field])[:80]}; "
-                        "mend or delete the line"
-                    )
-            yield row
+    if why := absent(path):
+        raise UserError(f"{path} {why}{hint}")
+    number = 0
+    try:
+        with jsonlines.open(path) as reader:
+            for number, row in enumerate(reader.iter(type=dict), 1):
+                check(row, fields, f"{path}:{number}", hint)
+                yield row
+    except (jsonlines.InvalidLineError, UnicodeDecodeError) as error:
+        line = getattr(error, "line", b"")
+        raise UserError(
+            f"{path}:{number + 1} is no JSON object ({str(error).splitlines()[0][:120]}): "
+            f"{str(line)[:80]!r}; mend or delete the line"
+        ) from None
 
 
 def read_all(path: str | Path, fields: dict[str, object], made_by: str = "") -> list[dict]:

@@ -56,20 +56,34 @@ def fingerprint(model: str) -> str:
     return f"checkpoint:{digest.hexdigest()}"
 
 
-def read_tokenizer(model: str):
-    """The tokenizer as it lies with the model; UserError when there is none."""
-    from transformers import AutoTokenizer
+def read_config(model: str):
+    """The configuration as it lies with the model; UserError when there is none."""
+    from transformers import AutoConfig
 
     try:
-        return AutoTokenizer.from_pretrained(model)
+        return AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:
-        words = str(error).splitlines()[0]
-        raise UserError(f"model {model} has no tokenizer: {words}") from None
+        raise UserError(f"{model} is no model: {str(error).splitlines()[0]}") from None
+
+
+def parameters(config) -> int:
+    """How many parameters a model of that configuration has; no weight is read or made."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config).num_parameters()
 
 
 def chat_tokenizer(model: str):
     """The tokenizer with a chat template, its own or FALLBACK_TEMPLATE, and an end token."""
-    tokenizer = read_tokenizer(model)
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        words = str(error).splitlines()[0]
+        raise UserError(f"model {model} has no tokenizer: {words}") from None
     if tokenizer.chat_template is None:
         tokenizer.chat_template = FALLBACK_TEMPLATE
     if tokenizer.eos_token_id is None:

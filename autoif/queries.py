@@ -4,7 +4,6 @@ import hashlib
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 from autoif import files
 from autoif.files import UserError
@@ -57,10 +56,9 @@ def read(path: str) -> Iterator[dict]:
 
     The kind of file is seen from its first character.
     """
-    if not Path(path).is_file():
-        kind = "is a directory" if Path(path).is_dir() else "does not exist"
+    if why := files.absent(path):
         raise UserError(
-            f"--queries {path} {kind}; give ShareGPT JSON, JSONL rows with 'query', or a text file"
+            f"--queries {path} {why}; give ShareGPT JSON, JSONL rows with 'query', or a text file"
         )
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         head = file.read(4096).lstrip()
@@ -130,5 +128,8 @@ def load(
 
 def kept(path: str, split: str) -> list[str]:
     """The queries of one split as stage 04 kept them; a file without `split` is used whole."""
-    rows = [row for row in read(path) if row["query"]]
-    return [row["query"] for row in rows if row.get("split", split) == split]
+    found = []
+    for row in read(path):
+        if row["query"] and row.get("split", split) == split:
+            found.append(row["query"])
+    return found

@@ -1,7 +1,6 @@
 """The shell around a stage: named errors, streaming, flags, the funnel that accounts for rows."""
 
 import argparse
-import contextlib
 import hashlib
 import json
 import math
@@ -100,6 +99,17 @@ positive_share = within(ratio, 0, 1, above=True)
 LIBRARIES = ("openai", "torch", "transformers", "deepspeed", "scikit-learn")
 
 
+def versions(libraries: Iterable[str]) -> dict[str, str]:
+    """{"python": "3.11.7", "openai": "2.1.0", "torch": "absent", ...}"""
+    found = {"python": platform.python_version()}
+    for library in libraries:
+        try:
+            found[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            found[library] = "absent"
+    return found
+
+
 def write_settings(args: argparse.Namespace, out: str | Path, inputs: list[str | None]) -> None:
     """Write how `out` was made beside it, as `<out>.settings.json`.
 
@@ -109,12 +119,8 @@ def write_settings(args: argparse.Namespace, out: str | Path, inputs: list[str |
     for path in filter(None, inputs):
         with open(path, "rb") as file:
             hashes[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()
-    versions = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
     flags = {name: value for name, value in vars(args).items() if not callable(value)}
-    settings = {"flags": flags, "inputs": hashes, "versions": versions}
+    settings = {"flags": flags, "inputs": hashes, "versions": versions(LIBRARIES)}
     text = json.dumps(settings, indent=2, default=str) + "\n"
     write_whole(Path(out).with_suffix(".settings.json"), text)
 
@@ -135,8 +141,8 @@ class Funnel:
         # without a name: it is gone with the process, however that ends
         self._rows = tempfile.TemporaryFile("w+", encoding="utf-8", dir=self.out.parent)
 
-    def keep(self) -> None:
-        self.total, self.kept = self.total + 1, self.kept + 1
+    def keep(self, rows: int = 1) -> None:
+        self.total, self.kept = self.total + rows, self.kept + rows
 
     def drop(self, reason: str, row: dict) -> None:
         self.total += 1

@@ -23,6 +23,17 @@ from aiohttp import web
 FAULTS = ["429", "500", "drop", "half", "html", "broken json", "no choices", "stall"]
 
 
+def command(*words: object, **named: object) -> list[str]:
+    """A command line: `command("--check", in_="a.jsonl", top_p=1)`
+
+    -> ["--check", "--in", "a.jsonl", "--top-p", "1"]
+    """
+    found = list(map(str, words))
+    for name, value in named.items():
+        found += [f"--{name.rstrip('_').replace('_', '-')}", str(value)]
+    return found
+
+
 def echo(messages: list[dict], request: dict) -> str:
     """The default answer: it depends on the prompt alone, whatever the order of requests."""
     return "echo: " + messages[-1]["content"]

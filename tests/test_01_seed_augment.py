@@ -2,7 +2,7 @@ import importlib
 import json
 
 import pytest
-from fake_server import FakeServer
+from fake_server import FakeServer, command
 
 from autoif import files, replies
 from autoif.files import UserError
@@ -148,7 +148,7 @@ def test_there_are_36_seeds_and_all_are_distinct():
 
 def run(tmp_path, server, *flags):
     out = tmp_path / "01.jsonl"
-    stage.main(["--model", "m", "--base-url", server.url, "--out", str(out), "--k", "4", *flags])
+    stage.main(command(*flags, model="m", base_url=server.url, out=out, k=4))
     return out
 
 
@@ -160,7 +160,7 @@ def test_seeds_come_first_and_every_loss_is_accounted_for(tmp_path, capsys):
         "nothing: ",
     ]
     with FakeServer(lambda messages, request: texts[len(server.requests) % 4]) as server:
-        out = run(tmp_path, server, "--concurrency", "1")
+        out = run(tmp_path, server, "--concurrency", 1)
     rows = list(files.read(out))
     assert [row["source"] for row in rows[:36]] == ["seed"] * 36 and {
         "id",
@@ -201,9 +201,9 @@ def test_seeds_that_are_no_text_are_named(tmp_path):
     (tmp_path / "seeds").write_bytes(b"\xff\xfe\x00")
     for path, words in ((tmp_path / "seeds", "is no UTF-8 text"), (tmp_path, "is a directory")):
         with pytest.raises(UserError, match=words):
-            stage.main(["--model", "m", "--seeds", str(path), "--out", str(tmp_path / "x.jsonl")])
+            stage.main(command(model="m", seeds=path, out=tmp_path / "x.jsonl"))
 
 
 def test_a_missing_seed_file_is_named(tmp_path):
     with pytest.raises(UserError, match="no/such/file does not exist"):
-        stage.main(["--model", "m", "--seeds", "no/such/file", "--out", str(tmp_path / "x.jsonl")])
+        stage.main(command(model="m", seeds="no/such/file", out=tmp_path / "x.jsonl"))

@@ -2,7 +2,7 @@ import importlib
 import json
 
 import pytest
-from fake_server import FakeServer
+from fake_server import FakeServer, command
 from shared_data import needs, rows
 
 from autoif import files, sandbox
@@ -175,19 +175,7 @@ def run(tmp_path, completions, *flags):
     )
     with FakeServer(lambda messages, request: [json.dumps(each) for each in completions]) as server:
         stage.main(
-            [
-                "--model",
-                "m",
-                "--base-url",
-                server.url,
-                "--in",
-                str(source),
-                "--out",
-                str(out),
-                "--k",
-                str(len(completions)),
-                *flags,
-            ]
+            command(*flags, model="m", base_url=server.url, in_=source, out=out, k=len(completions))
         )
     return list(files.read(out))
 
@@ -247,12 +235,12 @@ def own(tmp_path, *codes):
 
 
 def test_check_tries_own_functions_and_names_what_cannot_be_called(tmp_path, capsys):
-    stage.main(["--check", own(tmp_path, LOWER, CRASH)])
+    stage.main(command(check=own(tmp_path, LOWER, CRASH)))
     assert "all 2 functions of 2 constraints can be called" in capsys.readouterr().out
     misnamed = LOWER.replace("evaluate", "check")
     missing = "import no_such_module\n" + LOWER
     with pytest.raises(UserError, match="3 of 4 functions cannot be called"):
-        stage.main(["--check", own(tmp_path, LOWER, misnamed, BROKEN, missing)])
+        stage.main(command(check=own(tmp_path, LOWER, misnamed, BROKEN, missing)))
     named = capsys.readouterr().out.splitlines()
     assert "o1, function 1 (Constraint 1): no evaluate" in named[0]
     assert "o2, function 1 (Constraint 2): syntax" in named[1]
@@ -288,25 +276,17 @@ def test_the_released_settings_keep_the_released_functions_with_the_released_acc
 
     with FakeServer(lambda messages, request: answers[find(messages)]) as server:
         stage.main(
-            [
-                "--model",
-                "m",
-                "--base-url",
-                server.url,
-                "--in",
-                str(source),
-                "--out",
-                str(out),
-                "--case-agreement",
-                "0",
-                "--min-accuracy",
-                "0.7999",
-                "--min-functions",
-                "3",
-                "--min-cases",
-                "10",
+            command(
                 "--released-parsing",
-            ]
+                model="m",
+                base_url=server.url,
+                in_=source,
+                out=out,
+                case_agreement=0,
+                min_accuracy=0.7999,
+                min_functions=3,
+                min_cases=10,
+            )
         )
     kept = {row["id"]: row for row in files.read(out)}
     found = [kept.get(str(n), {"verifiers": [], "cases": []}) for n in range(len(sample))]

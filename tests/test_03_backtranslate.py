@@ -2,7 +2,7 @@ import importlib
 import json
 
 import pytest
-from fake_server import FakeServer
+from fake_server import FakeServer, command
 
 from autoif import files
 from autoif.files import UserError
@@ -40,21 +40,7 @@ def run(tmp_path, rows, labels, *flags):
         )
 
     with FakeServer(answer) as server:
-        stage.main(
-            [
-                "--model",
-                "m",
-                "--base-url",
-                server.url,
-                "--in",
-                str(source),
-                "--out",
-                str(out),
-                "--nli",
-                "llm",
-                *flags,
-            ]
-        )
+        stage.main(command(*flags, model="m", base_url=server.url, in_=source, out=out, nli="llm"))
     return list(files.read(out))
 
 
@@ -95,7 +81,7 @@ def test_three_functions_of_a_constraint_are_translated_back(tmp_path):
 def test_without_back_translation_nothing_is_asked_or_dropped_but_all_is_split(tmp_path):
     source, out = tmp_path / "02.jsonl", tmp_path / "03.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in verified(3)))
-    stage.main(["--in", str(source), "--out", str(out), "--no-back-translation"])
+    stage.main(command("--no-back-translation", in_=source, out=out))
     rows = list(files.read(out))
     assert len(rows) == 3 and {"family", "split"} <= set(rows[0]) and rows[0]["nli"] == []
 

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from fake_server import FakeServer, always, but_not  # noqa: E402
+from fake_server import FakeServer, always, but_not, command  # noqa: E402
 from shared_data import DATA, Scripted, needs  # noqa: E402
 
 from autoif.evaluation import benchmarks, contamination, relevance, results  # noqa: E402
@@ -171,11 +171,11 @@ def folder(tmp_path):
     return data
 
 
-def run(tmp_path, *flags: str) -> list[dict]:
+def run(tmp_path, *words: str, **named) -> list[dict]:
     """The results of a run, the exit code beside each row as `exit`."""
     out, code = tmp_path / "out" / "07_results.json", 0
     try:
-        stage.main(["--out", str(out), *map(str, flags)])
+        stage.main(command(*words, **named, out=out))
     except SystemExit as error:
         code = error.code
     return [{**row, "exit": code} for row in json.loads(out.read_text())] if out.exists() else []
@@ -184,14 +184,11 @@ def run(tmp_path, *flags: str) -> list[dict]:
 @pytest.fixture
 def heldout(tmp_path, monkeypatch) -> list:
     monkeypatch.setattr(relevance, "encoder", lambda: "TF-IDF")  # a model takes seconds to load
-    return [
-        "--benchmarks",
-        "heldout",
-        "--heldout",
-        lines(tmp_path / "03.jsonl", CONSTRAINTS),
-        "--queries",
-        lines(tmp_path / "queries.jsonl", [{"query": query} for query in QUERIES]),
-    ]
+    return command(
+        benchmarks="heldout",
+        heldout=lines(tmp_path / "03.jsonl", CONSTRAINTS),
+        queries=lines(tmp_path / "queries.jsonl", [{"query": query} for query in QUERIES]),
+    )
 
 
 # Held-out constraints
@@ -206,7 +203,7 @@ def test_heldout_scores_only_held_out_constraints_by_more_than_half_of_their_fun
         )
 
     with FakeServer(answer) as server:
-        (row,) = run(tmp_path, "--model", "m", "--base-url", server.url, "--k", "2", *heldout)
+        (row,) = run(tmp_path, *heldout, model="m", base_url=server.url, k=2)
     assert not any("Never asked" in json.dumps(request) for request in server.requests)
     assert len(server.requests) == 2 * 3 * 2 and row["exit"] == 0
     assert row["metrics"]["Held-out"]["value"] == 0.5  # tea: 2 of 3 functions pass, one errs
@@ -224,18 +221,7 @@ def test_heldout_scores_only_held_out_constraints_by_more_than_half_of_their_fun
 def test_every_model_is_asked_the_same_queries(tmp_path, heldout):
     with FakeServer() as first, FakeServer() as second:
         for server, name in ((first, "a"), (second, "b")):
-            run(
-                tmp_path,
-                "--model",
-                name,
-                "--base-url",
-                server.url,
-                "--k",
-                "1",
-                "--queries-per-instruction",
-                "2",
-                *heldout,
-            )
+            run(tmp_path, *heldout, model=name, base_url=server.url, k=1, queries_per_instruction=2)
     assert first.answered == second.answered and len(first.answered) == 4
 
 
@@ -244,9 +230,9 @@ def test_models_share_a_table_and_a_rerun_replaces_its_own_row(tmp_path, heldout
         FakeServer(lambda messages, request: "tea") as good,
         FakeServer(lambda messages, request: "No.") as bad,
     ):
-        run(tmp_path, "--model", "m1", "--name", "base", "--base-url", bad.url, *heldout)
-        run(tmp_path, "--model", "m2", "--name", "online", "--base-url", good.url, *heldout)
-        rows = run(tmp_path, "--model", "m1", "--name", "base", "--base-url", bad.url, *heldout)
+        run(tmp_path, *heldout, model="m1", name="base", base_url=bad.url)
+        run(tmp_path, *heldout, model="m2", name="online", base_url=good.url)
+        rows = run(tmp_path, *heldout, model="m1", name="base", base_url=bad.url)
     assert [(row["model"], row["metrics"]["Held-out"]["value"]) for row in rows] == [
         ("base", 0.0),
         ("online", 1.0),
@@ -261,9 +247,9 @@ def test_compare_says_which_difference_is_beyond_noise(tmp_path, heldout, capsys
         FakeServer(lambda messages, request: "tea") as good,
         FakeServer(lambda messages, request: "No.") as bad,
     ):
-        run(tmp_path, "--model", "base", "--base-url", bad.url, *heldout)
-        run(tmp_path, "--model", "same", "--base-url", bad.url, *heldout)
-        run(tmp_path, "--model", "online", "--base-url", good.url, *heldout)
+        run(tmp_path, *heldout, model="base", base_url=bad.url)
+        run(tmp_path, *heldout, model="same", base_url=bad.url)
+        run(tmp_path, *heldout, model="online", base_url=good.url)
     capsys.readouterr()
     out = ["--out", str(tmp_path / "out/07_results.json")]
     results.main(["base", "online", *out])
@@ -311,16 +297,11 @@ def test_all_benchmarks_fill_the_table_and_missing_data_is_a_named_gap(tmp_path,
     with FakeServer(everything) as server:
         rows = run(
             tmp_path,
-            "--model",
-            "org/m",
-            "--base-url",
-            server.url,
-            "--data-dir",
-            folder,
-            "--judge-model",
-            "j",
-            "--judge-base-url",
-            server.url,
+            model="org/m",
+            base_url=server.url,
+            data_dir=folder,
+            judge_model="j",
+            judge_base_url=server.url,
         )
     found = {row["benchmark"]: row for row in rows}
     for benchmark, metrics in ALL.items():
@@ -357,18 +338,13 @@ def test_all_benchmarks_fill_the_table_and_missing_data_is_a_named_gap(tmp_path,
 
 
 def test_a_second_run_asks_nothing_and_needs_no_endpoint(tmp_path, folder):
-    flags = ["--model", "m", "--data-dir", folder, "--judge-model", "j", "--allow-gaps"]
+    flags = command("--allow-gaps", model="m", data_dir=folder, judge_model="j")
     with FakeServer(everything) as server:
-        first = run(tmp_path, *flags, "--base-url", server.url, "--judge-base-url", server.url)
+        first = run(tmp_path, *flags, base_url=server.url, judge_base_url=server.url)
         asked = Counter(server.answered)
     assert set(asked.values()) == {1}
     second = run(
-        tmp_path,
-        *flags,
-        "--base-url",
-        "http://127.0.0.1:9/v1",
-        "--judge-base-url",
-        "http://127.0.0.1:9/v1",
+        tmp_path, *flags, base_url="http://127.0.0.1:9/v1", judge_base_url="http://127.0.0.1:9/v1"
     )
     assert [row.get("metrics") for row in first] == [
         row.get("metrics") for row in second
@@ -378,20 +354,13 @@ def test_a_second_run_asks_nothing_and_needs_no_endpoint(tmp_path, folder):
 def test_without_a_judge_the_judged_benchmarks_are_gaps_and_their_answers_are_kept(
     tmp_path, folder
 ):
-    flags = ["--model", "m", "--data-dir", folder, "--benchmarks", "infobench,gsm8k"]
+    flags = command(model="m", data_dir=folder, benchmarks="infobench,gsm8k")
     with FakeServer(everything) as server:
-        rows = run(tmp_path, *flags, "--base-url", server.url)
+        rows = run(tmp_path, *flags, base_url=server.url)
         assert "--judge-model" in rows[0]["gap"] and "metrics" in rows[1] and rows[0]["exit"] == 1
         before = len(server.requests)
         rows = run(
-            tmp_path,
-            *flags,
-            "--base-url",
-            server.url,
-            "--judge-model",
-            "j",
-            "--judge-base-url",
-            server.url,
+            tmp_path, *flags, base_url=server.url, judge_model="j", judge_base_url=server.url
         )
     assert rows[0]["metrics"]["InfoBench"]["value"] == 1 and rows[0]["exit"] == 0
     assert (
@@ -403,18 +372,12 @@ def test_an_unreadable_judge_is_reported_and_never_scored(tmp_path, folder):
     with FakeServer(lambda messages, request: "Hm.") as server:
         rows = run(
             tmp_path,
-            "--model",
-            "m",
-            "--base-url",
-            server.url,
-            "--data-dir",
-            folder,
-            "--benchmarks",
-            "mtbench,infobench,arenahard,followbench",
-            "--judge-model",
-            "j",
-            "--judge-base-url",
-            server.url,
+            model="m",
+            base_url=server.url,
+            data_dir=folder,
+            benchmarks="mtbench,infobench,arenahard,followbench",
+            judge_model="j",
+            judge_base_url=server.url,
         )
     for row in rows[:3]:
         assert row["metrics"] == {} and row["unparsable"] == 1 and row["n"] == 3
@@ -425,17 +388,7 @@ def test_an_unreadable_judge_is_reported_and_never_scored(tmp_path, folder):
 
 def test_empty_and_truncated_answers_are_counted_and_fail(tmp_path, folder):
     with FakeServer(lambda messages, request: "", finish_reason="length") as server:
-        (row,) = run(
-            tmp_path,
-            "--model",
-            "m",
-            "--base-url",
-            server.url,
-            "--data-dir",
-            folder,
-            "--benchmarks",
-            "ifeval",
-        )
+        (row,) = run(tmp_path, model="m", base_url=server.url, data_dir=folder, benchmarks="ifeval")
     assert (
         row["metrics"]["Pr(S)"]["value"] == 0
         and row["n"] == 3
@@ -445,7 +398,7 @@ def test_empty_and_truncated_answers_are_counted_and_fail(tmp_path, folder):
 
 def test_requests_that_keep_failing_are_unanswered_not_wrong(tmp_path, folder):
     out = tmp_path / "07_results.json"
-    args = stage.parse(["--model", "m", "--data-dir", str(folder), "--out", str(out)])
+    args = stage.parse(command(model="m", data_dir=folder, out=out))
     loaded, _ = benchmarks.load(["gsm8k"], args)
     client = Scripted(
         lambda request: (
@@ -471,16 +424,7 @@ def test_a_refused_prompt_is_counted_and_neither_blocks_nor_is_asked_for_ever(tm
         [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(40)],
     )
     with FakeServer(everything, refuse=but_not("What is 2 + 1", "too long")) as server:
-        flags = [
-            "--model",
-            "m",
-            "--base-url",
-            server.url,
-            "--data-dir",
-            folder,
-            "--benchmarks",
-            "gsm8k,ifeval",
-        ]
+        flags = command(model="m", base_url=server.url, data_dir=folder, benchmarks="gsm8k,ifeval")
         rows = run(tmp_path, *flags)
     assert (
         rows[0]["unanswered"] == rows[0]["refused"] == 1
@@ -494,33 +438,30 @@ def test_a_refused_prompt_is_counted_and_neither_blocks_nor_is_asked_for_ever(tm
 
 def test_allowed_gaps_are_those_that_a_rerun_would_not_fill(tmp_path, folder, monkeypatch):
     monkeypatch.setattr("autoif.llm.endpoint.RETRIES", 0)
-    flags = ["--model", "m", "--data-dir", folder, "--allow-gaps", "--judge-model", "j"]
+    flags = command("--allow-gaps", model="m", data_dir=folder, judge_model="j")
     with FakeServer(everything) as server, FakeServer(faults=always("500")) as judge:
         rows = run(
             tmp_path,
             *flags,
-            "--base-url",
-            server.url,
-            "--judge-base-url",
-            judge.url,
-            "--benchmarks",
-            "ceval,mtbench",
+            base_url=server.url,
+            judge_base_url=judge.url,
+            benchmarks="ceval,mtbench",
         )
         assert (
             "no data" in rows[0]["gap"]
             and "kept failing" in rows[1]["gap"]
             and rows[0]["exit"] == 1
         )
-        (row,) = run(tmp_path / "other", *flags, "--base-url", server.url, "--benchmarks", "ceval")
+        (row,) = run(tmp_path / "other", *flags, base_url=server.url, benchmarks="ceval")
         assert row["exit"] == 0
 
 
 def test_what_is_stored_is_scored_although_another_benchmark_needs_an_endpoint(tmp_path, folder):
-    flags = ["--model", "m", "--data-dir", folder]
+    flags = command(model="m", data_dir=folder)
     with FakeServer(everything) as server:
-        run(tmp_path, *flags, "--base-url", server.url, "--benchmarks", "gsm8k")
+        run(tmp_path, *flags, base_url=server.url, benchmarks="gsm8k")
     (tmp_path / "out/07_results.json").unlink()
-    rows = run(tmp_path, *flags, "--benchmarks", "humaneval,gsm8k")
+    rows = run(tmp_path, *flags, benchmarks="humaneval,gsm8k")
     assert (
         "no server to ask" in rows[0]["gap"]
         and rows[1]["metrics"]["GSM8K"]["n"] == 3
@@ -536,20 +477,13 @@ def test_an_empty_judgement_is_asked_again_at_the_concurrency_given(tmp_path, fo
     ):
         (row,) = run(
             tmp_path,
-            "--model",
-            "m",
-            "--base-url",
-            server.url,
-            "--data-dir",
-            folder,
-            "--benchmarks",
-            "infobench",
-            "--judge-model",
-            "j",
-            "--judge-base-url",
-            judge.url,
-            "--concurrency",
-            "1",
+            model="m",
+            base_url=server.url,
+            data_dir=folder,
+            benchmarks="infobench",
+            judge_model="j",
+            judge_base_url=judge.url,
+            concurrency=1,
         )
     assert (
         row["metrics"]["InfoBench"]["value"] == 1 and row["exit"] == 0 and judge.most_in_flight == 1
@@ -563,16 +497,11 @@ def test_a_file_scores_only_the_benchmarks_it_answers_and_no_judge_reads_what_is
     with FakeServer(everything) as judge:
         rows = run(
             tmp_path,
-            "--responses",
-            answers,
-            "--data-dir",
-            folder,
-            "--benchmarks",
-            "gsm8k,infobench",
-            "--judge-model",
-            "j",
-            "--judge-base-url",
-            judge.url,
+            responses=answers,
+            data_dir=folder,
+            benchmarks="gsm8k,infobench",
+            judge_model="j",
+            judge_base_url=judge.url,
         )
     assert "answers none of the 3 prompts, such as 'What is 0 + 1?" in rows[0]["gap"]
     assert (
@@ -582,13 +511,13 @@ def test_a_file_scores_only_the_benchmarks_it_answers_and_no_judge_reads_what_is
     )
     lines(answers, [{"prompt": "Do 0.", "response": None}])
     with pytest.raises(UserError, match="answers.jsonl:1: prompt and response must be text"):
-        run(tmp_path, "--responses", answers, "--data-dir", folder, "--benchmarks", "ifeval")
+        run(tmp_path, responses=answers, data_dir=folder, benchmarks="ifeval")
 
 
 def test_results_can_be_compared_after_they_have_moved(tmp_path, heldout, capsys):
     with FakeServer(lambda messages, request: "tea") as server:
         for name in "ab":
-            run(tmp_path, "--model", name, "--base-url", server.url, *heldout)
+            run(tmp_path, *heldout, model=name, base_url=server.url)
     (tmp_path / "out").rename(tmp_path / "moved")
     results.main(["a", "b", "--out", str(tmp_path / "moved/07_results.json")])
     assert "| +0.00 |" in capsys.readouterr().out
@@ -599,18 +528,12 @@ def test_seeds_average_over_runs_and_cluster_by_item(tmp_path, folder):
     with FakeServer(lambda messages, request: f"The answer is {next(said) % 3}.") as server:
         (row,) = run(
             tmp_path,
-            "--model",
-            "m",
-            "--base-url",
-            server.url,
-            "--data-dir",
-            folder,
-            "--benchmarks",
-            "gsm8k",
-            "--seeds",
-            "5",
-            "--temperature",
-            "0.7",
+            model="m",
+            base_url=server.url,
+            data_dir=folder,
+            benchmarks="gsm8k",
+            seeds=5,
+            temperature=0.7,
         )
     assert len(server.requests) == 15
     metric = row["metrics"]["GSM8K"]
@@ -621,17 +544,7 @@ def test_seeds_average_over_runs_and_cluster_by_item(tmp_path, folder):
 def test_a_limited_run_is_marked_as_partial(tmp_path, folder):
     with FakeServer(everything) as server:
         (row,) = run(
-            tmp_path,
-            "--model",
-            "m",
-            "--base-url",
-            server.url,
-            "--data-dir",
-            folder,
-            "--benchmarks",
-            "gsm8k",
-            "--limit",
-            "2",
+            tmp_path, model="m", base_url=server.url, data_dir=folder, benchmarks="gsm8k", limit=2
         )
     assert row["partial"] and row["n"] == 2 and len(server.requests) == 2
     assert "50.0* [" in (tmp_path / "out/07_results.md").read_text()
@@ -652,7 +565,7 @@ def test_answers_from_a_file_are_scored_and_one_that_lacks_has_failed(tmp_path, 
             {"prompt": " Prompt 1.\n", "response": "a, b"},
         ],
     )
-    (row,) = run(tmp_path, "--responses", answers, "--data-dir", folder, "--benchmarks", "ifeval")
+    (row,) = run(tmp_path, responses=answers, data_dir=folder, benchmarks="ifeval")
     assert (
         row["metrics"]["Pr(S)"]["value"] == pytest.approx(1 / 3)
         and row["n"] == 3
@@ -665,14 +578,7 @@ def test_bad_input_ends_with_exit_code_2_and_says_what_to_do(tmp_path):
         (["--benchmarks", "ifevil"], "choose from"),
         (["--data-dir", str(tmp_path / "none")], "is no folder"),
         (
-            [
-                "--responses",
-                str(tmp_path / "none.jsonl"),
-                "--benchmarks",
-                "ifeval",
-                "--data-dir",
-                str(tmp_path),
-            ],
+            command(responses=tmp_path / "none.jsonl", benchmarks="ifeval", data_dir=tmp_path),
             "none.jsonl does not exist",
         ),
     ):
@@ -709,14 +615,14 @@ def test_bad_input_ends_with_exit_code_2_and_says_what_to_do(tmp_path):
 )
 def test_the_parser_refuses_a_flag_out_of_range_and_writes_nothing(tmp_path, flags, words, capsys):
     with pytest.raises(SystemExit) as stopped:
-        stage.main(["--model", "m", "--out", str(tmp_path / "out/07_results.json"), *flags])
+        stage.main(command(*flags, model="m", out=tmp_path / "out/07_results.json"))
     assert stopped.value.code == 2 and words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_neither_a_model_nor_answers_is_an_error_of_the_parser(capsys):
     with pytest.raises(SystemExit) as stopped:
-        stage.main(["--benchmarks", "ifeval"])
+        stage.main(command(benchmarks="ifeval"))
     assert (
         stopped.value.code == 2 and "give --model NAME, or --responses" in capsys.readouterr().err
     )
@@ -724,7 +630,7 @@ def test_neither_a_model_nor_answers_is_an_error_of_the_parser(capsys):
 
 def test_what_is_there_and_broken_is_an_error_and_no_gap(tmp_path, folder, capsys):
     lines(folder / "gsm8k/test.jsonl", [{"problem": "What?", "answer": "#### 1"}])
-    flags = ["--model", "m", "--data-dir", folder, "--benchmarks", "gsm8k", "--allow-gaps"]
+    flags = command("--allow-gaps", model="m", data_dir=folder, benchmarks="gsm8k")
     with pytest.raises(UserError, match="gsm8k/test.jsonl has a row without 'question'"):
         run(tmp_path, *flags)
     (folder / "gsm8k/test.jsonl").write_bytes(b"\xff\xfe\x00")
@@ -733,10 +639,10 @@ def test_what_is_there_and_broken_is_an_error_and_no_gap(tmp_path, folder, capsy
 
 
 def test_the_recorded_settings_say_what_was_sent(tmp_path, folder):
-    flags = ["--data-dir", folder, "--benchmarks", "gsm8k,mtbench,mmlu", "--judge-model", "j"]
+    flags = command(data_dir=folder, benchmarks="gsm8k,mtbench,mmlu", judge_model="j")
     with FakeServer(everything) as server:
-        urls = ["--base-url", server.url, "--judge-base-url", server.url]
-        rows = run(tmp_path, "--model", "m", *urls, *flags, "--seed", "7", "--max-tokens", "99")
+        urls = command(base_url=server.url, judge_base_url=server.url)
+        rows = run(tmp_path, *urls, *flags, model="m", seed=7, max_tokens=99)
     sent = {"top_p": 1.0, "max_tokens": 99, "n": 1, "seed": 7, "samples": 1}
     settings = {row["benchmark"]: row["settings"] for row in rows}
     assert settings["gsm8k"] == {"temperature": 0.0, **sent}
@@ -747,11 +653,11 @@ def test_the_recorded_settings_say_what_was_sent(tmp_path, folder):
 
 
 def test_the_paper_can_be_left_out(tmp_path, folder):
-    flags = ["--model", "m", "--data-dir", folder, "--benchmarks", "gsm8k"]
+    flags = command(model="m", data_dir=folder, benchmarks="gsm8k")
     with FakeServer(everything) as server:
-        run(tmp_path, *flags, "--base-url", server.url)
+        run(tmp_path, *flags, base_url=server.url)
         assert "LLaMA3-8B base" in (tmp_path / "out/07_results.md").read_text()
-        run(tmp_path, *flags, "--base-url", server.url, "--no-paper")
+        run(tmp_path, *flags, "--no-paper", base_url=server.url)
     table = (tmp_path / "out/07_results.md").read_text()
     assert "LLaMA3-8B base" not in table and "| m | 33.3 [" in table
 
@@ -770,24 +676,18 @@ def test_kill_9_and_resume_asks_nothing_twice(tmp_path, folder):
         folder / "gsm8k/test.jsonl",
         [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(60)],
     )
-    command = [
-        sys.executable,
-        str(ROOT / "07_eval.py"),
-        "--model",
-        "m",
-        "--data-dir",
-        str(folder),
-        "--benchmarks",
-        "gsm8k",
-        "--concurrency",
-        "4",
-        "--out",
-        str(tmp_path / "out/07_results.json"),
-    ]
+    started = [sys.executable, str(ROOT / "07_eval.py")]
+    started += command(
+        model="m",
+        data_dir=folder,
+        benchmarks="gsm8k",
+        concurrency=4,
+        out=tmp_path / "out/07_results.json",
+    )
     store = tmp_path / "out/completions/07_eval.jsonl"
     with FakeServer(everything, delay=0.05) as server:
         process = subprocess.Popen(
-            [*command, "--base-url", server.url],
+            [*started, "--base-url", server.url],
             stderr=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
         )
@@ -802,7 +702,7 @@ def test_kill_9_and_resume_asks_nothing_twice(tmp_path, folder):
         time.sleep(0.2)
         kept, asked = store.read_text().count("\n"), len(server.requests)
         assert 15 <= kept < 60
-        done = subprocess.run([*command, "--base-url", server.url], capture_output=True, text=True)
+        done = subprocess.run([*started, "--base-url", server.url], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert len(server.requests) - asked == 60 - kept
     assert json.loads((tmp_path / "out/07_results.json").read_text())[0]["n"] == 60
@@ -814,7 +714,7 @@ def test_contamination_is_checked_without_a_model(tmp_path, folder, capsys):
         [{"messages": [{"role": "user", "content": "What is 1 + 1? Tell me."}]}],
     )
     out = tmp_path / "07_contamination.json"
-    flags = ["--benchmarks", "gsm8k", "--data-dir", str(folder), "--out", str(out)]
+    flags = command(benchmarks="gsm8k", data_dir=folder, out=out)
     contamination.main([str(training), *flags])
     found = json.loads(out.read_text())["benchmarks"]["gsm8k"]
     assert (found["tests"], found["overlap"], found["rephrased"]) == (3, 1, None)
@@ -824,13 +724,13 @@ def test_contamination_is_checked_without_a_model(tmp_path, folder, capsys):
 def test_contamination_shows_the_share_rephrased_beside_the_count(tmp_path, folder, capsys):
     training = lines(tmp_path / "sft.jsonl", [{"text": "What is 2 + 1? Who knows."}])
     out = tmp_path / "07_contamination.json"
-    flags = ["--benchmarks", "gsm8k,heldout", "--data-dir", str(folder), "--out", str(out)]
+    flags = command(benchmarks="gsm8k,heldout", data_dir=folder, out=out)
 
     def says(messages, request):
         return str("What is 1 + 1" in messages[0]["content"])
 
     with FakeServer(says) as judge:
-        flags += ["--judge-model", "j", "--judge-base-url", judge.url]
+        flags += command(judge_model="j", judge_base_url=judge.url)
         contamination.main([str(training), *flags])
     assert "| gsm8k | 3 | 1 | 1 (33.3%) | 1 (33.3%) | 0 |" in capsys.readouterr().out
     report = json.loads(out.read_text())
@@ -860,14 +760,10 @@ def test_help_answers_within_a_second_and_without_torch():
 def test_the_published_gpt4_answers_through_the_command(tmp_path):
     (row,) = run(
         tmp_path,
-        "--model",
-        "gpt-4",
-        "--responses",
-        DATA / "ifeval/gpt4_answers.jsonl",
-        "--data-dir",
-        DATA,
-        "--benchmarks",
-        "ifeval",
+        model="gpt-4",
+        responses=DATA / "ifeval/gpt4_answers.jsonl",
+        data_dir=DATA,
+        benchmarks="ifeval",
     )
     shown = {name: round(100 * metric["value"], 1) for name, metric in row["metrics"].items()}
     assert (
@@ -879,28 +775,19 @@ def test_the_published_gpt4_answers_through_the_command(tmp_path):
 
 
 def test_a_gap_does_not_wipe_out_what_was_measured(tmp_path, folder):
-    flags = ["--model", "m", "--benchmarks", "gsm8k"]
+    flags = command(model="m", benchmarks="gsm8k")
     with FakeServer(everything) as server:
-        run(tmp_path, *flags, "--base-url", server.url, "--data-dir", folder)
-        (row,) = run(tmp_path, *flags, "--base-url", server.url, "--data-dir", tmp_path)
+        run(tmp_path, *flags, base_url=server.url, data_dir=folder)
+        (row,) = run(tmp_path, *flags, base_url=server.url, data_dir=tmp_path)
     assert row["exit"] == 1 and row["metrics"]["GSM8K"]["n"] == 3
 
 
 def test_a_file_of_single_answers_is_no_conversation(tmp_path, folder):
     answers = lines(tmp_path / "answers.jsonl", [{"prompt": "First 0?", "response": "one"}])
-    flags = [
-        "--data-dir",
-        folder,
-        "--benchmarks",
-        "mtbench",
-        "--judge-model",
-        "j",
-        "--responses",
-        answers,
-    ]
+    flags = command(data_dir=folder, benchmarks="mtbench", judge_model="j", responses=answers)
     (row,) = run(tmp_path, *flags)
     assert "a list of 2 answers is wanted" in row["gap"]
     lines(answers, [{"prompt": f"First {n}?", "response": ["one", "two"]} for n in range(3)])
     with FakeServer(everything) as server:
-        (row,) = run(tmp_path, *flags, "--judge-base-url", server.url)
+        (row,) = run(tmp_path, *flags, judge_base_url=server.url)
     assert row["metrics"]["MT-Bench"]["value"] == 6 and row["missing"] == 0

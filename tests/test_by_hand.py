@@ -43,6 +43,7 @@ INPUTS = [
     ("04_responses", jsonl(VERIFIED), [], "in:1 has no 'split'.*run 03_backtranslate.py first"),
     ("04_responses", jsonl({**SPLIT, "verifiers": []}), [], "at least one element"),
     ("04_responses", jsonl({**SPLIT, "split": "test"}), [], 'one of heldout, train, but is "test"'),
+    ("04_responses", jsonl({**SPLIT, "split": ["test"]}), [], "one of heldout, train, but is"),
     (
         "04_responses",
         jsonl(SPLIT),

@@ -134,9 +134,9 @@ def test_vllm_uses_every_gpu_and_splits_no_more_than_the_model_needs(
     }
 
 
-def test_the_shape_of_a_model_is_counted_without_its_weights(qwen2):
-    assert engines.shape(qwen2("7B")).parameters == 7_615_616_512
-    assert engines.shape(qwen2("1.5B")).parameters == 1_543_714_304
+def test_the_parameters_of_a_model_are_counted_without_its_weights(qwen2):
+    for size, count in [("7B", 7_615_616_512), ("1.5B", 1_543_714_304)]:
+        assert models.parameters(models.read_config(qwen2(size))) == count
 
 
 def test_a_model_that_no_split_fits_is_refused_with_the_arithmetic(qwen2, monkeypatch):

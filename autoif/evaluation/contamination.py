@@ -80,7 +80,7 @@ def training_text(row: dict) -> str:
 
 def read_training(path: str) -> list[str]:
     training = [training_text(row) for row in files.read(path)]
-    if not any(words(text) for text in training):
+    if not any(map(words, training)):
         raise UserError(f"{path} holds no training text; its rows need one of {', '.join(FIELDS)}")
     return training
 
@@ -224,7 +224,9 @@ def parse(argv) -> argparse.Namespace:
 def main(argv=None) -> None:
     args = parse(argv)
     # the held-out constraints are made of the same run: what is to be found there is known
-    names = [name for name in args.benchmarks if name != "heldout"]
+    names = list(args.benchmarks)
+    if "heldout" in names:
+        names.remove("heldout")
     files.refuse_unwritable(args.out)
     training = read_training(args.training)
     loaded, gaps = benchmarks.load(names, args)

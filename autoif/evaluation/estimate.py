@@ -2,7 +2,6 @@
 
 import sys
 import time
-from dataclasses import dataclass
 
 from autoif.evaluation import benchmarks
 from autoif.files import UserError
@@ -10,53 +9,41 @@ from autoif.files import UserError
 CHARACTERS_PER_TOKEN = 4
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What one benchmark asks: the first request of each item and sample."""
-
-    name: str
-    items: int
-    samples: int
-    requests: list[dict]
-    tokens: int  # of an ordinary answer
-    judgements: int
-
-
-def plan(name: str, works: list[dict], settings: dict) -> Plan:
-    """What a benchmark's works are going to ask; by log-likelihood they ask nothing."""
-    owners = benchmarks.settings(name)
-    requests = []
-    if settings.get("mode") != "loglik":
-        for work in works:
-            first_request = next(benchmarks.conversation(name, work["item"]))
-            requests.append({**work["asked"], **first_request})
-    samples = settings["samples"]
-    return Plan(
-        name,
-        items=len(works) // samples,
-        samples=samples,
-        requests=requests,
-        tokens=min(settings.get("max_tokens", 0), owners.usual_tokens),
-        judgements=round(len(works) * owners.judge_calls),
-    )
+def missing(name: str, works: list[dict], settings: dict, client) -> list[dict]:
+    """The first request of each work that the store lacks; by log-likelihood nothing is asked."""
+    if settings.get("mode") == "loglik":
+        return []
+    found = []
+    for work in works:
+        request = {**work["asked"], **next(benchmarks.conversation(name, work["item"]))}
+        if client.lacks(request):
+            found.append(request)
+    return found
 
 
-def announce(plans: list[Plan], client, args) -> None:
-    """Print what the store lacks, and how long it takes by the speed of one real request."""
+def announce(plans: dict[str, tuple[list[dict], dict]], client, args) -> None:
+    """Print what the store lacks, and how long it takes by the speed of one real request.
+
+    `plans` are the works and settings of each benchmark.
+    """
     lacking, prompt_tokens, completion_tokens, judgements = [], 0, 0, 0
-    for plan in plans:
-        missing = [request for request in plan.requests if client.lacks(request)]
-        for request in missing:
+    for name, (works, settings) in plans.items():
+        owners, samples = benchmarks.settings(name), settings["samples"]
+        requests = missing(name, works, settings, client)
+        judged = round(len(works) * owners.judge_calls)
+        line = f"{name}: {len(works) // samples:,} items x {samples}"
+        line += f", {len(requests):,} requests to send"
+        if judged:
+            line += f", about {judged:,} judgements"
+        print(line, file=sys.stderr)
+        for request in requests:
             for turn in request["messages"]:
                 prompt_tokens += len(turn["content"]) // CHARACTERS_PER_TOKEN
-        completion_tokens += len(missing) * plan.tokens
-        judgements += plan.judgements
-        lacking += missing
-        line = f"{plan.name}: {plan.items:,} items x {plan.samples}"
-        line += f", {len(missing):,} requests to send"
-        if plan.judgements:
-            line += f", about {plan.judgements:,} judgements"
-        print(line, file=sys.stderr)
+        # an ordinary answer, not the longest: the limit is far above it
+        usual = min(settings.get("max_tokens", 0), owners.usual_tokens)
+        completion_tokens += len(requests) * usual
+        judgements += judged
+        lacking += requests
     line = (
         f"in all {len(lacking):,} requests, about {prompt_tokens:,} + {completion_tokens:,} tokens"
     )

@@ -38,12 +38,15 @@ def mean(points: list[Point]) -> float:
     return sum(above / below for above, below in totals.values()) / len(totals)
 
 
-def is_plain(points: list[Point], clusters: set[str]) -> bool:
+def clusters_of(points: list[Point]) -> set[str]:
+    return {cluster for _, cluster, _, _ in points}
+
+
+def is_plain(points: list[Point]) -> bool:
     """Whether the points are yes or no, of one stratum, and each for itself."""
-    strata = {stratum for stratum, *_ in points}
-    if len(clusters) < len(points) or len(strata) > 1:
-        return False
-    return all(below == 1 and above in (0, 1) for _, _, above, below in points)
+    strata, clusters, above, below = map(set, zip(*points))
+    independent = len(strata) == 1 and len(clusters) == len(points)
+    return independent and below == {1} and above <= {0, 1}
 
 
 def interval(points: list[Point], share: bool = True) -> dict:
@@ -53,19 +56,19 @@ def interval(points: list[Point], share: bool = True) -> dict:
     no share, though each be 0 or 1. n is the sum of the denominators: prompts, instructions,
     questions, games by weight.
     """
-    clusters = {cluster for _, cluster, _, _ in points}
-    n = sum(below for _, _, _, below in points)
+    clusters = clusters_of(points)
+    _, _, above, below = zip(*points)
     if len(clusters) == 1:
         low, high, kind = None, None, "n/a"
-    elif share and is_plain(points, clusters):
-        low, high = wilson(int(sum(above for _, _, above, _ in points)), len(points))
+    elif share and is_plain(points):
+        low, high = wilson(int(sum(above)), len(points))
         kind = "Wilson"
     else:
         low, high = middle(bootstrap(points, sorted(clusters)))
         kind = "cluster bootstrap"
     return {
         "value": mean(points),
-        "n": n,
+        "n": sum(below),
         "clusters": len(clusters),
         "low": low,
         "high": high,
@@ -107,7 +110,7 @@ def paired(first: list[Point], second: list[Point]) -> dict | None:
 
     None when the two share no cluster.
     """
-    shared = {point[1] for point in first} & {point[1] for point in second}
+    shared = clusters_of(first) & clusters_of(second)
     if not shared:
         return None
     first = [point for point in first if point[1] in shared]

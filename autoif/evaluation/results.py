@@ -9,9 +9,8 @@ both models are resampled together, so a gain that two separate intervals hide c
 import argparse
 import json
 import os
-import platform
 import sys
-from importlib import metadata
+from collections.abc import Iterable
 from pathlib import Path
 
 from autoif import files
@@ -19,7 +18,8 @@ from autoif.evaluation import benchmarks, intervals, table
 from autoif.files import UserError, write_whole
 from autoif.stage import run
 
-LIBRARIES = ["lm_eval", "if-verifiable", "langdetect", "nltk", "numpy", "scipy", "transformers"]
+# whose versions can change a score
+LIBRARIES = ("lm_eval", "if-verifiable", "langdetect", "nltk", "numpy", "scipy", "transformers")
 
 
 def read(path: str | Path) -> list[dict]:
@@ -32,7 +32,9 @@ def read(path: str | Path) -> list[dict]:
         raise UserError(
             f"{path} cannot be read as results ({error}); move it away and run again"
         ) from None
-    for row in rows if isinstance(rows, list) else [rows]:
+    if not isinstance(rows, list):
+        rows = [rows]
+    for row in rows:
         if not isinstance(row, dict) or not {"model", "benchmark"} <= row.keys():
             raise UserError(
                 f"{path} holds no results of 07_eval.py ({str(row)[:60]!r}); give another --out"
@@ -63,13 +65,18 @@ def items_path(out: str | Path, model: str, benchmark: str) -> Path:
     return folder / model.replace("/", "_") / f"{benchmark}.jsonl"
 
 
-def measure(benchmark: str, works: list[dict], rows: list[dict]) -> dict:
-    """The metrics of scored works with their intervals, and what deserves a second look."""
+def pooled(rows: Iterable[dict]) -> dict[str, list]:
+    """The points of every metric, of all rows together."""
     points: dict[str, list] = {}
     for row in rows:
         for metric, found in row["points"].items():
             points.setdefault(metric, []).extend(found)
-    metrics = {}
+    return points
+
+
+def measure(benchmark: str, works: list[dict], rows: list[dict]) -> dict:
+    """The metrics of scored works with their intervals, and what deserves a second look."""
+    points, metrics = pooled(rows), {}
     for metric in table.ordered(benchmark, points):
         scale = table.scale(benchmark, metric)
         found = intervals.interval(points[metric], share=scale == 100)
@@ -87,16 +94,6 @@ def measure(benchmark: str, works: list[dict], rows: list[dict]) -> dict:
         "unparsable": len(unparsable) / len(rows),
         "missing": reasons.count("missing"),
     }
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for library in LIBRARIES:
-        try:
-            found[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:
-            found[library] = "absent"
-    return found
 
 
 def record(out: str | Path, result: dict, works: list[dict], rows: list[dict], done: bool) -> None:
@@ -117,15 +114,6 @@ def record(out: str | Path, result: dict, works: list[dict], rows: list[dict], d
             write({**asked, "answers": answers, **row})
     if done:
         incomplete.unlink(missing_ok=True)
-
-
-def points_of(path: str | Path) -> dict[str, list]:
-    """The points of every metric, out of a file of items."""
-    metrics: dict[str, list] = {}
-    for row in files.read(path, ["points"], "07_eval.py"):
-        for name, points in row["points"].items():
-            metrics.setdefault(name, []).extend(points)
-    return metrics
 
 
 def compare(path: str | Path, first: str, second: str) -> str:
@@ -155,7 +143,8 @@ def differences(folder: Path, benchmark: str, first: dict, second: dict) -> list
     same_items = first["data"]["sha256"] == second["data"]["sha256"]
     if not same_items or first["settings"] != second["settings"]:
         print(f"{pair} differ in items or settings; the shared items are compared", file=sys.stderr)
-    before, after = points_of(folder / first["items"]), points_of(folder / second["items"])
+    before = pooled(files.read(folder / first["items"], ["points"], "07_eval.py"))
+    after = pooled(files.read(folder / second["items"], ["points"], "07_eval.py"))
     lines = []
     for name in table.ordered(benchmark, before.keys() & after.keys()):
         found = intervals.paired(before[name], after[name])

@@ -105,11 +105,10 @@ def beside_paper(
     ours = grid(comparable, paper_columns, "**")
     if not ours:
         return ""
+    columns = {cell.metric: cell.column for cell in comparable.values()}
     header, theirs = ["model"], []
-    judges = {cell.metric: cell.judge for cell in comparable.values()}
-    for column in paper_columns:
-        judge = judges.get(column)
-        header.append(f"{column} (judge {judge})" if judge else column)
+    for name in paper_columns:
+        header.append(columns.get(name, name))
     for model, values in paper.items():
         theirs.append([model, *("" if value is None else value for value in values)])
     return "Ours (bold) beside the paper's:\n\n" + markdown(header, ours + theirs)

@@ -341,20 +341,22 @@ def usable(reply) -> bool:
     """Whether it is a ChatCompletion with choices, each a text, parts or (all thinking) neither."""
     # openai hands on a body that is no JSON as str, and checks no field
     choices = getattr(reply, "choices", None)
-    if not choices:
-        return False
-    messages = [getattr(choice, "message", None) for choice in choices]
-    return all(
-        isinstance(getattr(message, "content", 0), str | list | None) for message in messages
-    )
+    for choice in choices or []:
+        message = getattr(choice, "message", None)
+        if not isinstance(getattr(message, "content", 0), str | list | None):
+            return False
+    return bool(choices)
 
 
 def text_of(content: str | list | None) -> str | None:
     """The text of a message; of one in parts (thoughts, text), its text parts."""
     if not isinstance(content, list):
         return content
-    parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]
-    return "".join(part.get("text", "") for part in parts)
+    texts = []
+    for part in content:
+        if isinstance(part, dict) and part.get("type") == "text":
+            texts.append(part.get("text", ""))
+    return "".join(texts)
 
 
 def billed(reply, choices: int) -> tuple[int | None, list[int | None]]:

@@ -45,18 +45,22 @@ def bins(values: Sequence[float], low: float, high: float, count: int) -> list[i
     return found
 
 
+def scale(low: float, high: float) -> list[str]:
+    """Three lines across, with the numbers from `low` to `high` at their left."""
+    body, floor = [], HEIGHT - BOTTOM
+    for part in (0, 0.5, 1):
+        y = floor - part * (floor - TOP)
+        body.append(line(LEFT, y, WIDTH - RIGHT, y))
+        body.append(text(LEFT - 5, y + 3.5, short(low + part * (high - low)), "end"))
+    return body
+
+
 def bars(groups: dict[str, Sequence[float]], labels: Sequence[str], title: str) -> str:
     """Bars side by side for each label, a colour for each group; few labels are written out."""
     most = max(max(values) for values in groups.values()) or 1
     inner, floor = WIDTH - LEFT - RIGHT, HEIGHT - BOTTOM
     step = inner / len(labels)
-    body = []
-    for part in (0, 0.5, 1):
-        y = floor - part * (floor - TOP)
-        body += [
-            line(LEFT, y, WIDTH - RIGHT, y),
-            text(LEFT - 5, y + 3.5, short(part * most), "end"),
-        ]
+    body = scale(0, most)
     for group, (name, values) in enumerate(groups.items()):
         width = step * 0.82 / len(groups)
         for place, value in enumerate(values):
@@ -75,16 +79,12 @@ def bars(groups: dict[str, Sequence[float]], labels: Sequence[str], title: str) 
 
 def curve(points: Sequence[tuple[float, float]], title: str) -> str:
     """One line over steps."""
-    xs, ys = [x for x, _ in points], [y for _, y in points]
+    xs, ys = zip(*points)
     low, high = min(ys), max(ys)
     margin = (high - low) * 0.08 or abs(high) * 0.1 or 1
     low, high = low - margin, high + margin
     across, floor = max(xs) - min(xs) or 1, HEIGHT - BOTTOM
-    body, path = [], []
-    for part in (0, 0.5, 1):
-        y = floor - part * (floor - TOP)
-        value = low + part * (high - low)
-        body += [line(LEFT, y, WIDTH - RIGHT, y), text(LEFT - 5, y + 3.5, short(value), "end")]
+    body, path = scale(low, high), []
     for x, y in points:
         right = LEFT + (x - min(xs)) / across * (WIDTH - LEFT - RIGHT)
         path.append(f"{right:.1f},{floor - (y - low) / (high - low) * (floor - TOP):.1f}")

@@ -25,18 +25,20 @@ def rows_of(path: Path) -> Iterable[dict]:
 
 
 def read_json(path: Path, default: object) -> object:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
+    if not path.is_file():
+        return default
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
-def sample(rows: Iterable[dict], size: int, rng: random.Random) -> Iterator[tuple[dict, list]]:
-    """Yield (row, the sample so far) for each row: after the last one, `size` rows drawn evenly."""
-    kept = []
-    for number, row in enumerate(rows):
-        if number < size:
-            kept.append(row)
-        elif (place := rng.randrange(number + 1)) < size:
-            kept[place] = row
-        yield row, kept
+def draw(drawn: list[dict], number: int, row: dict, size: int, rng: random.Random) -> None:
+    """Offer row `number` of many to `drawn`, which after the last one is an even sample of `size`.
+
+    So no more than the sample is held in memory, however many rows there are.
+    """
+    if number < size:
+        drawn.append(row)
+    elif (place := rng.randrange(number + 1)) < size:
+        drawn[place] = row
 
 
 def share(count: int, total: int) -> float | None:
@@ -49,7 +51,10 @@ def share(count: int, total: int) -> float | None:
 def verdict_of(row: dict, function: int) -> str | None:
     """The one verdict that a function gives all cases of its constraint; None where they differ."""
     verdicts = {case["verdicts"][function] for case in row["cases"] if case.get("verdicts")}
-    return verdicts.pop() if len(verdicts) == 1 and len(row["cases"]) > 1 else None
+    # a single case has a single verdict whatever the function is
+    if len(verdicts) != 1 or len(row["cases"]) < 2:
+        return None
+    return verdicts.pop()
 
 
 def quality(rows: Iterable[dict]) -> dict:
@@ -99,13 +104,13 @@ def shown_constraint(row: dict, sides: dict) -> dict:
     """A constraint as the page shows it, kept or dropped; `sides` are those of its cases' pairs."""
     names = ("id", "instruction", "source", "family", "split", "reason", "stage")
     shown = {name: row[name] for name in names if name in row}
-    shown["functions"] = [
-        {"code": verifier["code"], "accuracy": verifier.get("accuracy")}
-        for verifier in row.get("verifiers", [])
-    ]
-    shown["cases"] = [
-        {**case, "side": sides.get((row.get("id"), case["input"]))} for case in row.get("cases", [])
-    ]
+    shown["functions"], shown["cases"] = [], []
+    for verifier in row.get("verifiers", []):
+        function = {"code": verifier["code"], "accuracy": verifier.get("accuracy")}
+        shown["functions"].append(function)
+    for case in row.get("cases", []):
+        side = sides.get((row.get("id"), case["input"]))
+        shown["cases"].append({**case, "side": side})
     labels = row.get("nli", [])
     shown["back"] = list(zip(row.get("back_translations", []), labels))
     return shown
@@ -113,9 +118,10 @@ def shown_constraint(row: dict, sides: dict) -> dict:
 
 def constraints(out: Path, size: int, seed: int, options: dict) -> dict | None:
     """Quality, probes and a sample of constraints, of the latest stage that has finished."""
-    written = [out / f"{name}.jsonl" for name in ("03_instructions", "02_verifiers")]
-    path = next((path for path in written if path.is_file()), None)
-    kept = list(files.read(path)) if path else list(rows_of(out / "01_instructions.jsonl"))
+    latest_first = ("03_instructions", "02_verifiers", "01_instructions")
+    written = [out / f"{name}.jsonl" for name in latest_first]
+    path = next(filter(Path.is_file, written), written[-1])
+    kept = list(rows_of(path))
     if not kept:
         return None
     rng = random.Random(seed)
@@ -126,7 +132,7 @@ def constraints(out: Path, size: int, seed: int, options: dict) -> dict | None:
     made = {"count": len(kept), "quality": None, "probes": None}
     made["families"] = {row["id"]: row["family"] for row in kept if "family" in row}
     made["shown"] = [shown_constraint(row, sides) for row in shown + lost]
-    if path:  # stage 02 has made functions
+    if path != written[-1]:  # stage 02 has made functions
         made |= {"quality": quality(kept), "probes": probed(kept, seed, options)}
     return made
 
@@ -169,7 +175,9 @@ def outcome_of(number: int, row: dict, kept: set[str], dropped: dict[str, list])
     if f"{row['id']}.{number}" in kept:
         return "kept"
     reasons = dropped[row["id"]]
-    return reasons.pop(0) if reasons else "not accounted for"
+    if not reasons:
+        return "not accounted for"
+    return reasons.pop(0)
 
 
 def shown_prompt(row: dict, source: str, kept: set, dropped: dict, sides: dict) -> dict:
@@ -196,7 +204,9 @@ def responses(folder: Path, name: str, size: int, seed: int) -> dict | None:
         return None
     rates, lengths, drawn = [], {"passed": [], "not passed": []}, []
     truncated, scored, above_8 = 0, 0, 0
-    for row, drawn in sample(files.read(path), size, random.Random(seed)):  # noqa: B007
+    rng = random.Random(seed)
+    for number, row in enumerate(files.read(path)):
+        draw(drawn, number, row, size, rng)
         if row["responses"]:
             rates.append(pass_rate(row))
         for response in row["responses"]:
@@ -250,9 +260,9 @@ def by_kind(out: Path, results: list[dict], families: dict[str, str]) -> dict[st
     measured = defaultdict(dict)
     for group, found in points.items():
         for name, models in sorted(found.items()):
-            measured[group][name] = {
-                model: intervals.interval(each) for model, each in models.items()
-            }
+            measured[group][name] = {}
+            for model, each in models.items():
+                measured[group][name][model] = intervals.interval(each)
     return measured
 
 

@@ -40,14 +40,22 @@ def percent(value: float | None, digits: int = 0) -> str:
     return "–" if value is None else f"{value * 100:.{digits}f} %"
 
 
+def listed(counts: dict[str, int]) -> str:
+    """`train 58, heldout 6`"""
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
+
+
+def tags(name: str, texts: list) -> str:
+    """`<th>a</th><th>b</th>`"""
+    return "".join(f"<{name}>{escape(text)}</{name}>" for text in texts)
+
+
 def table(header: list, rows: list[list], kind: str = "") -> str:
     """A table whose cells are text; the first column is its rows' names."""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     lines = []
     for row in rows:
-        cells = "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
-        lines.append(f"<tr><th>{escape(row[0])}</th>{cells}</tr>")
-    body = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
+        lines.append(f"<tr>{tags('th', row[:1])}{tags('td', row[1:])}</tr>")
+    body = f"<thead><tr>{tags('th', header)}</tr></thead><tbody>{''.join(lines)}</tbody>"
     return f'<div class="scroll"><table class="{kind}">{body}</table></div>'
 
 
@@ -56,7 +64,14 @@ def figure(picture: str, title: str, words: str = "") -> str:
     return f"<figure><figcaption>{escape(title)}</figcaption>{picture}{said}</figure>"
 
 
+def grid(pictures: list[str]) -> str:
+    return f'<div class="grid">{"".join(pictures)}</div>'
+
+
 def section(name: str, title: str, *parts: str) -> str:
+    """A section of the page, "" without parts: its stage has not run."""
+    if not any(parts):
+        return ""
     return f'<section id="{name}"><h2>{escape(title)}</h2>{"".join(parts)}</section>'
 
 
@@ -74,8 +89,8 @@ def step(stage: str, numbers: dict, widest: int) -> str:
     """One stage: a bar of what was kept of what came in, and the reasons of the rest."""
     taken, kept = numbers["in"], numbers["kept"]
     incoming, outgoing = STAGES[stage]
-    width = max(100 * taken / widest, 4) if widest else 4
-    filled = 100 * kept / taken if taken else 0
+    width = max(100 * taken / max(widest, 1), 4)
+    filled = 100 * kept / max(taken, 1)
     reasons = sorted(numbers.get("dropped", {}).items(), key=lambda each: -each[1])
     chips = "".join(f"<li>{escape(reason)} <b>{count:,}</b></li>" for reason, count in reasons)
     return (
@@ -88,12 +103,14 @@ def step(stage: str, numbers: dict, widest: int) -> str:
 def funnel(run: dict) -> str:
     parts = []
     for name, stats in run["stats"].items():
-        stages = [(stage, stats[stage]) for stage in STAGES if stage in stats]
-        if stages:
-            widest = max(numbers["in"] for _, numbers in stages)
-            title = f"<h3 class=loop>{escape(name)}</h3>" if name != MAIN else ""
-            parts.append(title + "".join(step(*each, widest) for each in stages))
-    return section("funnel", "From seeds to pairs", *parts, table_5(run)) if parts else ""
+        stages = {stage: stats[stage] for stage in STAGES if stage in stats}
+        # an iteration of the online loop has a title, the run itself needs none
+        if stages and name != MAIN:
+            parts.append(f"<h3 class=loop>{escape(name)}</h3>")
+        widest = max((numbers["in"] for numbers in stages.values()), default=0)
+        for stage, numbers in stages.items():
+            parts.append(step(stage, numbers, widest))
+    return section("funnel", "From seeds to pairs", *parts, table_5(run))
 
 
 def table_5(run: dict) -> str:
@@ -125,11 +142,20 @@ def table_5(run: dict) -> str:
 
 def counted(found: dict) -> tuple[list[int], list[str]]:
     """The values and labels of a histogram of small whole numbers; the last bar is open at 24."""
-    most = min(24, max(found))
-    labels = [str(number) for number in range(1, most)] + [f"{most}+" if most == 24 else str(most)]
-    values = [found.get(number, 0) for number in range(1, most)]
-    values.append(sum(count for number, count in found.items() if number >= most))
+    most = max(1, min(24, max(found)))
+    labels, values = list(map(str, range(1, most + 1))), [0] * most
+    for number, count in found.items():
+        if number:
+            values[min(number, most) - 1] += count
+    if most == 24:
+        labels[-1] += "+"
     return values, labels
+
+
+def histogram(of: str, found: tuple, what: str, title: str, words: str = "") -> str:
+    """The figure of how many `of` have how much of `what`; `found` is (values, labels)."""
+    values, labels = found
+    return figure(bars({of: values}, labels, what), title, words)
 
 
 def shares(values: list[float]) -> tuple[list[int], list[str]]:
@@ -164,41 +190,42 @@ def verifiers(run: dict) -> str:
     if not made or not made["quality"]:
         return ""
     found = made["quality"]
-    constant = {name: count for name, count in found["constant"].items() if name}
-    functions = sum(found["constant"].values())
-    said = ", ".join(f"always {name} {count:,}" for name, count in constant.items()) or "none"
-    split = ", ".join(f"{name} {count:,}" for name, count in found["split"].items())
-    values, labels = counted(found["functions"])
+    number, cases = counted(found["functions"]), counted(found["cases"])
     pictures = [
-        figure(bars({"constraints": values}, labels, "functions"), "Functions a constraint")
+        histogram("constraints", number, "functions", "Functions a constraint"),
+        histogram("constraints", cases, "cases", "Cases a constraint"),
     ]
-    values, labels = counted(found["cases"])
-    pictures.append(figure(bars({"constraints": values}, labels, "cases"), "Cases a constraint"))
-    values, labels = shares(found["accuracy"])
     words = "Share of its constraint's kept cases that a kept function gets right."
-    pictures.append(figure(bars({"functions": values}, labels, "accuracy"), "Accuracy", words))
+    accuracy = shares(found["accuracy"])
+    pictures.append(histogram("functions", accuracy, "accuracy", "Accuracy", words))
     if found["agreement"]:
-        values, labels = shares(found["agreement"])
         words = "Share of all functions that agree with a kept case."
-        pictures.append(figure(bars({"cases": values}, labels, "agreement"), "Agreement", words))
+        agreement = shares(found["agreement"])
+        pictures.append(histogram("cases", agreement, "agreement", "Agreement", words))
+    facts = table(["", ""], verifier_facts(run, made["count"], found), "facts")
+    return section("verifiers", "Verifiers", facts, grid(pictures), probes(made["probes"]))
+
+
+def verifier_facts(run: dict, constraints: int, found: dict) -> list[list[str]]:
+    """(name, number) of the table above the pictures."""
+    constant, errors = {}, {}
+    for name, count in found["constant"].items():
+        if name:
+            constant[f"always {name}"] = count
+    for name, count in run["stats"][MAIN].get("02_verifiers", {}).items():
+        if name.startswith("function error: "):
+            errors[name.removeprefix("function error: ")] = count
     facts = [
-        ["constraints", f"{made['count']:,} ({split})"],
-        ["functions", f"{functions:,}"],
-        ["one verdict for every case", said],
+        ["constraints", f"{constraints:,} ({listed(found['split'])})"],
+        ["functions", f"{sum(found['constant'].values()):,}"],
+        ["one verdict for every case", listed(constant) or "none"],
     ]
     if found["families"]:
-        largest = ", ".join(f"{name} {count:,}" for name, count in found["families"].most_common(8))
+        largest = listed(dict(found["families"].most_common(8)))
         facts.append(["families", f"{len(found['families']):,} ({largest})"])
-    stats = run["stats"][MAIN].get("02_verifiers", {})
-    errors = [
-        f"{name[16:]} {count:,}" for name, count in stats.items() if name[:15] == "function error:"
-    ]
     if errors:
-        facts.append(["errors of functions", ", ".join(errors)])
-    grid = f'<div class="grid">{"".join(pictures)}</div>'
-    return section(
-        "verifiers", "Verifiers", table(["", ""], facts, "facts"), grid, probes(made["probes"])
-    )
+        facts.append(["errors of functions", listed(errors)])
+    return facts
 
 
 # ---- responses ----
@@ -214,26 +241,25 @@ def outcome_bar(rates: list[float]) -> str:
         parts.append(
             f'<i class="part{place}" style="flex:{count} 0 0" title="{escape(words)}"></i>'
         )
-    said = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-    return f'<div class="stack">{"".join(parts)}</div><p class=note>{said}</p>'
+    return f'<div class="stack">{"".join(parts)}</div><p class=note>{listed(counts)}</p>'
 
 
 def responses(run: dict) -> str:
     parts = []
     for name, found in run["responses"].items():
-        values, labels = shares(found["rates"])
+        # both sides in the same bins, so that they can be compared
         longest = max(max(lengths, default=0) for lengths in found["lengths"].values()) or 1
         edges = [f"{longest * tenth // 10:,}" for tenth in range(10)]
         groups = {side: bins(found["lengths"][side], 0, longest, 10) for side in found["lengths"]}
         passed = "the share of a prompt's responses that more than half of the functions pass"
         cut = f"{percent(found['truncated'], 1)} of the responses ran into the token limit."
         pictures = [
-            figure(bars({"prompts": values}, labels, "pass rate"), "Pass rate a prompt", passed),
+            histogram("prompts", shares(found["rates"]), "pass rate", "Pass rate a prompt", passed),
             figure(bars(groups, edges, "length"), "Characters a response", cut),
         ]
         parts.append(f"<h3>{escape(name)}</h3>" + outcome_bar(found["rates"]))
-        parts.append(f'<div class="grid">{"".join(pictures)}</div>' + legend(list(groups)))
-    return section("responses", "Responses", *parts) if parts else ""
+        parts.append(grid(pictures) + legend(list(groups)))
+    return section("responses", "Responses", *parts)
 
 
 # ---- training, results ----
@@ -248,12 +274,8 @@ def training(run: dict) -> str:
             if points:
                 last = f"{points[0][1]:.4g} at step {points[0][0]}, {points[-1][1]:.4g} at the end"
                 pictures.append(figure(curve(points, f"{name}, {metric}"), metric, last))
-        parts.append(f'<h3>{escape(name)}</h3><div class="grid">{"".join(pictures)}</div>')
-    return section("training", "Training", *parts) if parts else ""
-
-
-def interval_row(name: str, metric: dict) -> tuple:
-    return name, metric["value"], metric.get("low"), metric.get("high")
+        parts.append(f"<h3>{escape(name)}</h3>{grid(pictures)}")
+    return section("training", "Training", *parts)
 
 
 def cell(metric: dict | None) -> str:
@@ -270,33 +292,37 @@ def cell(metric: dict | None) -> str:
 
 def results(run: dict) -> str:
     metrics: dict[str, dict[str, dict]] = {}
+    gaps = []
     for row in run["results"]:
         for name, metric in row.get("metrics", {}).items():
             metrics.setdefault(name, {})[row["model"]] = metric
-    gaps = [
-        f"{row['model']}, {row['benchmark']}: {row['gap']}"
-        for row in run["results"]
-        if "gap" in row
-    ]
+        if "gap" in row:
+            gap = f"{row['model']}, {row['benchmark']}: {row['gap']}"
+            gaps.append(f"<p class=note>Not run: {escape(gap)}</p>")
     if not metrics and not gaps:
         return ""
     models = list(dict.fromkeys(row["model"] for row in run["results"]))
-    pictures, rows = [], []
+    pictures = []
     for name, found in metrics.items():
-        measured = [interval_row(model, found[model]) for model in models if model in found]
+        measured = []
+        for model in models:
+            if metric := found.get(model):
+                measured.append((model, metric["value"], metric.get("low"), metric.get("high")))
         pictures.append(figure(dots(measured, name), name))
-        rows.append([name, *(cell(found.get(model)) for model in models)])
-    parts = [
-        "<p class=note>In per cent (ratings and lengths as they are), with 95 % intervals.</p>"
-    ]
-    parts += [f'<div class="grid">{"".join(pictures)}</div>', table(["", *models], rows)]
+    note = "<p class=note>In per cent (ratings and lengths as they are), with 95 % intervals.</p>"
+    parts = [note, grid(pictures), by_model("", metrics, models)]
     for group, measured in run["by_kind"].items():
-        kinds = []
-        for name, found in measured.items():
-            kinds.append([name, *(cell(found.get(model)) for model in models)])
-        parts += [f"<h3>Held-out constraints, by {group}</h3>", table([group, *models], kinds)]
-    parts += [f"<p class=note>Not run: {escape(gap)}</p>" for gap in gaps]
-    return section("results", "Results", *parts)
+        title = f"<h3>Held-out constraints, by {group}</h3>"
+        parts += [title, by_model(group, measured, models)]
+    return section("results", "Results", *parts, *gaps)
+
+
+def by_model(group: str, found: dict[str, dict[str, dict]], models: list[str]) -> str:
+    """A table with a line for each of `group` and a column for each model."""
+    rows = []
+    for name, measured in found.items():
+        rows.append([name, *(cell(measured.get(model)) for model in models)])
+    return table([group, *models], rows)
 
 
 # ---- the head, the samples, the page ----
@@ -338,21 +364,27 @@ def embedded(value: object) -> str:
 
 
 def page(run: dict) -> str:
-    made = run["constraints"]
-    data = {
-        "constraints": made["shown"] if made else [],
-        "prompts": [row for found in run["responses"].values() for row in found["shown"]],
+    data = {"constraints": [], "prompts": []}
+    if run["constraints"]:
+        data["constraints"] = run["constraints"]["shown"]
+    for found in run["responses"].values():
+        data["prompts"] += found["shown"]
+    parts = {
+        "funnel": funnel(run),
+        "verifiers": verifiers(run),
+        "responses": responses(run),
+        "training": training(run),
+        "results": results(run),
+        "samples": section("samples", "Samples", SAMPLES),
     }
-    samples = section("samples", "Samples", SAMPLES)
-    parts = [funnel(run), verifiers(run), responses(run), training(run), results(run), samples]
-    names = ["funnel", "verifiers", "responses", "training", "results", "samples"]
-    there = [name for name, part in zip(names, parts) if part]
+    # a stage that has not run yet has neither a section nor a link to it
+    there = {name: part for name, part in parts.items() if part}
     return PAGE.format(
         name=escape(run["name"]),
         css=(HERE / "page.css").read_text(encoding="utf-8"),
         script=(HERE / "samples.js").read_text(encoding="utf-8"),
         links="".join(f'<a href="#{name}">{name}</a>' for name in there),
-        sections=tiles(run) + "\n".join(part for part in parts if part),
+        sections=tiles(run) + "\n".join(there.values()),
         data=embedded(data),
         seed=run["seed"],
         size=f"{run['size']:,}",

@@ -12,6 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from autoif import models
 from autoif.files import UserError
 
 CONTEXT = 16_384  # tokens of prompt and answer: Arena-Hard's answers may have 4,096
@@ -44,18 +45,10 @@ class Shape:
 
 def shape(model: str) -> Shape:
     """The shape that a model's configuration describes; no weight is read or made."""
-    import torch
-    import transformers
-
-    try:
-        config = transformers.AutoConfig.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{model} is no model: {str(error).splitlines()[0]}") from None
-    with torch.device("meta"):
-        empty = transformers.AutoModelForCausalLM.from_config(config)
+    config = models.read_config(model)
     heads = config.num_attention_heads
     return Shape(
-        parameters=empty.num_parameters(),
+        parameters=models.parameters(config),
         layers=config.num_hidden_layers,
         heads=heads,
         key_heads=getattr(config, "num_key_value_heads", None) or heads,

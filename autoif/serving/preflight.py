@@ -103,7 +103,7 @@ def _answers(client, url: str, model: str) -> str | None:
     return f"{url} does not answer as {model!r}: {words}"
 
 
-def training(base: str, shape: engines.Shape, memory: list[float], processes: int) -> list[str]:
+def training(base: str, shape: engines.Shape, memory: list[float]) -> list[str]:
     """Problems of training `base` here."""
     if memory or shape.parameters < CPU_PARAMETERS:
         return []
@@ -118,8 +118,9 @@ def serving(base: str, shape: engines.Shape, memory: list[float]) -> list[str]:
     if os.environ.get("SERVE"):
         return []
     if not memory:
-        lost = importlib.util.find_spec("xllamacpp") is None
-        return ["package xllamacpp: pip install -r requirements.txt"] if lost else []
+        if importlib.util.find_spec("xllamacpp") is None:
+            return ["package xllamacpp: pip install -r requirements.txt"]
+        return []
     try:
         engines.vllm_command(base, base, 0, shape, memory)
     except UserError as error:
@@ -127,15 +128,18 @@ def serving(base: str, shape: engines.Shape, memory: list[float]) -> list[str]:
     return []
 
 
-def judging(judge: str, supervisor: str, base: str) -> list[str]:
-    """Warnings about a judge that judges itself or its pupil."""
-    if judge and judge in (supervisor, base):
-        whose = "the supervisor that wrote the data" if judge == supervisor else "the base model"
-        return [
-            f"the judge is {whose}: it may prefer its own kind; set JUDGE to another model "
-            "(the paper's judges are GPT-4s)"
-        ]
-    return []
+def warn_of_judge(judge: str, supervisor: str, base: str) -> None:
+    """Say it where a judge judges itself or its pupil."""
+    if not judge or judge not in (supervisor, base):
+        return
+    whose = "the base model"
+    if judge == supervisor:
+        whose = "the supervisor that wrote the data"
+    print(
+        f"warning: the judge is {whose}: it may prefer its own kind; set JUDGE to another model "
+        "(the paper's judges are GPT-4s)",
+        flush=True,
+    )
 
 
 def plan(args, shape: engines.Shape | None, memory: list[float]) -> list[str]:
@@ -176,7 +180,7 @@ def model_problems(args, shape: engines.Shape | None, memory: list[float]) -> li
     """What stages 05 and 06 lack: a base model, GPUs, an engine, room for checkpoints."""
     if shape is None:
         return [on_hub(args.base, "BASE")]
-    problems = training(args.base, shape, memory, args.processes)
+    problems = training(args.base, shape, memory)
     problems += serving(args.base, shape, memory)
     # the checkpoints, and one resume point
     need = shape.parameters * (2 * (2 + args.online_iterations) + 14)
@@ -225,12 +229,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     stages = [stage for stage in PACKAGES if stage <= args.until]
-    wanted = [package for stage in stages for package in PACKAGES[stage]]
-    lost = [package for package in wanted if importlib.util.find_spec(package) is None]
-    missing = [f"package {package}: pip install -r requirements.txt" for package in lost]
+    missing = []
+    for stage in stages:
+        for package in PACKAGES[stage]:
+            if importlib.util.find_spec(package) is None:
+                missing.append(f"package {package}: pip install -r requirements.txt")
 
     memory, shape = [], None
-    if "05" in stages and not lost:
+    # what a model needs is read with these packages
+    if "05" in stages and not missing:
         memory = engines.gpu_memory()
         try:
             shape = engines.shape(args.base) if args.base else None
@@ -243,8 +250,8 @@ def main(argv: list[str] | None = None) -> None:
         missing += benchmark_problems(args)
 
     print("\n".join(plan(args, shape, memory)), flush=True)
-    for warning in judging(args.judge, args.supervisor, args.base) if "07" in stages else []:
-        print(f"warning: {warning}", flush=True)
+    if "07" in stages:
+        warn_of_judge(args.judge, args.supervisor, args.base)
     problems = [problem for problem in missing if problem]
     if problems:
         numbered = (f"  {number}. {text}" for number, text in enumerate(problems, 1))

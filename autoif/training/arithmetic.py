@@ -7,6 +7,7 @@ that PEAKS does not know.
 
 import time
 
+from autoif.models import parameters
 from autoif.training.rows import packed_tokens
 
 # Dense bf16 TFLOP/s from NVIDIA's data sheets; the first name that a device's name contains counts.
@@ -34,13 +35,6 @@ def layer_weights(shape) -> int:
     """Weights of one decoder layer's matrices: query and output, key and value, gate, up, down."""
     queries, keys = attention_widths(shape)
     return shape.hidden_size * (2 * queries + 2 * keys + 3 * shape.intermediate_size)
-
-
-def parameters(shape) -> int:
-    """Parameters of the model but for biases and query norms, which are less than a thousandth."""
-    embeddings = shape.vocab_size * shape.hidden_size * (1 if shape.tie_word_embeddings else 2)
-    norms = (2 * shape.num_hidden_layers + 1) * shape.hidden_size
-    return shape.num_hidden_layers * layer_weights(shape) + embeddings + norms
 
 
 def attention_pairs(row: dict) -> float:

@@ -53,11 +53,10 @@ class Checkpoints:
         # Settings without a resume point bind nobody: that run had nothing to lose.
         if self._steps() and self.file.exists():
             before = json.loads(self.file.read_text())
-            changed = [
-                f"{name} was {before.get(name)}, is {value}"
-                for name, value in settings.items()
-                if before.get(name) != value
-            ]
+            changed = []
+            for name, value in settings.items():
+                if before.get(name) != value:
+                    changed.append(f"{name} was {before.get(name)}, is {value}")
             if changed:
                 raise UserError(
                     f"{self.state} was begun with other settings ({'; '.join(changed)}); "

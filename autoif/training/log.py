@@ -24,7 +24,8 @@ import statistics
 import time
 from pathlib import Path
 
-from autoif.files import UserError, write_whole
+from autoif import files
+from autoif.files import UserError
 from autoif.training import arithmetic
 from autoif.training.rows import count_tokens
 
@@ -39,18 +40,15 @@ class Log:
         self.shape = engine.module.model.config
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.file, self.wandb = Path(f"{out}.state") / "metrics.jsonl", None
-        # A killed run may have logged steps after its last resume point: they will be done again.
-        rows = []
-        if self.file.exists():
-            lines = self.file.read_text(encoding="utf-8").splitlines(keepends=True)
-            rows = [json.loads(line) for line in lines if line.endswith("\n")]
-        rows = [row for row in rows if row["step"] <= done]
+        rows = logged(self.file, done)
         self.norms = [row["norm"] for row in rows]
         dist.barrier()  # other ranks may still be reading it
         if self.rank == 0:
             from torch.utils.tensorboard import SummaryWriter
 
-            write_whole(self.file, "".join(json.dumps(row) + "\n" for row in rows))
+            with files.writer(self.file) as write:
+                for row in rows:
+                    write(row)
             self.board = SummaryWriter(self.file.parent / "tensorboard", purge_step=done + 1)
             dtype = next(engine.module.parameters()).dtype
             self.peak, source = arithmetic.peak_flops(engine.device, dtype)
@@ -119,7 +117,7 @@ class Log:
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
 
-        rows = [json.loads(line) for line in open(self.file, encoding="utf-8")]
+        rows = list(files.read(self.file))
         names = [name for name in rows[0] if name != "step"]
         figure, axes = plt.subplots(
             len(names), 1, sharex=True, figsize=(8, 1.8 * len(names)), layout="constrained"
@@ -133,6 +131,21 @@ class Log:
         self.board.close()
         if self.wandb:
             self.wandb.finish()
+
+
+def logged(file: Path, done: int) -> list[dict]:
+    """The rows of the first `done` steps.
+
+    A killed run may have logged more after its last resume point: these steps will be done again.
+    """
+    if not file.exists():
+        return []
+    rows = []
+    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
+        # without its end it is torn, and of a step that is done again
+        if line.endswith("\n"):
+            rows.append(json.loads(line))
+    return [row for row in rows if row["step"] <= done]
 
 
 def memory_gb() -> float:

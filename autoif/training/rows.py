@@ -120,10 +120,12 @@ def packed_tokens(row: dict) -> int:
 
 def count_tokens(rows: list[dict]) -> tuple[int, int]:
     """Real tokens of rows: with each prompt once, and with the prompt once for each response."""
-    prompts = sum(len(row["prompt"]) for row in rows)
-    repeated = sum(len(row["prompt"]) * len(row["responses"]) for row in rows)
-    responses = sum(len(response) for row in rows for response in row["responses"])
-    return prompts + responses, repeated + responses
+    once, repeated = 0, 0
+    for row in rows:
+        prompt, responses = len(row["prompt"]), sum(map(len, row["responses"]))
+        once += prompt + responses
+        repeated += prompt * len(row["responses"]) + responses
+    return once, repeated
 
 
 def usable(
@@ -141,8 +143,7 @@ def usable(
             kept.append(row)
     if rank == 0:
         funnel = Funnel(stage, f"{out}.jsonl")
-        for _ in kept:
-            funnel.keep()
+        funnel.keep(len(kept))
         for reason, identity in dropped:
             funnel.drop(reason, {"id": identity})
         funnel.finish()

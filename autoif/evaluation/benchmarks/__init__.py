@@ -86,6 +86,11 @@ def conversation(name: str, item: dict) -> Conversation:
     return getattr(module(name), "answer", single_turn)(item)
 
 
+def undecided(reason: str = "the judge did not answer") -> dict:
+    """The row of a work without a verdict: counted as unparsable, and in no metric."""
+    return {"verdict": None, "reason": reason, "unparsable": True, "points": {}}
+
+
 def chosen(text: str) -> list[str]:
     """The benchmarks that a --benchmarks flag names: `all`, or some with commas between them."""
     names = NAMES if text == "all" else text.split(",")

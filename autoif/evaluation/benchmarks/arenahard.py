@@ -11,7 +11,7 @@ Bradley-Terry fit gives, so nothing is fitted. Departures:
 
 import re
 
-from autoif.evaluation.benchmarks import Settings
+from autoif.evaluation.benchmarks import Settings, undecided
 from autoif.evaluation.conversation import Conversation, ask_judge, system, user
 
 SETTINGS = Settings(
@@ -102,12 +102,11 @@ def score(works: list[dict], args) -> list[dict]:
 
 def scored(item: dict, games: list[tuple[str | None, str]] | None) -> dict:
     if games is None:
-        reason = "the judge did not answer"
-        return {"verdict": None, "reason": reason, "unparsable": True, "points": {}}
+        return undecided()
     verdicts = [verdict for verdict, _ in games]
     reason = "\n---\n".join(words for _, words in games)
     if None in verdicts:
-        return {"verdict": None, "reason": reason, "unparsable": True, "points": {}}
+        return undecided(reason)
     won, weight = 0.0, 0
     for game, verdict in enumerate(verdicts):
         for_a, times = OUTCOMES[verdict]

@@ -23,7 +23,7 @@ import re
 import string
 from collections.abc import Callable
 
-from autoif.evaluation.benchmarks import Settings
+from autoif.evaluation.benchmarks import Settings, undecided
 from autoif.evaluation.conversation import Conversation, ask_judge, user
 
 SETTINGS = Settings(
@@ -323,11 +323,10 @@ def scored(work: dict) -> dict:
     decide = rule(item)
     if decide:
         soft, reason = float(decide(text)), "rule"
-    elif work["judged"] is None or work["judged"]["verdicts"] is None:
-        reason = "the judge did not answer"
-        if work["judged"] is not None:
-            reason = work["judged"]["words"]
-        return {"verdict": None, "reason": reason, "unparsable": True, "points": {}}
+    elif work["judged"] is None:
+        return undecided()
+    elif work["judged"]["verdicts"] is None:
+        return undecided(work["judged"]["words"])
     else:
         verdicts = work["judged"]["verdicts"]
         soft, reason = sum(verdicts) / len(verdicts), work["judged"]["words"]

@@ -121,8 +121,8 @@ def program(item: dict, text: str) -> str | None:
     whole = [block for block in blocks if definition.search(block)]
     if whole:
         # the first that is more than a sketch: later ones are variants and examples
-        full = [block for block in whole if defines(block, item["entry_point"])]
-        best = full[0] if full else whole[-1]
+        full = (block for block in whole if defines(block, item["entry_point"]))
+        best = next(full, whole[-1])
         return f"{preamble}\n{cut_to_code(best) or best}"
     # the whole function without a fence
     if not blocks and definition.search(text):
@@ -136,9 +136,10 @@ def program(item: dict, text: str) -> str | None:
 
 
 def score(works: list[dict], args) -> list[dict]:
-    codes = [program(work["item"], work["answers"][0]["text"]) for work in works]
-    jobs = []
-    for index, (work, code) in enumerate(zip(works, codes)):
+    codes, jobs = [], []
+    for index, work in enumerate(works):
+        code = program(work["item"], work["answers"][0]["text"])
+        codes.append(code)
         if code is not None:
             checked = CHECKED.format(**{**work["item"], "code": code})
             jobs.append({"id": str(index), "inputs": [""], "code": checked})

@@ -6,7 +6,7 @@ benchmark's number is IFB Pr(L). Two kinds of instruction need NLTK data that no
 hold one are left out and counted, not failed.
 """
 
-from autoif.evaluation.benchmarks import Settings, ifeval
+from autoif.evaluation.benchmarks import Settings, ifeval, undecided
 
 SETTINGS = Settings(temperature=0.0, max_tokens=2048, usual_tokens=400, columns=("IFB Pr(L)",))
 
@@ -27,6 +27,5 @@ def score(works: list[dict], args) -> list[dict]:
             rows.append(ifeval.scored(work["item"], strict, loose, "IFB "))
         except LookupError as error:
             missing = str(error).strip("*\n ").split("\n")[0]
-            reason = f"NLTK data is missing: {missing}"
-            rows.append({"verdict": None, "reason": reason, "unparsable": True, "points": {}})
+            rows.append(undecided(f"NLTK data is missing: {missing}"))
     return rows

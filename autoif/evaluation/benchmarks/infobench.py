@@ -10,7 +10,7 @@ one growing conversation. Departures:
 
 import re
 
-from autoif.evaluation.benchmarks import Settings
+from autoif.evaluation.benchmarks import Settings, undecided
 from autoif.evaluation.conversation import Conversation, ask_judge, assistant, user
 
 SETTINGS = Settings(
@@ -90,12 +90,13 @@ def score(works: list[dict], args) -> list[dict]:
 
 def scored(item: dict, verdicts: list[bool | None] | None) -> dict:
     if verdicts is None:
-        reason = "the judge did not answer"
-        return {"verdict": None, "reason": reason, "unparsable": True, "points": {}}
+        return undecided()
     read = [verdict for verdict in verdicts if verdict is not None]
     pairs = zip(item["questions"], verdicts)
     missed = [question for question, verdict in pairs if verdict is False]
-    points = {"InfoBench": [("", item["cluster"], sum(read), len(read))]} if read else {}
+    points = {}
+    if read:
+        points["InfoBench"] = [("", item["cluster"], sum(read), len(read))]
     return {
         "verdict": not missed if len(read) == len(verdicts) else None,
         "reason": " | ".join(missed),

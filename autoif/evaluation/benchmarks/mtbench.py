@@ -8,7 +8,7 @@ is beside the questions, else the ones below, which ask the same in our words.
 
 import re
 
-from autoif.evaluation.benchmarks import Settings
+from autoif.evaluation.benchmarks import Settings, undecided
 from autoif.evaluation.conversation import Conversation, ask_judge, assistant, system, user
 
 SETTINGS = Settings(
@@ -140,8 +140,7 @@ def score(works: list[dict], args) -> list[dict]:
 
 def scored(item: dict, ratings: list[tuple[float | None, str]] | None) -> dict:
     if ratings is None:
-        reason = "the judge did not answer"
-        return {"verdict": None, "reason": reason, "unparsable": True, "points": {}}
+        return undecided()
     points: dict[str, list] = {}
     for turn, (rating, _) in enumerate(ratings, 1):
         if rating is not None:
