@@ -58,10 +58,11 @@ def check_job(row: dict, where: str) -> None:
 
 
 class _Worker:
-    """One worker process, which answers one job at a time."""
+    """One worker process, which answers one job after the other."""
 
     def __init__(self, settings: dict, packages: bool, prefix: list[str]):
-        self.owner, self.ready, self.job, self.rest = os.getpid(), False, None, b""
+        self.owner, self.ready, self.rest = os.getpid(), False, b""
+        self.jobs: deque[dict] = deque()  # the one under way, and those that wait in its pipe
         self.packages = packages
         self.slots: dict[str, int] = {}  # of the functions whose children stay, least recent first
         self.keep = settings["keep"]
@@ -91,13 +92,17 @@ class _Worker:
             rest = rest[os.write(self.process.stdin.fileno(), rest) :]
 
     def send(self, job: dict) -> None:
-        self.job = job
+        self.jobs.append(job)
         # version 4: that of every Python from 3.4 on, since a prefix may lead to another one
         body = marshal.dumps((job["code"], job["inputs"]), 4)
         slot, another, count = -1, 0, len(job["inputs"])
         if self.keep and 0 < count <= KEPT_INPUTS and len(body) <= KEPT_BYTES:
             slot, another = self.slot(job["code"])
         self.write(HEAD.pack(len(body), count, slot, another) + body)
+
+    def takes(self, job: dict) -> bool:
+        """Whether a job of a function whose child stays here can wait in the pipe."""
+        return sum(each["size"] for each in self.jobs) + job["size"] < KEPT_BYTES
 
     def slot(self, code: str) -> tuple[int, bool]:
         """The number under which a function's child stays, and whether it was another's."""
@@ -227,15 +232,18 @@ class _Run:
         self.read, self.held = self.read + 1, self.held + size
 
     def dispatch(self) -> None:
-        """Give every worker that may be had a job; one whose function a busy one keeps waits."""
+        """Give every worker that may be had a job, and a busy one those of functions it keeps."""
         for _ in range(len(self.pending)):
             job = self.pending.popleft()
-            elsewhere = any(job["code"] in worker.slots for worker in self.busy)
-            if elsewhere or len(self.busy) == self.sandbox.limit:
+            keepers = [worker for worker in self.busy if job["code"] in worker.slots]
+            if keepers and keepers[0].takes(job):
+                worker = keepers[0]
+            elif not keepers and len(self.busy) < self.sandbox.limit:
+                worker = self.sandbox.borrow(job["packages"], job["code"])
+                self.busy.append(worker)
+            else:
                 self.pending.append(job)  # all of them go round, so their order stays
                 continue
-            worker = self.sandbox.borrow(job["packages"], job["code"])
-            self.busy.append(worker)
             try:
                 worker.send(job)
             except BrokenPipeError:
@@ -279,10 +287,11 @@ class _Run:
             )
 
     def lose(self, worker: _Worker) -> None:
-        """A worker died: its job runs again on another one."""
+        """A worker died: its jobs run again on another one."""
         self.busy.remove(worker)
         worker.close()
-        job = worker.job
+        job = worker.jobs.popleft()
+        self.pending.extendleft(reversed(worker.jobs))
         job["lost"] += 1
         if job["lost"] < TRIES:
             self.pending.appendleft(job)
@@ -297,9 +306,10 @@ class _Run:
     def judge(self, worker: _Worker, line: str) -> None:
         """Take a worker's answer and give the worker back."""
         letters, _, reason = line.partition(" ")
-        job, worker.job = worker.job, None
-        self.busy.remove(worker)
-        self.sandbox.idle[worker.packages].append(worker)
+        job = worker.jobs.popleft()
+        if not worker.jobs:
+            self.busy.remove(worker)
+            self.sandbox.idle[worker.packages].append(worker)
         self.finish(job, [VERDICTS[letter] for letter in letters], reason or None)
 
     def finish(self, job: dict, verdicts: list[str], error: str | None) -> None:
