@@ -12,10 +12,10 @@ A file is JSONL of rows with `id` and `verifiers` (stages 02 and 03), or of rows
 process.
 
 The sandbox stays up between calls, which may come from any thread: those that arrive while others
-are answered share its next jobs. So do the processes of the functions that were asked last: what a
-function remembers of one text may reach the next, in a call or between calls (keep=0: in a call
-only). A forked process makes a sandbox of its own. A function that errs
-says nothing: its text has no reward (`pass_share` is None), not a reward of 0.
+are answered share its next jobs. The processes of the functions asked last stay too: what a
+function remembers of one text may reach the next one, in a call or between calls (keep=0: in a call
+only). A forked process makes a sandbox of its own. A function that errs says nothing: its text has
+no reward (`pass_share` is None), not a reward of 0.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from autoif.stage import run as run_command
 
 GATHERING = 0.002  # seconds without a further call after which several that came are answered
 GATHERED = 10_000  # calls that are answered together, at most
-KEEP = 256  # functions whose processes stay for the next call, of some 1.5 MB each
+KEEP = 128  # functions a worker whose processes stay for the next call, of some 1.5 MB each
 
 
 class Score(NamedTuple):

@@ -1190,6 +1190,37 @@ def test_no_child_sees_what_those_that_stay_were_given(keeping):
     assert ask(code, "a") == (["fail"], None)
 
 
+def test_children_that_stay_end_with_their_worker():
+    deadline = time.monotonic() + 20
+    before = set(children())
+    for end in ("close", "kill"):
+        with sandbox.Sandbox(workers=1, keep=3) as box:
+            list(box.run([{**GOOD, "code": GOOD["code"] + f"  # {n}"} for n in range(3)]))
+            [worker] = set(children()) - before
+            stopped = grandchildren([worker])
+            if end == "kill":
+                os.kill(worker, signal.SIGKILL)
+                assert [result["verdicts"] for result in box.run([GOOD])] == [["pass", "fail"]]
+        assert len(stopped) == 3
+        while any(Path(f"/proc/{pid}").exists() for pid in stopped):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def test_where_no_process_can_be_had_those_that_stay_make_room(child, monkeypatch):
+    ended = []
+    kept = child["Kept"]({"memory_mb": 1})
+    kept.children = {0: ((1, 2, b""), 9), 1: ((3, 4, b""), 9)}
+    kept.end = lambda *process: ended.append(process)
+
+    def refuse(*_):
+        raise BlockingIOError
+
+    monkeypatch.setitem(child, "start_child", refuse)
+    assert kept.verdicts(b"", 1, 5, 1) == "" and not kept.children
+    assert sorted(ended) == [(1, 2, b""), (3, 4, b"")]
+
+
 def test_large_jobs_are_for_fresh_children(keeping):
     ask, kept = keeping
     assert ask(GOOD["code"], *["aaa"] * 1000) == (["pass"] * 1000, None)

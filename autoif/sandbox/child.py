@@ -506,7 +506,12 @@ class Kept:
         if child and frames is None:
             self.end(*child)
         if frames is None:
-            child, frames = start_child(message, 0, count, self.settings, True)
+            try:
+                child, frames = start_child(message, 0, count, self.settings, True)
+            except OSError:  # no further process or descriptor is to be had
+                while self.children:
+                    self.end(*self.children.popitem()[1][0])
+                return ""
             left = KEPT_INPUTS
         pid, pipe, _ = child
         end = watch(pid, pipe, frames, self.settings, True)

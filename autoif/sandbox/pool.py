@@ -135,8 +135,8 @@ class Sandbox(AbstractContextManager):
 
     with Sandbox() as box: results = list(box.run(jobs))
 
-    With `keep`, the processes of about so many functions stay too, and a job of few inputs costs
-    no fork; but for what that means see the head of the package.
+    With `keep`, the processes of so many functions a worker stay too, and a job of few inputs costs
+    no fork; for what that means besides see the head of the package.
     """
 
     def __init__(
@@ -159,7 +159,7 @@ class Sandbox(AbstractContextManager):
         self.limit, self.unsafe, self.warned = workers or cores, unsafe, False
         self.settings = {"modules": MODULES, "memory_mb": memory_mb}
         self.settings |= {"cpu_seconds": cpu_seconds, "wall_seconds": WALL_FACTOR * cpu_seconds}
-        self.settings["keep"] = -(-keep // self.limit)
+        self.settings["keep"] = keep
         # with more to choose from, fewer workers stand idle while a job waits for a certain one
         self.ahead = 4 * self.limit if keep else self.limit
         self.idle = {False: deque(), True: deque()}  # whose pop and append need no lock
