@@ -12,8 +12,10 @@ A file is JSONL of rows with `id` and `verifiers` (stages 02 and 03), or of rows
 process.
 
 The sandbox stays up between calls, which may come from any thread: those that arrive while others
-are answered share its next jobs. A forked process makes a sandbox of its own. A function that errs
-says nothing: its text has no reward (`pass_share` is None), not a reward of 0.
+are answered share its next jobs. The processes of the functions asked last stay too: what a
+function remembers of one text may reach the next one, in a call or between calls (keep=0: in a call
+only). A forked process makes a sandbox of its own. A function that errs says nothing: its text has
+no reward (`pass_share` is None), not a reward of 0.
 """
 
 import argparse
@@ -34,8 +36,9 @@ from autoif.files import UserError
 from autoif.prompt import accuracy, join
 from autoif.stage import run as run_command
 
-GATHERING = 0.002  # seconds without a further call after which those that came are answered
+GATHERING = 0.002  # seconds without a further call after which several that came are answered
 GATHERED = 10_000  # calls that are answered together, at most
+KEEP = 128  # functions a worker whose processes stay for the next call, of some 1.5 MB each
 
 
 class Score(NamedTuple):
@@ -99,12 +102,13 @@ class _Pool:
     def _jobs(self) -> Iterator[dict | None]:
         """A job for each function that waiting calls name; its id: where its verdicts go."""
         while not self.ending:
-            # all that has come since the last answer, and what follows on its heels, such as a
-            # batch that a trainer asks for one by one: a function then runs once for all of it
+            # all that has come since the last answer, and what follows on the heels of several,
+            # such as a batch that a trainer asks for one by one: a function then runs once for it
             found = [self.waiting.get()]
             with contextlib.suppress(queue.Empty):
                 while len(found) < GATHERED:
-                    found.append(self.waiting.get(timeout=GATHERING))
+                    pause = GATHERING if len(found) > 1 else 0
+                    found.append(self.waiting.get(timeout=pause))
             self.taken = [call for call in found if call is not None]
             self.ending = None in found
             places = defaultdict(list)
@@ -118,7 +122,7 @@ class _Pool:
 
     def _work(self) -> None:
         try:
-            for result in sandbox.run(self._jobs(), **self.options):
+            for result in sandbox.run(self._jobs(), **{"keep": KEEP, **self.options}):
                 for (call, place), verdict in zip(result["id"], result["verdicts"], strict=True):
                     call.put(place, verdict, result["error"])
         except BaseException as error:  # a sandbox that cannot be had: every caller hears it

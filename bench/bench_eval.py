@@ -6,7 +6,8 @@
     python bench/bench_eval.py --ifeval-only
 
 Both programs start cold, ask the same loopback server for the same answers to IFEval and print
-their numbers. What is made up has the size of the owners' files.
+their numbers. What is made up has the size of the owners' files. --json writes the numbers for
+bench/compare.py.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+from compare import save  # noqa: E402
 from fake_server import FakeServer  # noqa: E402
 
 from autoif.evaluation.benchmarks import punkt  # noqa: E402
@@ -138,41 +140,61 @@ def judge_or_answer(messages: list[dict], request: dict) -> str:
     return "A short answer of a few words. The answer is 18."
 
 
+def against_lm_eval(folder: str, data: Path) -> dict[str, float]:
+    """Both programs' seconds for the answers to IFEval that lie with the data."""
+    with open(data / "ifeval/gpt4_answers.jsonl", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    answers = {row["prompt"]: row["response"] for row in rows}
+
+    def answer(messages, request):
+        return answers.get(messages[-1]["content"], "None.")
+
+    numbers = {}
+    with FakeServer(answer, keep=False) as server:
+        command = lm_eval_command(folder, data, server.url)
+        if command:
+            numbers["lm_eval seconds"] = timed("lm_eval", command, "_acc")
+        command = stage_command(data, server.url, f"{folder}/ours/07_results.json")
+        command += ["--benchmarks", "ifeval"]
+        numbers["ifeval seconds"] = timed("07_eval", command, r"^\| \*\*m")
+    if "lm_eval seconds" in numbers:
+        numbers["ifeval ratio"] = numbers["lm_eval seconds"] / numbers["ifeval seconds"]
+        print(f"ratio: {numbers['ifeval ratio']:.1f}")
+    return numbers
+
+
+def all_benchmarks(folder: str, data: Path) -> dict[str, float]:
+    """The stage's seconds with every benchmark, and those of each."""
+    with FakeServer(judge_or_answer, keep=False) as server:
+        command = stage_command(data, server.url, f"{folder}/all/07_results.json")
+        judge = ["--judge-model", "j", "--judge-base-url", server.url]
+        whole = timed("all benchmarks", [*command, *judge, "--allow-gaps"], "not run")
+    numbers = {"all benchmarks seconds": whole}
+    for row in json.loads(Path(folder, "all/07_results.json").read_text()):
+        if "seconds" in row:
+            print(f"{row['benchmark']}: {row['seconds']:.1f} s, n {row['n']:,}")
+            numbers[f"{row['benchmark']} of all seconds"] = row["seconds"]
+    return numbers
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data-dir", type=Path, help="the owners' files (default: made up here)")
     parser.add_argument("--ifeval-only", action="store_true")
+    parser.add_argument("--json", metavar="FILE", help="write the numbers there")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         data = args.data_dir
         if data is None:
             data = Path(folder, "data")
             make_data(data)
-        with open(data.resolve() / "ifeval/gpt4_answers.jsonl", encoding="utf-8") as file:
-            rows = [json.loads(line) for line in file]
-        answers = {row["prompt"]: row["response"] for row in rows}
-
-        def answer(messages, request):
-            return answers.get(messages[-1]["content"], "None.")
-
-        with FakeServer(answer, keep=False) as server:
-            command = lm_eval_command(folder, data.resolve(), server.url)
-            theirs = timed("lm_eval", command, "_acc") if command else None
-            command = stage_command(data, server.url, f"{folder}/ours/07_results.json")
-            ours = timed("07_eval", [*command, "--benchmarks", "ifeval"], r"^\| \*\*m")
-        if theirs:
-            print(f"ratio: {theirs / ours:.1f}")
-        if args.ifeval_only:
-            return
-        with FakeServer(judge_or_answer, keep=False) as server:
-            command = stage_command(data, server.url, f"{folder}/all/07_results.json")
-            judge = ["--judge-model", "j", "--judge-base-url", server.url]
-            timed("all benchmarks", [*command, *judge, "--allow-gaps"], "not run")
-        for row in json.loads(Path(folder, "all/07_results.json").read_text()):
-            if "seconds" in row:
-                print(f"{row['benchmark']}: {row['seconds']:.1f} s, n {row['n']:,}")
+        numbers = against_lm_eval(folder, data.resolve())
+        if not args.ifeval_only:
+            numbers |= all_benchmarks(folder, data.resolve())
+    if args.json:
+        save(args.json, numbers)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ Then how long a million stored completions take to open.
 
 The server answers at once (or after 200 ms) from a process of its own; each client runs in a fresh
 process, in turn, and the best of `--repeats` counts. There are two shortest loops: openai's default
-transport, and its aiohttp transport, which is the one that autoif.llm uses.
+transport, and its aiohttp transport, which is the one that autoif.llm uses. --json writes the
+numbers for bench/compare.py.
 """
 
 import argparse
@@ -21,6 +22,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from compare import save
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -115,8 +118,8 @@ def measure(python: str, name: str, url: str, requests: int, concurrency: int) -
     return json.loads(run.stdout.splitlines()[-1])
 
 
-def compare(clients: dict, delay: float, concurrency: int, requests: int, repeats: int) -> None:
-    """Print what each of {name: interpreter} reaches against a server with this delay."""
+def compare(clients: dict, delay: float, concurrency: int, requests: int, repeats: int) -> dict:
+    """What each of {name: interpreter} reaches against a server with this delay, printed too."""
     command = [sys.executable, str(ROOT / "tests" / "fake_server.py"), "--port", "0"]
     command += ["--delay", str(delay)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -138,16 +141,22 @@ def compare(clients: dict, delay: float, concurrency: int, requests: int, repeat
     if delay:
         line += f" (the server allows {concurrency / delay:,.0f}/s)"
     print(line)
+    numbers, where = {}, f"server {delay * 1000:.0f} ms"
     for name, rate in rates.items():
+        numbers[f"{where} {name} requests_per_second"] = rate
+        numbers[f"{where} {name} cpu_seconds"] = cpu[name]
+        if name != "ours":
+            numbers[f"{where} ratio to {name}"] = rates["ours"] / rate
         print(
             f"  {name:13} {rate:7,.0f} requests/s | ours is {rates['ours'] / rate:5.2f} of it | "
             f"{cpu[name] / requests * 1000:.2f} ms CPU a request with start-up | "
             f"server's core {busy[name]:4.0%} busy"
         )
+    return numbers
 
 
-def open_store(completions: int) -> None:
-    """Print the time and memory that it takes to open a store of so many completions."""
+def open_store(completions: int) -> dict[str, float]:
+    """The time and memory that it takes to open a store of so many completions, printed too."""
     sys.path.insert(0, str(ROOT))
     from autoif.llm.store import Store
 
@@ -174,6 +183,7 @@ def open_store(completions: int) -> None:
         f"{completions:,} stored completions, {size:,.0f} MB: open in {seconds:.1f} s, "
         f"{memory:.0f} MB more memory"
     )
+    return {"store open_seconds": seconds, "store memory_gb": memory / 1024}
 
 
 def has_distilabel(python: str) -> bool:
@@ -196,6 +206,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--distilabel", metavar="PYTHON", help="interpreter of an environment with distilabel"
     )
+    parser.add_argument("--json", metavar="FILE", help="write the numbers there")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.one:
@@ -211,9 +222,11 @@ def main(argv: list[str] | None = None) -> None:
                 "/tmp/distilabel && /tmp/distilabel/bin/pip install 'distilabel[openai]==1.5.3'"
             )
         clients["distilabel"] = args.distilabel
-    compare(clients, 0.0, 64, args.requests, args.repeats)
-    compare(clients, 0.2, 512, args.requests, args.repeats)
-    open_store(args.completions)
+    numbers = compare(clients, 0.0, 64, args.requests, args.repeats)
+    numbers |= compare(clients, 0.2, 512, args.requests, args.repeats)
+    numbers |= open_store(args.completions)
+    if args.json:
+        save(args.json, numbers)
 
 
 if __name__ == "__main__":

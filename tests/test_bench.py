@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 
 import pytest
 import tiny_models
@@ -58,6 +60,28 @@ def test_on_another_machine_only_ratios_are_losses():
     base, new = record(speed=100.0, ratio=2.0), record("b", speed=10.0, ratio=1.0)
     lost = {name: flag for name, _, flag in compare(base, new, 0.1)}
     assert lost == {"speed": False, "ratio": True}
+
+
+def test_where_a_machine_is_shared_only_ratios_are_losses():
+    compare = script("compare").compare
+    base, new = record(speed=100.0, ratio=2.0), record(speed=10.0, ratio=1.0)
+    lost = {name: flag for name, _, flag in compare(base, new, 0.1, ratios=True)}
+    assert lost == {"speed": False, "ratio": True}
+
+
+@pytest.mark.parametrize(
+    "name, flags, number",
+    [
+        ("bench_sandbox", "--jobs 50 --inputs 2 --repeats 1", "ratio to bare_exec"),
+        ("bench_reward", "--texts 20 --repeats 1", "a call a text, one after the other ratio"),
+    ],
+)
+def test_a_benchmarks_json_is_what_compare_reads(name, flags, number, tmp_path):
+    path, folder = tmp_path / "new" / "numbers.json", tiny_models.ROOT / "bench"
+    command = [sys.executable, str(folder / f"{name}.py"), *flags.split(), "--json", str(path)]
+    subprocess.run(command, check=True, capture_output=True)
+    assert json.loads(path.read_text())["numbers"][number] > 0
+    assert script("compare").main([str(path), str(path)]) == 0
 
 
 def test_a_number_that_is_gone_is_a_loss(tmp_path, capsys):

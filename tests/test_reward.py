@@ -56,6 +56,15 @@ def starts(monkeypatch) -> list:
     return begun
 
 
+def children(pid) -> list[int]:
+    """Processes that any thread of `pid` has started."""
+    found = []
+    for task in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{task}/children") as file:
+            found += map(int, file.read().split())
+    return found
+
+
 # ---- scores ----
 
 
@@ -139,6 +148,17 @@ def test_an_event_loop_gets_the_same_scores_and_shares_the_jobs(verifiers, monke
     asked = [job for job in jobs if job is not None]
     assert sum(len(job["inputs"]) for job in asked) == 2 * 2 * 300
     assert len(asked) < 100  # 600 without sharing
+
+
+def test_calls_one_after_the_other_start_no_process(verifiers):
+    def grandchildren():
+        return {pid for worker in children(os.getpid()) for pid in children(worker)}
+
+    assert verifiers.score(["lower"], ["one"])[0].all_pass
+    before = grandchildren()
+    for text in ("one", "two three", "four"):
+        assert verifiers.score(["lower"], [text])[0].all_pass
+    assert before and grandchildren() == before
 
 
 def child(verifiers, answers):

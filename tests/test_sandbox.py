@@ -103,6 +103,15 @@ def ordinary_python():
     return None
 
 
+def grandchildren(pids):
+    """Processes that those of `pids` have started and not yet seen end: {pid: its state}."""
+    found = {}
+    for pid in pids:
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            found[int(child)] = Path(f"/proc/{child}/stat").read_text().rsplit(") ")[-1][0]
+    return found
+
+
 def each(row):
     """The verdicts that are allowed for each input of a hostile function."""
     return row.get("each") or [row["allow"]] * len(row["inputs"])
@@ -251,10 +260,13 @@ REMOVED = {
     "dumpable": ('check(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0), "dumpable")', "None"),
     "memory limit": ('AS=mapped + (settings["memory_mb"] << 20), ', ""),
     "file size limit": ("FSIZE=0, ", ""),
-    "descriptor limit": ("NOFILE=MAX_DESCRIPTORS, ", ""),
+    "descriptor limit": (", NOFILE=MAX_DESCRIPTORS)", ")"),
     "process limit": ("NPROC=0, ", ""),
-    "CPU limit": (", CPU=cpu_seconds)", ")"),
-    "descriptors": ("    os.closerange(VERDICTS + 1, MAX_DESCRIPTORS)\n", ""),
+    "CPU limit": ("limit(CPU=cpu_seconds)", "limit()"),
+    "descriptors": (
+        '    os.closerange(VERDICTS + 1, MAX_DESCRIPTORS + settings["keep"])\n',
+        "",
+    ),
 }
 
 
@@ -1050,6 +1062,180 @@ def test_answered_jobs_do_not_stay_in_memory_behind_a_slow_one():
         tracemalloc.stop()
         results.close()
     assert len(read) > 20 and kept < 1_000_000 * len(read) / 2 and peak < 80_000_000
+
+
+# ---- children that stay ----
+
+
+@pytest.fixture
+def keeping():
+    """A sandbox of one worker that keeps three children, and what that worker has started."""
+    before = set(children())
+    with sandbox.Sandbox(workers=1, keep=3) as box:
+
+        def ask(code, *inputs):
+            [result] = box.run([{"id": 0, "code": code, "inputs": list(inputs)}])
+            return result["verdicts"], result["error"]
+
+        yield ask, lambda: grandchildren(set(children()) - before)
+    assert set(children()) == before
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="x86_64's system call numbers")
+def test_hostile_functions_asked_twice_of_children_that_stay_get_no_more(tmp_path):
+    jobs = []
+    for row in HOSTILE:
+        text = json.dumps({"id": row["name"], "code": row["code"], "inputs": row["inputs"]})
+        for place in ("{SECRET}", "{WRITE}", "{UNLINK}", "{LATE}"):
+            text = text.replace(place, str(tmp_path / "made"))
+        behind = {"id": "behind", **GOOD, **row.get("neighbour", {})}
+        jobs += [GOOD, *[json.loads(text.replace("{PORT}", "1"))] * 2, behind]
+    with sandbox.Sandbox(workers=2, keep=64) as box:
+        results = list(box.run(jobs))
+    assert list(tmp_path.iterdir()) == []
+    for row, before, *hostile, behind in zip(HOSTILE, *(results[n::4] for n in range(4))):
+        name = row["name"]
+        if name in NEEDS_NUMPY and not importlib.util.find_spec("numpy"):
+            continue
+        want = row.get("neighbour", {}).get("want", ["pass", "fail"])
+        assert (before["verdicts"], before["error"]) == (["pass", "fail"], None), name
+        assert (behind["verdicts"], behind["error"]) == (want, None), name
+        for result in hostile:
+            for verdict, allowed in zip(result["verdicts"], each(row), strict=True):
+                assert verdict in allowed, result
+            assert result["error"] is None or REASONS.fullmatch(result["error"]), result
+
+
+def test_a_child_that_stays_answers_again_and_is_stopped_in_between(keeping):
+    ask, kept = keeping
+    assert ask(GOOD["code"], "aaa", "b") == (["pass", "fail"], None)
+    first = kept()
+    assert ask(GOOD["code"], "b", "aaa", "b") == (["fail", "pass", "fail"], None)
+    assert kept() == first and set(first.values()) == {"T"}
+
+
+def test_the_functions_asked_last_are_those_that_stay(keeping):
+    ask, kept = keeping
+    codes = [GOOD["code"] + f"  # {number}" for number in range(4)]
+    before = []
+    for code in (*codes[:3], codes[0], codes[3]):
+        assert ask(code, "aaa") == (["pass"], None)
+        before.append(set(kept()))
+    assert before[2] == before[3] and len(before[4]) == 3
+    assert ask(codes[0], "b") == (["fail"], None) and set(kept()) == before[4]
+    assert ask(codes[1], "b") == (["fail"], None) and set(kept()) != before[4]
+
+
+def test_what_a_function_remembers_reaches_its_next_job_but_never_as_an_error(keeping):
+    ask, _ = keeping
+    code = "seen = set()\n" + function("known = response in seen\nseen.add(response)\nreturn known")
+    assert [ask(code, "a")[0], ask(code, "a")[0]] == [["fail"], ["pass"]]
+    for left in (
+        "if len(seen) == 2: raise ValueError",
+        "if len(seen) == 2: return None",
+        "while len(seen) == 2: pass",
+        "if len(seen) == 2: import ctypes; ctypes.string_at(0)",
+        "if len(seen) == 2: kept = bytearray(1 << 40)",
+    ):
+        code = "seen = []\n" + function(f"seen.append(1)\n{left}\nreturn True")
+        assert [ask(code, "a") for _ in range(3)] == [(["pass"], None)] * 3, left
+
+
+@pytest.mark.parametrize(
+    "body, verdict, error",
+    [
+        ("return len(bytes(100 << 20)) > 0", "pass", None),  # more than one that stays may have
+        ("return len(bytes(800 << 20)) > 0", "error", "memory"),
+        ("return 1 / len(response) > 2", "error", "exception: ZeroDivisionError"),
+        ("while not response: pass\nreturn True", "error", "timeout"),
+        ("return eval('len(response)') == 0", "pass", None),
+        ("import os\nos.write(3, bytes(20))\nreturn True", "error", "protocol"),
+    ],
+)
+def test_a_child_that_stays_changes_no_verdict(keeping, body, verdict, error):
+    for _ in range(3):
+        assert keeping[0](function(body), "") == ([verdict], error)
+    assert keeping[0](GOOD["code"], "aaa", "b") == (["pass", "fail"], None)
+
+
+def test_no_response_that_is_executed_reaches_another_through_a_child_that_stays(keeping):
+    code = function("return eval(response)")
+    assert [keeping[0](code, text)[0] for text in ("False", REPLACED, "False")] == [
+        ["fail"],
+        ["pass"],
+        ["fail"],
+    ]
+
+
+def test_a_child_that_was_killed_in_between_is_replaced(keeping):
+    ask, kept = keeping
+    for _ in range(3):
+        assert ask(GOOD["code"], "aaa", "b") == (["pass", "fail"], None)
+        for pid in kept():
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_no_child_sees_what_those_that_stay_were_given(keeping):
+    ask, _ = keeping
+    secret = GOOD["code"] + "  # MAR" + "KER"
+    assert ask(secret, "MAR" + "KER")[0] == ask(secret, "MAR" + "KER")[0] == ["fail"]
+    code = function(
+        "import gc\nneedle, found = ''.join(['MAR', 'KER']), []\n"
+        "for thing in gc.get_objects():\n"
+        "    if type(thing) in (dict, list, tuple):\n"
+        "        items = thing.values() if type(thing) is dict else thing\n"
+        "        found += [item for item in items if type(item) is str and needle in item]\n"
+        "return bool(found)"
+    )
+    assert ask(code, "a") == (["fail"], None)
+
+
+def test_children_that_stay_end_with_their_worker():
+    deadline = time.monotonic() + 20
+    before = set(children())
+    for end in ("close", "kill"):
+        with sandbox.Sandbox(workers=1, keep=3) as box:
+            list(box.run([{**GOOD, "code": GOOD["code"] + f"  # {n}"} for n in range(3)]))
+            [worker] = set(children()) - before
+            stopped = grandchildren([worker])
+            if end == "kill":
+                os.kill(worker, signal.SIGKILL)
+                assert [result["verdicts"] for result in box.run([GOOD])] == [["pass", "fail"]]
+        assert len(stopped) == 3
+        while any(Path(f"/proc/{pid}").exists() for pid in stopped):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def test_where_no_process_can_be_had_those_that_stay_make_room(child, monkeypatch):
+    ended = []
+    kept = child["Kept"]({"memory_mb": 1})
+    kept.children = {0: ((1, 2, b""), 9), 1: ((3, 4, b""), 9)}
+    kept.end = lambda *process: ended.append(process)
+
+    def refuse(*_):
+        raise BlockingIOError
+
+    monkeypatch.setitem(child, "start_child", refuse)
+    assert kept.verdicts(b"", 1, 5, 1) == "" and not kept.children
+    assert sorted(ended) == [(1, 2, b""), (3, 4, b"")]
+
+
+def test_large_jobs_are_for_fresh_children(keeping):
+    ask, kept = keeping
+    assert ask(GOOD["code"], *["aaa"] * 1000) == (["pass"] * 1000, None)
+    assert ask(GOOD["code"], "a" * 1_000_000) == (["fail"], None)
+    assert ask(GOOD["code"]) == ([], None)
+    assert not kept()
+
+
+def test_a_child_ends_after_a_thousand_inputs(keeping):
+    ask, kept = keeping
+    seen = set()
+    for _ in range(1100 // 16):
+        assert ask(GOOD["code"], *["aaa"] * 16) == (["pass"] * 16, None)
+        seen |= set(kept())
+    assert len(seen) == 2
 
 
 # ---- a command before the worker ----

@@ -15,7 +15,7 @@ Promised, to whoever runs code that a model wrote:
   needs privileges. Each worker tries them from inside at its start; where one does not hold the
   run is refused by its name, unless --unsafe-no-sandbox is given or SANDBOX_PREFIX holds a command
   that isolates ("docker run -i --rm --network none IMAGE"; bwrap, runsc), in which workers run.
-- Other functions: each has a process of its own, which dies before its verdicts count. It never
+- Other functions: each has a process of its own, which is dead when its verdicts count. It never
   sees an id, an expected verdict, a key, another job, or where the project lies.
 - Other inputs of the function: one that times out, crashes, exits or takes all memory is an error,
   and the next one is judged in a fresh process. A function is disqualified only when its loading
@@ -24,13 +24,18 @@ Promised, to whoever runs code that a model wrote:
   Code that names eval, exec, setattr and the like (POWERS in child.py) or a module that is not in
   MODULES gets a process for each input, so that no response decides about another.
 - The run: `cpu_seconds` a call, and a wall cap that only whole answers renew; few, fixed reasons.
+- With `keep` (on in autoif.reward, off elsewhere): a function's process is not killed but stopped
+  when it has answered, and goes on with the function's next job, for 1000 inputs, in 32 MB. Its
+  passes and fails count; at anything else it is killed and the job judged in fresh processes, so
+  that what one job leaves behind is no error in another.
 
 Not promised. What a call leaves behind (globals, a recursion limit, memory, timers, rebound names
-of modules) reaches later inputs of the same function. A function can forge its own verdicts, which
-equals `return True`: frames carry a nonce, which code made for it finds in the frames of its
-callers. It sees that a file exists (stat), the time, and the inputs of its own job. Kernel bugs and
-Spectre are out of scope. `random`, hashes, locale and time zone are fixed; what reads the clock,
-os.urandom or addresses may differ from run to run. Linux on x86_64 or aarch64, else a prefix.
+of modules) reaches later inputs of the same function; with `keep`, also those of its later jobs. A
+function can forge its own verdicts, which equals `return True`: frames carry a nonce, which code
+made for it finds in the frames of its callers. It sees that a file exists (stat), the time, and the
+inputs of its own job. Kernel bugs and Spectre are out of scope. `random`, hashes, locale and time
+zone are fixed; what reads the clock, os.urandom or addresses may differ from run to run. Linux on
+x86_64 or aarch64, else a prefix.
 """
 
 from autoif.sandbox.pool import MODULES, Sandbox, add_flags, options, run  # noqa: F401  the door

@@ -4,12 +4,16 @@ Run as text (`python -c`), so that no path of the project is in a child's memory
 only. The worker reads a line of JSON settings on descriptor 0 and answers with a line of JSON that
 names every layer that could not be had; then it answers messages, one at a time:
 
-    message: a line of its length and how many inputs, then marshal of (code, inputs)
+    message: four numbers, then marshal of (code, inputs); the numbers are its length, how many
+             inputs there are, a slot (-1 is none), and 1 for another function than last in it
     answer:  a line: P, F or E for each input, a blank, the reason of the first E
 
 A child writes frames of ten bytes: a nonce of eight that the worker drew for it, a letter, and the
 number of a built-in name. The letters: M message read, R function loaded, P pass, F fail, those of
 REASONS, Z done (what is left of the inputs is for another child).
+
+A child in a slot stays: it is stopped, and goes on with the inputs of the next message for the same
+function, which it gets whole over the socket that takes its frames.
 """
 
 import builtins
@@ -27,6 +31,7 @@ import resource
 import select
 import signal
 import site
+import socket
 import struct
 import sys
 import time
@@ -38,11 +43,15 @@ MESSAGE_SECONDS = 60  # for a child to read its message, before any clock of a c
 TICK = 0.01  # seconds between looks at a running child; most are gone before the first
 VERDICTS = 3  # the child's only descriptor besides 0, 1 and 2, which are /dev/null
 MAX_DESCRIPTORS = 64
+HEAD = struct.Struct("=4q")  # the numbers before a message
 MEMORY = 77  # the exit code of a child that ran out of memory
 # A bad input ends its child: a time-out, a crash, an exit, no memory, a frame that does not fit.
 # After so many, or so many time-outs with nothing answered yet, a function is disqualified: one
 # that always loops costs two time limits, one that a few responses hang keeps its other verdicts.
 BAD_INPUTS, FIRST_TIMEOUTS = 8, 2
+# A child that stays has less memory, since there are many, and ends after so many inputs.
+KEPT_MB, KEPT_INPUTS = 32, 1000
+LARGEST = 1 << 16  # message that it is sent, see pool.py
 
 
 def check(result: int, what: str) -> int:
@@ -173,7 +182,7 @@ def drop_privileges() -> None:
     """No capability, none to be gained by exec, no core dump, no ptrace by others, no resources."""
     for capability in range(64):  # refused to an ordinary user, who has none to lose
         libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
-    limit(FSIZE=0, NOFILE=MAX_DESCRIPTORS, CORE=0, MEMLOCK=0, MSGQUEUE=0, SIGPENDING=64)
+    limit(FSIZE=0, CORE=0, MEMLOCK=0, MSGQUEUE=0, SIGPENDING=64)
     limit(NICE=0, RTPRIO=0)
     header, nothing = struct.pack("Ii", 0x20080522, 0), bytes(24)
     check(libc.capset(header, nothing), "dropping capabilities")
@@ -188,9 +197,9 @@ def lock_in(settings: dict, verdicts: int, cpu_seconds: int) -> None:
         os._exit(1)
     mapped = int(os.pread(settings["statm"], 100, 0).split()[0]) * resource.getpagesize()
     os.dup2(verdicts, VERDICTS)
-    os.closerange(VERDICTS + 1, MAX_DESCRIPTORS)
-    # CPU: should the worker stop looking
-    limit(AS=mapped + (settings["memory_mb"] << 20), NPROC=0, CPU=cpu_seconds)
+    os.closerange(VERDICTS + 1, MAX_DESCRIPTORS + settings["keep"])
+    limit(AS=mapped + (settings["memory_mb"] << 20), NPROC=0, NOFILE=MAX_DESCRIPTORS)
+    limit(CPU=cpu_seconds)  # should the worker stop looking
     if settings["program"] is not None:
         program = ctypes.byref(settings["program"])
         check(libc.prctl(PR_SET_SECCOMP, 2, program, 0, 0), "seccomp")
@@ -253,11 +262,12 @@ NAME_BYTE = {id(TYPES.get(name, type(None))): bytes([n]) for n, name in enumerat
 
 
 class Frames:
-    """What one child has said so far, checked as it comes."""
+    """What one child has said so far, from the `begun` on, checked as it comes."""
 
-    def __init__(self, nonce: bytes, inputs: int):
-        self.nonce, self.most, self.allowed = nonce, inputs + 2, b"M"
-        self.rest, self.letters, self.numbers = b"", bytearray(), bytearray()
+    def __init__(self, nonce: bytes, inputs: int, begun: bytes = b""):
+        self.nonce, self.most, self.rest = nonce, inputs + 2, b""
+        self.letters, self.numbers = bytearray(begun), bytearray(len(begun))
+        self.allowed = AFTER[begun[-1]] if begun else b"M"
 
     def take(self, data: bytes) -> bool:
         """Whether all so far is whole frames in their order, perhaps with the beginning of one."""
@@ -303,17 +313,14 @@ def reaches_out(program: types.CodeType, powers: set[str]) -> bool:
     return not powers.isdisjoint(names)
 
 
-def judge(message: mmap.mmap, first: int, nonce: bytes, powers: set[str]) -> None:
-    """Load one function, run it on its inputs from the `first` on, and write its frames.
+def failing(nonce: bytes):
+    """The function that makes a frame of an exception, given the letters of its kinds.
 
-    Everything used once model-written code has run is a local variable, which that code cannot
-    replace by accident or through `builtins`.
+    Here and in the next ones everything used once model-written code has run is a local variable,
+    which that code cannot replace by accident or through `builtins`.
     """
-    write, leave, exact_type, identity, name_byte = os.write, os._exit, type, id, NAME_BYTE
-    base_exception, memory_error, missing_module = BaseException, MemoryError, ModuleNotFoundError
-    other, text, plain = b"\1", str, {identity(kind) for kind in (bool, int, str)}
-    passed, failed = nonce + b"P\0", nonce + b"F\0"
-    frames = {True: passed, False: failed, "true": passed, "false": failed}
+    leave, exact_type, identity, name_byte, other = os._exit, type, id, NAME_BYTE, b"\1"
+    memory_error, missing_module = MemoryError, ModuleNotFoundError
 
     def failure(error, letter, missing):
         kind = exact_type(error)
@@ -323,6 +330,42 @@ def judge(message: mmap.mmap, first: int, nonce: bytes, powers: set[str]) -> Non
             return nonce + missing + b"\0"
         return nonce + letter + name_byte.get(identity(kind), other)
 
+    return failure
+
+
+def calling(nonce: bytes, failure):
+    """The function that calls `evaluate` on inputs and writes a frame for each."""
+    write, exact_type, identity, name_byte = os.write, type, id, NAME_BYTE
+    base_exception, other = BaseException, b"\1"
+    text, plain = str, {identity(kind) for kind in (bool, int, str)}
+    passed, failed = nonce + b"P\0", nonce + b"F\0"
+    frames = {True: passed, False: failed, "true": passed, "false": failed}
+
+    def call(evaluate, inputs):
+        for response in inputs:
+            try:
+                value = evaluate(response)
+                kind = exact_type(value)
+                if kind is text:
+                    value = value.lower()
+                frame = frames.get(value) if identity(kind) in plain else None
+                if frame is None:
+                    frame = nonce + b"B" + name_byte.get(identity(kind), other)
+            except base_exception as error:
+                frame = failure(error, b"X", b"I")
+            write(VERDICTS, frame)
+
+    return call
+
+
+def judge(message: mmap.mmap, first: int, nonce: bytes, powers: set[str], stays: bool) -> None:
+    """Load one function, run it on its inputs from the `first` on, and write its frames.
+
+    One that stays goes on with the inputs of further messages.
+    """
+    write, read, loads, base_exception = os.write, os.read, marshal.loads, BaseException
+    failure = failing(nonce)
+    call = calling(nonce, failure)
     # dataclasses look their module up by name
     module = sys.modules["verifier"] = types.ModuleType("verifier")
     namespace = module.__dict__
@@ -330,7 +373,9 @@ def judge(message: mmap.mmap, first: int, nonce: bytes, powers: set[str]) -> Non
         code, inputs = marshal.loads(message)
         write(VERDICTS, nonce + b"M\0")
         program = compile(code, "<verifier>", "exec", 0, True)
-        last = first + 1 if reaches_out(program, powers) else len(inputs)
+        inputs = inputs[first:]
+        if reaches_out(program, powers):
+            inputs, stays = inputs[:1], False
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         return write(VERDICTS, failure(error, b"S", b"S"))
     try:
@@ -341,55 +386,54 @@ def judge(message: mmap.mmap, first: int, nonce: bytes, powers: set[str]) -> Non
     if evaluate is None:
         return write(VERDICTS, nonce + b"N\0")
     write(VERDICTS, nonce + b"R\0")
-    for response in inputs[first:last]:
-        try:
-            value = evaluate(response)
-            kind = exact_type(value)
-            if kind is text:
-                value = value.lower()
-            frame = frames.get(value) if identity(kind) in plain else None
-            if frame is None:
-                frame = nonce + b"B" + name_byte.get(identity(kind), other)
-        except base_exception as error:
-            frame = failure(error, b"X", b"I")
-        write(VERDICTS, frame)
+    call(evaluate, inputs)
+    while stays:
+        call(evaluate, loads(read(VERDICTS, LARGEST))[1])
     write(VERDICTS, nonce + b"Z\0")
 
 
 # ---- the worker ----
 
 
-def watch(pid: int, pipe: int, frames: Frames, cpu_seconds: float, wall_seconds: float) -> str:
+def watch(pid: int, pipe: int, frames: Frames, settings: dict, stays: bool) -> str:
     """Collect a child's frames until it is gone or must go: how it ended, if it had more to say.
 
     The time counts anew with every whole frame, so it limits each call; a tick is the precision.
-    The death of the worker's parent ends both.
+    The death of the worker's parent ends both. "done" is a child that stays and has said all; every
+    other is dead when this returns.
     """
     parent, poll, end = os.getppid(), select.poll(), None
-    poll.register(pipe, 0)  # for the hang-up: to wake up for a verdict would cost more than it
+    # for the hang-up: to wake up for a verdict would cost more than it, where there are many
+    poll.register(pipe, select.POLLIN if stays else 0)
     os.set_blocking(pipe, False)
     clock = (~pid << 3) | 2  # another process's CPU clock, see clock_getcpuclockid(3)
-    said, used, since = 0, 0.0, time.monotonic()
+    said, used, since = len(frames.letters), time.clock_gettime(clock), time.monotonic()
     while end is None:
-        hung_up = poll.poll(1000 * TICK)
+        events = poll.poll(1000 * TICK)
+        hung_up = any(event & select.POLLHUP for _, event in events)
         data = b""
-        with suppress(BlockingIOError):  # all that was written has been read
+        # all that was written has been read, or a child is gone that had not read all
+        with suppress(BlockingIOError, ConnectionResetError):
             while len(data) <= FRAME * frames.most and (part := os.read(pipe, 1 << 16)):
                 data += part
         fits = frames.take(data)
         cpu, now = time.clock_gettime(clock), time.monotonic()
         if len(frames.letters) > said:
             said, used, since = len(frames.letters), cpu, now
-        wall = wall_seconds if said else MESSAGE_SECONDS
+        wall = settings["wall_seconds"] if said else MESSAGE_SECONDS
         if not fits:
             end = "protocol"
+        elif stays and said == frames.most:
+            end = "done"
         elif hung_up:
             end = "exit"
-        elif said and cpu - used > cpu_seconds or now - since > wall:
+        elif said and cpu - used > settings["cpu_seconds"] or now - since > wall:
             end = "timeout"
         if os.getppid() != parent:
             os.kill(pid, signal.SIGKILL)
             os._exit(1)
+    if end == "done":
+        return end
     os.kill(pid, signal.SIGKILL)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if end == "exit" and code < 0 and code != -signal.SIGKILL:  # that was us, or a crash in vain
@@ -397,24 +441,26 @@ def watch(pid: int, pipe: int, frames: Frames, cpu_seconds: float, wall_seconds:
     return "memory" if end == "exit" and code == MEMORY else end
 
 
-def run_child(message: mmap.mmap, first: int, count: int, settings: dict):
-    """The frames of a fresh child that judges the inputs from the `first` on, and how it ended."""
-    reading, writing = os.pipe()
-    cpu_seconds = settings["cpu_seconds"]
+def start_child(message: mmap.mmap, first: int, count: int, settings: dict, stays: bool):
+    """A forked child that judges the inputs from the `first` on: (its id, pipe, nonce), frames."""
+    if stays:  # its messages come over the same descriptor, each whole
+        ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        reading, writing = (end.detach() for end in ends)
+    else:
+        reading, writing = os.pipe()
+    inputs = KEPT_INPUTS if stays else count - first
     frames = Frames(os.urandom(FRAME - 2), count - first)
     pid = os.fork()
     if pid == 0:
         try:
-            lock_in(settings, writing, int(cpu_seconds * frames.most) + MESSAGE_SECONDS)
+            lock_in(settings, writing, int(settings["cpu_seconds"] * inputs) + MESSAGE_SECONDS)
             random.seed(0)  # forking seeded it anew
-            judge(message, first, frames.nonce, settings["powers"])
+            judge(message, first, frames.nonce, settings["powers"], stays)
             os._exit(0)
         finally:
             os._exit(1)
     os.close(writing)
-    end = watch(pid, reading, frames, cpu_seconds, settings["wall_seconds"])
-    os.close(reading)
-    return frames, end
+    return (pid, reading, frames.nonce), frames
 
 
 def verdicts(message: mmap.mmap, count: int, settings: dict) -> tuple[str, str]:
@@ -424,7 +470,9 @@ def verdicts(message: mmap.mmap, count: int, settings: dict) -> tuple[str, str]:
     """
     given, reason, bad, timeouts, hopeless = "", "", 0, 0, False
     while True:
-        frames, end = run_child(message, len(given), count, settings)
+        (pid, pipe, _), frames = start_child(message, len(given), count, settings, False)
+        end = watch(pid, pipe, frames, settings, False)
+        os.close(pipe)
         said = frames.letters.decode()
         reason = reason or frames.reason()
         if not said.startswith("MR"):  # it could not be loaded
@@ -438,27 +486,92 @@ def verdicts(message: mmap.mmap, count: int, settings: dict) -> tuple[str, str]:
             return given.ljust(count, "E"), reason
 
 
+class Kept:
+    """The children of a worker that stay, by slot, each stopped until it is asked again.
+
+    Of what they say only pass and fail count. A child that says anything else, is late, or dies
+    goes, and a fresh one is asked, so what stays behind of one message makes no error in another.
+    """
+
+    def __init__(self, settings: dict):
+        self.settings = {**settings, "memory_mb": min(KEPT_MB, settings["memory_mb"])}
+        self.children = {}  # by slot: (its id, pipe, nonce), and how many inputs are left to it
+
+    def verdicts(self, message: mmap.mmap, count: int, slot: int, another: int) -> str:
+        """P or F for each of `count` inputs, or "" where a fresh child is to be asked."""
+        child, left = self.children.pop(slot, (None, 0))
+        frames = None
+        if child and not another and left >= count:
+            frames = self.wake(*child, message, count)
+        if child and frames is None:
+            self.end(*child)
+        if frames is None:
+            try:
+                child, frames = start_child(message, 0, count, self.settings, True)
+            except OSError:  # no further process or descriptor is to be had
+                while self.children:
+                    self.end(*self.children.popitem()[1][0])
+                return ""
+            left = KEPT_INPUTS
+        pid, pipe, _ = child
+        end = watch(pid, pipe, frames, self.settings, True)
+        said = frames.letters[2:].decode()
+        if end != "done":
+            os.close(pipe)
+        elif said.strip("PF"):
+            self.end(*child)
+        else:
+            os.kill(pid, signal.SIGSTOP)
+            self.children[slot] = child, left - count
+            return said
+        return ""
+
+    def wake(self, pid: int, pipe: int, nonce: bytes, message: mmap.mmap, count: int):
+        """The frames of a child that goes on with a message; None where it does not take it."""
+        try:
+            os.write(pipe, message)  # unread: what the worker knew, its later children could find
+        except OSError:  # it is gone, or does not read
+            return None
+        os.kill(pid, signal.SIGCONT)
+        return Frames(nonce, count, b"MR")
+
+    def end(self, pid: int, pipe: int, nonce: bytes) -> None:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(pipe)
+
+
+def fill(buffer: bytearray | mmap.mmap, jobs: io.FileIO) -> bool:
+    """Read until the buffer is full; False where the messages end before."""
+    read = 0
+    while read < len(buffer):
+        part = jobs.readinto(memoryview(buffer)[read:])
+        if not part:
+            return False
+        read += part
+    return True
+
+
 def serve(settings: dict, jobs: io.FileIO, answers: io.BufferedWriter) -> None:
     """Answer messages until the parent closes its end or is gone."""
-    parent = os.getppid()
+    parent, kept, head = os.getppid(), Kept(settings), bytearray(HEAD.size)
     while True:
         while not select.select([jobs], [], [], 1)[0]:
             if os.getppid() != parent:  # a fork of the parent may still hold the other end
                 return
-        head = jobs.readline()
-        if not head:
+        if not fill(head, jobs):
             return
-        size, count = map(int, head.split())
+        size, count, slot, another = HEAD.unpack(head)
         # Memory that goes with this message, and that its children cannot change for one another:
         # what it left in the worker's own, every later function would see.
         with mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as message:
-            read = 0
-            while read < size:
-                part = jobs.readinto(memoryview(message)[read:])
-                if not part:
-                    return
-                read += part
-            letters, reason = verdicts(message, count, settings)
+            if not fill(message, jobs):
+                return
+            letters, reason = "", ""
+            if slot >= 0:
+                letters = kept.verdicts(message, count, slot, another)
+            if not letters:
+                letters, reason = verdicts(message, count, settings)
         answers.write(f"{letters} {reason}\n".encode())
         answers.flush()
 

@@ -6,6 +6,7 @@ import marshal
 import os
 import select
 import shlex
+import struct
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -33,8 +34,10 @@ ENVIRONMENT = (
 )
 HELD_BYTES = 64 << 20  # of jobs and answers between reading and yielding; beyond it none is read
 TRIES = 3  # workers that may die under a job
+KEPT_INPUTS, KEPT_BYTES = 16, 1 << 16  # of a job for a child that stays, at most
 PREFIX_HINT = "set SANDBOX_PREFIX='docker run -i --rm --network none IMAGE' or the like"
 END = object()  # of the jobs
+HEAD = struct.Struct("=4q")  # the numbers before a message, see child.py
 VERDICTS = {"P": "pass", "F": "fail", "E": "error"}
 
 
@@ -55,11 +58,14 @@ def check_job(row: dict, where: str) -> None:
 
 
 class _Worker:
-    """One worker process, which answers one job at a time."""
+    """One worker process, which answers one job after the other."""
 
     def __init__(self, settings: dict, packages: bool, prefix: list[str]):
-        self.owner, self.ready, self.job, self.rest = os.getpid(), False, None, b""
+        self.owner, self.ready, self.rest = os.getpid(), False, b""
+        self.jobs: deque[dict] = deque()  # the one under way, and those that wait in its pipe
         self.packages = packages
+        self.slots: dict[str, int] = {}  # of the functions whose children stay, least recent first
+        self.keep = settings["keep"]
         environment = dict(variable.split("=") for variable in ENVIRONMENT)
         for name in {"LD_LIBRARY_PATH", "NLTK_DATA"} & os.environ.keys():
             environment[name] = os.environ[name]
@@ -86,15 +92,30 @@ class _Worker:
             rest = rest[os.write(self.process.stdin.fileno(), rest) :]
 
     def send(self, job: dict) -> None:
-        self.job = job
+        self.jobs.append(job)
         # version 4: that of every Python from 3.4 on, since a prefix may lead to another one
         body = marshal.dumps((job["code"], job["inputs"]), 4)
-        self.write(b"%d %d\n" % (len(body), len(job["inputs"])))
-        self.write(body)
+        slot, another, count = -1, 0, len(job["inputs"])
+        if self.keep and 0 < count <= KEPT_INPUTS and len(body) <= KEPT_BYTES:
+            slot, another = self.slot(job["code"])
+        self.write(HEAD.pack(len(body), count, slot, another) + body)
+
+    def takes(self, job: dict) -> bool:
+        """Whether a job of a function whose child stays here can wait in the pipe."""
+        return sum(each["size"] for each in self.jobs) + job["size"] < KEPT_BYTES
+
+    def slot(self, code: str) -> tuple[int, bool]:
+        """The number under which a function's child stays, and whether it was another's."""
+        another = code not in self.slots
+        slot = self.slots.pop(code, len(self.slots))
+        if slot == self.keep:
+            slot = self.slots.pop(next(iter(self.slots)))
+        self.slots[code] = slot
+        return slot, another
 
     def lines(self) -> list[str]:
         """The lines that have come: first the layers that do not hold as JSON, then answers."""
-        part = os.read(self.process.stdout.fileno(), 1 << 20)
+        part = os.read(self.process.stdout.fileno(), 1 << 16)
         if not part:
             raise EOFError
         *lines, self.rest = (self.rest + part).split(b"\n")
@@ -113,6 +134,9 @@ class Sandbox(AbstractContextManager):
     """Workers that stay up from one `run` to the next; for any number of threads, and for forks.
 
     with Sandbox() as box: results = list(box.run(jobs))
+
+    With `keep`, the processes of so many functions a worker stay too, and a job of few inputs costs
+    no fork; for what that means besides see the head of the package.
     """
 
     def __init__(
@@ -122,6 +146,7 @@ class Sandbox(AbstractContextManager):
         cpu_seconds: float = CPU_SECONDS,
         memory_mb: int = MEMORY_MB,
         unsafe: bool = False,
+        keep: int = 0,
     ):
         self.prefix = shlex.split(os.environ.get("SANDBOX_PREFIX", ""))
         if sys.platform != "linux" and not self.prefix:
@@ -134,6 +159,9 @@ class Sandbox(AbstractContextManager):
         self.limit, self.unsafe, self.warned = workers or cores, unsafe, False
         self.settings = {"modules": MODULES, "memory_mb": memory_mb}
         self.settings |= {"cpu_seconds": cpu_seconds, "wall_seconds": WALL_FACTOR * cpu_seconds}
+        self.settings["keep"] = keep
+        # with more to choose from, fewer workers stand idle while a job waits for a certain one
+        self.ahead = 4 * self.limit if keep else self.limit
         self.idle = {False: deque(), True: deque()}  # whose pop and append need no lock
 
     def close(self, *_) -> None:
@@ -144,12 +172,14 @@ class Sandbox(AbstractContextManager):
 
     __exit__ = close
 
-    def borrow(self, packages: bool) -> _Worker:
-        """An idle worker, or a new one; those that a fork took along are forgotten."""
-        with suppress(IndexError):
-            while True:
-                worker = self.idle[packages].pop()
-                if worker.owner == os.getpid():
+    def borrow(self, packages: bool, code: str) -> _Worker:
+        """An idle worker, if possible one where the function's child stays, or a new one."""
+        idle = self.idle[packages]
+        keepers = [worker for worker in list(idle) if code in worker.slots]
+        for worker in keepers or list(idle):
+            with suppress(ValueError):  # another thread has taken it
+                idle.remove(worker)
+                if worker.owner == os.getpid():  # a fork took it along: forgotten
                     return worker
         return _Worker(self.settings, packages, self.prefix)
 
@@ -163,7 +193,7 @@ class Sandbox(AbstractContextManager):
         state, jobs, more, pause, given = _Run(self), iter(jobs), True, False, 0
         try:
             while more or given < state.read:
-                while more and not pause and len(state.pending) < self.limit:
+                while more and not pause and len(state.pending) < self.ahead:
                     if state.held >= HELD_BYTES:
                         break
                     row = next(jobs, END)
@@ -202,12 +232,20 @@ class _Run:
         self.read, self.held = self.read + 1, self.held + size
 
     def dispatch(self) -> None:
-        """Give every worker that may be had a job."""
-        while self.pending and len(self.busy) < self.sandbox.limit:
-            worker = self.sandbox.borrow(self.pending[0]["packages"])
-            self.busy.append(worker)
+        """Give every worker that may be had a job, and a busy one those of functions it keeps."""
+        for _ in range(len(self.pending)):
+            job = self.pending.popleft()
+            keepers = [worker for worker in self.busy if job["code"] in worker.slots]
+            if keepers and keepers[0].takes(job):
+                worker = keepers[0]
+            elif not keepers and len(self.busy) < self.sandbox.limit:
+                worker = self.sandbox.borrow(job["packages"], job["code"])
+                self.busy.append(worker)
+            else:
+                self.pending.append(job)  # all of them go round, so their order stays
+                continue
             try:
-                worker.send(self.pending.popleft())
+                worker.send(job)
             except BrokenPipeError:
                 self.lose(worker)
 
@@ -249,10 +287,11 @@ class _Run:
             )
 
     def lose(self, worker: _Worker) -> None:
-        """A worker died: its job runs again on another one."""
+        """A worker died: its jobs run again on another one."""
         self.busy.remove(worker)
         worker.close()
-        job = worker.job
+        job = worker.jobs.popleft()
+        self.pending.extendleft(reversed(worker.jobs))
         job["lost"] += 1
         if job["lost"] < TRIES:
             self.pending.appendleft(job)
@@ -267,9 +306,10 @@ class _Run:
     def judge(self, worker: _Worker, line: str) -> None:
         """Take a worker's answer and give the worker back."""
         letters, _, reason = line.partition(" ")
-        job, worker.job = worker.job, None
-        self.busy.remove(worker)
-        self.sandbox.idle[worker.packages].append(worker)
+        job = worker.jobs.popleft()
+        if not worker.jobs:
+            self.busy.remove(worker)
+            self.sandbox.idle[worker.packages].append(worker)
         self.finish(job, [VERDICTS[letter] for letter in letters], reason or None)
 
     def finish(self, job: dict, verdicts: list[str], error: str | None) -> None:
