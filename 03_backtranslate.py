@@ -139,19 +139,32 @@ def drop_reason(row: dict) -> str | None:
     return None
 
 
-def split(rows: list[dict], heldout_share: float, seed: int) -> list[dict]:
+def split(
+    rows: list[dict], heldout_share: float, seed: int, like: set[str] | None = None
+) -> list[dict]:
     """The rows with `family` and `split`: whole families are held out.
 
     {"instruction": "Use at most 9 words", ...} -> + {"family": "# most word", "split": "train"}
+
+    With `like`, instructions that another run holds out, those of their families are held out.
     """
     names = families.families(rows, seed)
     # by hashes of the names, not by chance: sides hardly change when constraints are added
     heldout = families.heldout(names, heldout_share, seed)
+    if like is not None:
+        heldout = {name for row, name in zip(rows, names) if row["instruction"] in like}
     found = []
     for row, name in zip(rows, names):
         side = "heldout" if name in heldout else "train"
         found.append({**row, "family": name, "split": side})
     return found
+
+
+def held_out_in(path: str) -> set[str]:
+    """The instructions that a 03_instructions.jsonl holds out."""
+    form = {"instruction": str, "split": {"train", "heldout"}}
+    rows = files.read_all(path, form, "03_backtranslate.py")
+    return {row["instruction"] for row in rows if row["split"] == "heldout"}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -182,6 +195,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         type=share,
         default=0.1,
         help="share of constraints that are never trained on, in whole families",
+    )
+    parser.add_argument(
+        "--split-of",
+        metavar="FILE",
+        help="hold out the families that this 03_instructions.jsonl holds out, so that an ablation "
+        "is measured where the run beside it is",
     )
     parser.add_argument("--limit", type=positive_int, help="read only the first LIMIT constraints")
     parser.add_argument("--seed", type=int, default=0, help="of the split and of the samples")
@@ -222,6 +241,7 @@ def consistent(
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     rows = files.read_all(args.input, ROW, "02_verifiers.py")[: args.limit]
+    like = held_out_in(args.split_of) if args.split_of else None
     funnel, counts = Funnel("03_backtranslate", args.out), Counter()
 
     # keep what its functions do not contradict; in the ablation all of it, with the same fields, so
@@ -236,11 +256,11 @@ def main(argv: list[str] | None = None) -> None:
     # split: families are known only when all constraints are, so this waits for the last one
     names = set()
     with files.writer(args.out) as write:
-        for row in split(kept, args.heldout, args.seed):
+        for row in split(kept, args.heldout, args.seed, like):
             counts[row["split"]] += 1
             names.add(row["family"])
             write(row)
-    write_settings(args, args.out, [args.input])
+    write_settings(args, args.out, [args.input, args.split_of])
     funnel.finish(**counts, families=len(names))
 
 

@@ -86,6 +86,24 @@ def test_without_back_translation_nothing_is_asked_or_dropped_but_all_is_split(t
     assert len(rows) == 3 and {"family", "split"} <= set(rows[0]) and rows[0]["nli"] == []
 
 
+def test_another_runs_split_is_taken_over_in_whole_families(tmp_path):
+    main = tmp_path / "main.jsonl"
+    with files.writer(main) as write:
+        write({"id": "i9", "instruction": "Use at most 9 words", "split": "heldout"})
+        write({"id": "i8", "instruction": "Use no commas", "split": "train"})
+    code = [{"code": "def evaluate(response):\n    return True"}]
+    texts = ["Use no commas", "Use at most 5 words", "Use at most 9 words"]
+    rows = [{"id": f"i{n}", "instruction": text, "verifiers": code} for n, text in enumerate(texts)]
+    given, out = tmp_path / "02.jsonl", tmp_path / "03.jsonl"
+    given.write_text("".join(files.dump(row) + "\n" for row in rows))
+    flags = command("--no-back-translation", in_=given, out=out, split_of=main)
+    stage.main(flags)
+    assert [row["split"] for row in files.read(out)] == ["train", "heldout", "heldout"]
+    main.write_text('{"instruction": "x", "split": "test"}\n')
+    with pytest.raises(UserError, match="main.jsonl:1: 'split'"):
+        stage.main(flags)
+
+
 def test_when_all_is_contradicted_no_file_is_left_and_the_funnel_says_why(tmp_path):
     with pytest.raises(UserError, match="nothing was kept.*2 in -> 0 kept .contradiction 2"):
         run(tmp_path, verified(2), lambda hypothesis: "contradiction")
