@@ -201,11 +201,11 @@ def too_weak(verifiers: list[dict], codes: list[str], results: list[dict]) -> st
     if not codes:
         return "only constant functions"
     kept = {verifier["code"] for verifier in verifiers}
-    probes, said = len(reward.probes("")), []
-    for code, result in zip(codes, results):
-        if code in kept:
-            said.append(result["verdicts"][-probes:])
-    passed = sum(2 * verdicts.count("pass") > len(verdicts) for verdicts in zip(*said))
+    said = [result["verdicts"] for code, result in zip(codes, results) if code in kept]
+    passed = 0
+    for probe in range(-len(reward.probes("")), 0):
+        passes = [verdicts[probe] for verdicts in said].count("pass")
+        passed += 2 * passes > len(said)
     return "fooled by probes" if passed >= WEAK else None
 
 
@@ -366,19 +366,19 @@ def main(argv: list[str] | None = None) -> None:
                 continue
 
             # look at quality: what crashes, and what says the same whatever it is shown
-            counts.update(
-                f"function error: {result['error']}" for result in results if result["error"]
-            )
-            weak = []
-            for result in results:
+            varied = []
+            for code, result in zip(codes, results):
                 verdicts = result["verdicts"]
-                weak.append(weakness(verdicts[: len(cases)], verdicts[len(cases)]))
-            counts.update(f"function {flaw}" for flaw in weak if flaw)
-            if args.drop_weak:
+                flaw = weakness(verdicts[: len(cases)], verdicts[len(cases)])
+                if result["error"]:
+                    counts[f"function error: {result['error']}"] += 1
+                if flaw:
+                    counts[f"function {flaw}"] += 1
                 # an empty answer may be right, as under "use no commas": all probes together tell
-                strong = [n for n, flaw in enumerate(weak) if flaw in (None, ON_EMPTY)]
-                codes = [codes[n] for n in strong]
-                results = [results[n] for n in strong]
+                if flaw in (None, ON_EMPTY):
+                    varied.append((code, result))
+            if args.drop_weak:
+                codes, results = zip(*varied) if varied else ([], [])
 
             # cross-validate: functions and cases that agree with each other stay
             verifiers, kept_cases, reason = cross_validate(

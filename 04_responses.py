@@ -156,6 +156,7 @@ def jobs(group: list[tuple[dict, list[dict]]]) -> list[dict]:
         for constraint in row["constraints"]:
             constraints[constraint["id"]] = constraint
             inputs[constraint["id"]] += [sample["text"] for sample in samples]
+    # companions stand in a group for a few responses only: each constraint has its own inputs
     found = []
     for identity, constraint in constraints.items():
         for number, verifier in enumerate(constraint["verifiers"]):
@@ -187,6 +188,7 @@ def with_verdicts(
     """Yield the rows of `04_responses.jsonl`: every response with its verdicts and accuracy."""
     said = {}  # constraint -> what its functions say of one response after the other
     for identity, own in groupby(results, key=lambda result: result["id"].rpartition(".")[0]):
+        # in the order of the inputs: taken one by one below, as the samples were put in
         said[identity] = zip(*[result["verdicts"] for result in own])
     for row, samples in group:
         responses = []
@@ -459,12 +461,13 @@ def main(argv: list[str] | None = None) -> None:
     # try: a function that cannot be called would make every answer of its constraint worthless
     verifiers.refuse_broken(train, args.input, **sandbox.options(args))
 
-    between = out.with_name(f".{out.name}.verified")  # between the passes: a judge costs more
+    # between the two passes a file, not memory: a hundred thousand rows are some gigabytes
+    between = out.with_name(f".{out.name}.verified")
     said = defaultdict(set)  # the verdicts of each function over all responses
     execute = partial(sandbox.run, **sandbox.options(args))
     with llm.LLM.from_args(args, stage="04_responses") as client:
         with files.writer(between) as write:
-            # ask: K responses a prompt
+            # ask: K responses a prompt; a policy without the template, since its SFT rows have none
             template = not (args.sft or args.bare_prompt)
             expand = partial(request, k=args.k, template=template)
             asked = through(client.complete, prompts, expand)
@@ -503,6 +506,8 @@ def main(argv: list[str] | None = None) -> None:
                 "truncated, and --no-score where it is no judge"
             )
     between.unlink()
+
+    # count: a function that says the same of all responses may check nothing, though cases agreed
     constant = [f"functions always {min(each)}" for each in said.values() if len(each) == 1]
     counts.update(constant)
     above = round(counts["scored above 8"] / counts["scored"], 4) if counts["scored"] else None

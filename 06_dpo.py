@@ -65,6 +65,7 @@ def candidates(row: dict) -> list[dict]:
         return row["responses"]
     found = []
     for case in row["cases"]:
+        # a case of one's own may have an accuracy alone: then that is the verdict
         verdicts = case.get("verdicts") or ["pass" if case["accuracy"] else "fail"]
         found.append({"text": case["input"], "accuracy": case["accuracy"], "verdicts": verdicts})
     return found
@@ -87,6 +88,7 @@ def sides(
     chosen, rejected = {}, {}
     for each in candidates:
         cut = each.get("finish_reason") == "length"
+        # a function that crashed has not judged: the text is neither good nor bad
         if not each["text"].strip() or not each["verdicts"] or "error" in each["verdicts"]:
             continue
         accepted = each["accuracy"] > min_accuracy and (each.get("score") or 0) >= needed
@@ -201,6 +203,8 @@ def pairs(args):
     rng, funnel = random.Random(args.seed), Funnel("06_dpo pairs", args.out)
     made, count = [], Counter()  # the pairs, and how many there are of each level
     samples = training_samples(args.sft)
+
+    # one generator for all rows: a seed makes the whole file again
     matches = partial(
         match,
         count=args.pairs_per_prompt,
@@ -208,6 +212,8 @@ def pairs(args):
         texts=args.texts_per_side,
         max_gap=args.max_length_gap,
     )
+
+    # pair: each row's good texts with its bad ones; the reasons are asked in the order of blame
     for row in read_verified(args.input):
         of_responses = "responses" in row
         level = args.level if of_responses else "instruction"
@@ -238,6 +244,8 @@ def pairs(args):
                 made.append(pair_row(row, level, count[level], good, bad))
 
     funnel.refuse_empty("More responses a prompt (--k of stage 04) make both good and bad ones")
+
+    # thin: after the pairing, so that the pairs of a fraction are among those of the whole
     made = thinned(made, args.fraction, args.seed)
     with files.writer(args.out) as write:
         for pair in made:
@@ -272,6 +280,7 @@ def read_rows(path: str, tokenizer) -> Iterator[dict]:
         where, truncated = f"{path}:{number}", row.get("truncated", [])
         for name in ("prompt", *sides):
             check_messages(row[name], name, where)
+        # the margin of equal sides is 0 whatever the policy: such a pair teaches nothing
         if row["chosen"] == row["rejected"]:
             raise UserError(f"{where}: chosen and rejected are equal; delete the row")
         if not isinstance(truncated, list) or not set(truncated) <= set(sides):
@@ -290,7 +299,9 @@ def reference_logprobs(rows: list[dict], engine, micro_tokens: int, rank: int, w
 
     found, begin = torch.zeros(len(rows), 2, device=engine.device), time.monotonic()
     numbered = [{**row, "number": number} for number, row in enumerate(rows)]
+    # rows of like lengths fill packs best, and here no order has to be random
     numbered.sort(key=packed_tokens)
+    # a thousand at a time, for a line of progress
     for at in range(0, len(rows), 1000):
         thousand = numbered[at : at + 1000]
         for micro, weight, _last in micro_steps(thousand, micro_tokens, rank, world):
@@ -303,6 +314,7 @@ def reference_logprobs(rows: list[dict], engine, micro_tokens: int, rank: int, w
                 f"reference policy: {at + len(thousand):,}/{len(rows):,} pairs in {seconds:.0f} s",
                 flush=True,
             )
+    # each rank has filled in its own rows, the others' are 0
     torch.distributed.all_reduce(found)
     return found
 
@@ -313,6 +325,7 @@ def add_reference(rows: list[dict], args, rank: int, world: int) -> None:
 
     model = args.reference or args.model
     tokens = [[row["prompt"], row["responses"]] for row in rows]
+    # named by all that the numbers depend on: other pairs or another reference are another file
     key = digest([models.fingerprint(model), args.precision, tokens])
     file = Path(f"{args.input}.reference-{key}.jsonl")
     if not file.exists():
@@ -326,6 +339,7 @@ def add_reference(rows: list[dict], args, rank: int, world: int) -> None:
             with files.writer(file) as write:
                 for row, logprobs in zip(rows, found):
                     write({"id": row["id"], "logprobs": logprobs})
+    # the other ranks read what the first has written
     torch.distributed.barrier()
     for row, kept in zip(rows, files.read(file, ["logprobs"]), strict=True):
         row["reference"] = kept["logprobs"]
