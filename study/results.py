@@ -46,6 +46,7 @@ COLUMNS = {
     "other": ("heldout", ["Held-out other"], 100),
     "not in IFEval": ("heldout", ["not in IFEval"], 100),
     "on topic": ("heldout", ["relevance"], 100),
+    "both": ("heldout", ["obeyed, on topic"], 100),
     "words": ("heldout", ["words"], 1),
     "cut": ("heldout", ["truncated"], 100),
     "IFEval": ("ifeval", IFEVAL, 100),
@@ -69,7 +70,7 @@ def collect(out: Path, folder: Path) -> None:
         name = "_".join(metrics.relative_to(out).parts[:-1])
         shutil.copyfile(metrics, folder / f"{name}.metrics.jsonl")
     done = re.findall(r"^-- (\S+): done in (\d+) s$", (out / "logs" / "run.log").read_text(), re.M)
-    seconds = {str(Path(path).relative_to(out)): int(time) for path, time in done}
+    seconds = {path.partition(f"{out.name}/")[2]: int(time) for path, time in done}
     files.write_whole(folder / "seconds.json", json.dumps(seconds, indent=1) + "\n")
     with files.writer(folder / "constraints.jsonl") as write:
         for row in files.read(out / "03_instructions.jsonl"):
@@ -109,8 +110,13 @@ def points_of(folder: Path, model: str, benchmark: str) -> dict[str, list]:
     if not path.exists():
         return found
     for line in gzip.decompress(path.read_bytes()).decode().splitlines():
-        for metric, points in json.loads(line)["points"].items():
+        row = json.loads(line)["points"]
+        for metric, points in row.items():
             found[metric] += points
+        # an answer that obeys and answers something else has not done what was asked
+        if "relevance" in row:
+            [(stratum, item, passed, one)], [(*_, answers, _)] = row["Held-out"], row["relevance"]
+            found["obeyed, on topic"].append((stratum, item, passed and answers, one))
     if benchmark == "heldout":
         others = not_in_ifeval(folder)
         for point in found["Held-out"]:
@@ -195,15 +201,17 @@ def shown(column: str, found: tuple[float, float, float] | None, sign: str = "")
 
 
 def table_of(folders: list[Path], columns: list[str]) -> str:
-    """The models' numbers, and under them what each gains over the base model."""
+    """The models' numbers, and under them what each gains over the base model; "" without any."""
+    columns = [name for name in columns if cell(folders, "base", name)]
+    if not columns:
+        return ""
     lines = []
     for number, (model, title) in enumerate(MODELS.items(), 1):
         cells = [shown(column, cell(folders, model, column)) for column in columns]
         lines.append([number, title, *cells])
     for number, model in enumerate(list(MODELS)[1:], 2):
-        cells = [
-            shown(column, difference(folders, "base", model, column), "+") for column in columns
-        ]
+        gains = [difference(folders, "base", model, column) for column in columns]
+        cells = [shown(column, gain, "+") for column, gain in zip(columns, gains)]
         lines.append([f"{number} - 1", f"{model} - base", *cells])
     return table.markdown(["", "model", *columns], lines)
 
@@ -229,7 +237,7 @@ def draw(folders: list[Path], path: Path) -> None:
     """Bars with intervals: each column's four models side by side."""
     from matplotlib.figure import Figure
 
-    columns = ["held-out", "length", "other", "on topic", "IFEval", "IFBench"]
+    columns = ["held-out", "length", "other", "on topic", "both", "IFEval"]
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     axes = figure.subplots()
     for place, (model, title) in enumerate(MODELS.items()):
@@ -255,7 +263,7 @@ def write(results: Path) -> str:
     seeds = ", ".join(folder.name.removeprefix("seed_") for folder in folders)
     parts = [f"Shares in per cent with 95 % intervals over seeds and items; seeds: {seeds}.\n"]
     names = list(COLUMNS)
-    for columns in (names[:7], names[7:12], names[12:]):
+    for columns in (names[:8], names[8:13], names[13:]):
         parts.append(table_of(folders, columns))
     parts.append(funnel(folders))
     text = "\n".join(parts)

@@ -1,0 +1,95 @@
+"""The study's table and picture, made of the raw results that are committed."""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from autoif import files
+from autoif.files import UserError
+
+STUDY = Path(__file__).resolve().parents[1] / "study"
+spec = importlib.util.spec_from_file_location("study_results", STUDY / "results.py")
+results = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(results)
+
+COMMITTED = sorted((STUDY / "results").glob("seed_*"))
+
+
+def run_of(out: Path, answers: dict[str, list[bool]]) -> Path:
+    """A folder as a run leaves it: for each model, whether each of its answers passes."""
+    (out / "logs").mkdir(parents=True)
+    (out / "logs" / "run.log").write_text(f"-- {out}/05_sft: done in 12 s\n")
+    (out / "07_results.json").write_text("[]")
+    (out / "stats.json").write_text("{}")
+    constraint = {"id": "i1", "instruction": "Use no commas", "family": "f", "split": "heldout"}
+    with files.writer(out / "03_instructions.jsonl") as write:
+        write(constraint)
+    for model, passed in answers.items():
+        folder = out / "07_items" / model
+        folder.mkdir(parents=True)
+        with files.writer(folder / "heldout.jsonl") as write:
+            for number, each in enumerate(passed):
+                point = ("", f"i1-{number}", each, 1)
+                row = {"id": f"i1-{number}", "answers": ["a text"], "points": {"Held-out": [point]}}
+                write(row)
+    return out
+
+
+@pytest.fixture
+def two_seeds(tmp_path):
+    folders = []
+    for seed, online in (("seed_1", [1, 1, 1, 0]), ("seed_2", [1, 1, 0, 0])):
+        out = run_of(tmp_path / "out" / seed, {"base": [1, 0, 0, 0], "online": online})
+        folders.append(tmp_path / "results" / seed)
+        results.collect(out, folders[-1])
+    return folders
+
+
+def test_a_cell_is_the_share_over_seeds_and_items(two_seeds):
+    value, low, high = results.cell(two_seeds, "online", "held-out")
+    assert value == pytest.approx(100 * 5 / 8)
+    assert low < value < high
+    assert results.cell(two_seeds, "sft", "held-out") is None
+    assert results.cell(two_seeds, "online", "IFEval") is None
+
+
+def test_a_difference_draws_the_same_items_for_both(two_seeds):
+    value, low, high = results.difference(two_seeds, "base", "online", "held-out")
+    assert value == pytest.approx(100 * (5 / 8 - 2 / 8))
+    # no item is worse, whichever are drawn: apart, the intervals overlap
+    assert low >= 0
+    same = results.difference(two_seeds[:1], "base", "base", "held-out")
+    assert same == (0, 0, 0)
+
+
+def test_what_is_kept_of_a_run_has_no_texts_and_is_the_same_twice(two_seeds, tmp_path):
+    again = tmp_path / "again"
+    results.collect(tmp_path / "out" / "seed_1", again)
+    for path in sorted(again.rglob("*")):
+        if path.is_file():
+            first = two_seeds[0] / path.relative_to(again)
+            assert path.read_bytes() == first.read_bytes(), path
+            assert b"a text" not in path.read_bytes()
+    assert json.loads((again / "seconds.json").read_text()) == {"05_sft": 12}
+    assert set(results.points_of(again, "base", "heldout")) >= {"Held-out"}
+
+
+def test_a_folder_without_seeds_is_named(tmp_path):
+    with pytest.raises(UserError, match="no seed_N folder"):
+        results.write(tmp_path)
+
+
+def test_the_table_is_what_the_committed_results_make(tmp_path):
+    copy = tmp_path / "results"
+    shutil.copytree(STUDY / "results", copy)
+    assert results.write(copy) == (STUDY / "results" / "table.md").read_text()
+    assert (copy / "bars.png").stat().st_size > 5_000
+
+
+def test_the_committed_results_are_small():
+    assert COMMITTED
+    sizes = [path.stat().st_size for path in (STUDY / "results").rglob("*") if path.is_file()]
+    assert sum(sizes) < 3_000_000
