@@ -38,7 +38,7 @@ from autoif.stage import run as run_command
 
 GATHERING = 0.002  # seconds without a further call after which several that came are answered
 GATHERED = 10_000  # calls that are answered together, at most
-KEEP = 128  # functions a worker whose processes stay for the next call, of some 1.5 MB each
+KEEP = 512  # functions a worker whose processes stay for the next call, of some 1.5 MB each
 
 
 class Score(NamedTuple):

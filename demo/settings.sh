@@ -1,5 +1,6 @@
 # What `run_all.sh --demo` changes, each with its reason; everything else is the defaults, the paper's.
 OUT=${OUT:-out/demo}
+RECORDED=demo/completions             # answers in a strong model's form
 SUPERVISOR=recorded-supervisor BASE=$OUT/base WRITER=$OUT/base  # a recording; the model answers itself: self-alignment
 NLI=llm                              # no hub: mDeBERTa cannot be had
 QUERIES=demo/queries.txt HELDOUT_QUERIES=demo/heldout_queries.txt
