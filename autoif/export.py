@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
-from autoif import files
+from autoif import files, queries
 from autoif.card import card
 from autoif.files import UserError, write_whole
 from autoif.prompt import join
@@ -86,7 +86,9 @@ def heldout_prompts(constraints: list[dict], queries: list[str]) -> Iterator[dic
             yield prompt_row(made, join(query, row["instruction"]), None)
 
 
-def read_run(out: Path, limits: tuple[float, float] | None) -> dict[str, list[dict]]:
+def read_run(
+    out: Path, limits: tuple[float, float] | None, heldout_queries: Path
+) -> dict[str, list[dict]]:
     """Lists of rows by {constraints, sft, pairs, prompts, heldout}, empty where none has run."""
 
     def rows(name: str, *fields: str) -> Iterable[dict]:
@@ -103,16 +105,13 @@ def read_run(out: Path, limits: tuple[float, float] | None) -> dict[str, list[di
         of_prompt = row["id"].split("/")[0]
         if row["level"] == "instruction" or between(rates.get(of_prompt), limits):
             pairs.append(row)
-    queries = []
-    for row in rows("04_queries.jsonl", "query"):
-        if row.get("split", "heldout") == "heldout":
-            queries.append(row["query"])
+    unseen = queries.kept(str(heldout_queries), "heldout") if heldout_queries.is_file() else []
     return {
         "constraints": constraints,
         "sft": list(rows("04_sft.jsonl", "id", "messages")),
         "pairs": pairs,
         "prompts": prompts,
-        "heldout": list(heldout_prompts(constraints, queries)),
+        "heldout": list(heldout_prompts(constraints, unseen)),
     }
 
 
@@ -282,6 +281,12 @@ def main(argv: list[str] | None = None) -> None:
         "a policy always or never does",
     )
     parser.add_argument(
+        "--heldout-queries",
+        type=Path,
+        metavar="FILE",
+        help="queries for the held-out constraints (default: those that stage 04 held out)",
+    )
+    parser.add_argument(
         "--license", default="other", help="of the data, for the card (the hub's identifier)"
     )
     parser.add_argument("--push", metavar="REPO", help="also upload DIR as a dataset, USER/NAME")
@@ -289,7 +294,10 @@ def main(argv: list[str] | None = None) -> None:
 
     # read: whatever the run has, so that a run without pairs can be taken away too
     limits = tuple(args.pass_rate) if args.pass_rate else None
-    run = read_run(args.out, limits)
+    if args.heldout_queries and not args.heldout_queries.is_file():
+        raise UserError(f"--heldout-queries {args.heldout_queries} does not exist")
+    heldout_queries = args.heldout_queries or args.out / "04_queries.jsonl"
+    run = read_run(args.out, limits, heldout_queries)
     if not run["constraints"]:
         raise UserError(
             f"{args.out} has no 03_instructions.jsonl with a row; give the folder of a run with "

@@ -1,7 +1,8 @@
 """A GRPO run whose only reward is the verifiers', small enough for two CPU cores.
 
     bash run_all.sh --demo
-    python -m autoif.export out/demo --to trl out/demo/trl --pass-rate 0 1
+    python -m autoif.export out/demo --to trl out/demo/trl --pass-rate 0 1 \\
+        --heldout-queries demo/heldout_queries.txt
     python examples/grpo_trl.py --model out/demo/base --data out/demo/trl --out out/demo/grpo
 
 Writes the model, metrics.jsonl (a row a step), curve.png and result.json: the share of answers to
@@ -100,7 +101,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--data", type=Path, required=True, help="a folder of autoif.export --to trl"
     )
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--batch", type=int, default=16, help="answers a step")
     parser.add_argument("--group", type=int, default=8, help="answers to a prompt")
     parser.add_argument("--max-tokens", type=int, default=48, help="of an answer")
@@ -115,7 +116,10 @@ def main(argv: list[str] | None = None) -> None:
     rows = list(files.read(args.data / "grpo.jsonl", ["prompt", "instruction_id"]))
     test = list(files.read(args.data / "grpo_heldout.jsonl", ["prompt", "instruction_id"]))
     if not rows or not test:
-        raise UserError(f"{args.data} has no prompts; run python -m autoif.export --to trl again")
+        raise UserError(
+            f"{args.data} has {len(rows)} prompts and {len(test)} held-out ones; run python -m "
+            "autoif.export --to trl again, with --heldout-queries where stage 04 held out none"
+        )
     verifiers = Verifiers.load(args.data / "verifiers.jsonl")
     began = time.monotonic()
 

@@ -208,6 +208,18 @@ def test_held_out_prompts_take_held_out_queries():
     assert found[0]["instruction_id"] == "i1" and found[0]["id"] == "i1.heldout.0"
 
 
+def test_held_out_queries_may_be_in_a_file_of_their_own(whole_run, tmp_path):
+    shutil.copy(whole_run / "03_instructions.jsonl", tmp_path)
+    flags = [str(tmp_path), str(tmp_path / "trl"), "--to", "trl", "--heldout-queries"]
+    unseen = tmp_path / "unseen.txt"
+    with pytest.raises(UserError, match="unseen.txt does not exist"):
+        export.main([*flags, str(unseen)])
+    unseen.write_text("Which animal gives us wool?\n")
+    export.main([*flags, str(unseen)])
+    found = rows(tmp_path / "trl", "grpo_heldout.jsonl")
+    assert found and all("wool" in row["prompt"][0]["content"] for row in found)
+
+
 def test_a_run_without_pairs_is_exported_without_them(whole_run, tmp_path):
     shutil.copy(whole_run / "03_instructions.jsonl", tmp_path)
     for name in export.FORMATS:
