@@ -149,9 +149,10 @@ def split(
     With `like`, instructions that another run holds out, those of their families are held out.
     """
     names = families.families(rows, seed)
-    # by hashes of the names, not by chance: sides hardly change when constraints are added
-    heldout = families.heldout(names, heldout_share, seed)
-    if like is not None:
+    if like is None:
+        # by hashes of the names, not by chance: sides hardly change when constraints are added
+        heldout = families.heldout(names, heldout_share, seed)
+    else:
         heldout = {name for row, name in zip(rows, names) if row["instruction"] in like}
     found = []
     for row, name in zip(rows, names):

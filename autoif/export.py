@@ -294,8 +294,11 @@ def main(argv: list[str] | None = None) -> None:
 
     # read: whatever the run has, so that a run without pairs can be taken away too
     limits = tuple(args.pass_rate) if args.pass_rate else None
-    if args.heldout_queries and not args.heldout_queries.is_file():
-        raise UserError(f"--heldout-queries {args.heldout_queries} does not exist")
+    if args.heldout_queries and (why := files.absent(args.heldout_queries)):
+        raise UserError(
+            f"--heldout-queries {args.heldout_queries} {why}; give a file of queries as stage 04 "
+            "reads them"
+        )
     heldout_queries = args.heldout_queries or args.out / "04_queries.jsonl"
     run = read_run(args.out, limits, heldout_queries)
     if not run["constraints"]:

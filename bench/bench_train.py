@@ -18,7 +18,6 @@ import argparse
 import importlib.util
 import json
 import os
-import platform
 import random
 import re
 import resource
@@ -28,6 +27,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from compare import save
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -226,9 +227,7 @@ def main(argv=None):
                 numbers[f"{kind} ratio"] = speeds[0] / speeds[1]
                 print(f"{kind}: {speeds[0] / speeds[1]:.2f}x", flush=True)
     if args.json:
-        record = {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "numbers": numbers}
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(json.dumps(record, indent=2) + "\n")
+        save(args.json, numbers)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ FLAGS_02="--k 4 ${MORE_02:-}"                     # four recorded verifiers, not
 # with an exclamation mark" and "Include an exclamation mark"), or brevity alone obeys many ("Do not use the word ...").
 FLAGS_03="--heldout 0.25 --seed 35 ${MORE_03:-}"
 FLAGS_04="--seed $SEED --queries-per-instruction 3 --max-tokens 96 --heldout-queries 0 --no-score --bare-prompt ${MORE_04:-}"  # as in the demo; 3 queries, not 16, for time
-FLAGS_05="--seed $SEED --batch 8 --lr 2e-5 --epochs 1 --warmup-steps 10 --max-length 512 --micro-tokens 1024"  # some 1,000 rows
+FLAGS_05="--seed $SEED --batch 8 --lr 2e-5 --epochs 1 --warmup-steps 10 --max-length 512 --micro-tokens 1024"  # some 600 rows
 # tried on seed 1's offline pairs: at 1e-5 the loss falls to 0.68 over the epoch's last fifth (study/results/tried)
 FLAGS_06="--seed $SEED --batch 8 --lr 5e-5 --beta 0.1 --epochs 1 --max-length 512 --micro-tokens 1024"
 FLAGS_06_PAIRS="--seed $SEED --pairs-per-prompt 2"  # sampling costs more than training
