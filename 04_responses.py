@@ -26,6 +26,8 @@ Departures from the paper:
 4. A query has one constraint there; `--constraints 1-3` joins up to three of different families.
    A response then has to pass each of them: its accuracy is the lowest of theirs. Constraints that
    contradict each other fall out by themselves, since no response passes them all.
+5. Where the model is no judge, `--score topic` gives 10 to a response that is nearer to its query
+   than to others, by the words that they share, and 0 to all else.
 `--no-score` is the paper's ablation (table 3). The released code's behaviour: `--min-accuracy 0
 --min-score 8.01`.
 """
@@ -38,7 +40,7 @@ from functools import partial, reduce
 from itertools import chain, groupby
 from pathlib import Path
 
-from autoif import files, llm, queries, replies, sandbox, several, verifiers
+from autoif import files, llm, queries, relevance, replies, sandbox, several, verifiers
 from autoif.files import UserError
 from autoif.prompt import accuracy, join
 from autoif.stage import Funnel, non_negative, positive_int, run, share, through, write_settings
@@ -75,6 +77,8 @@ PAPER_TABLE_5 = {
     "Qwen2-72B": [123_000, 10_000, 4_000, 0.28],
     "GPT-4": [210_000, 25_000, 15_000, 0.34],
 }
+
+OTHERS = 100  # queries that a response is compared with by --score topic
 
 FORM = {**verifiers.ROW, "split": {"train", "heldout"}}
 
@@ -294,6 +298,23 @@ def scored(rows: Iterable[dict], client: llm.LLM, min_accuracy: float) -> Iterat
         yield row
 
 
+def scored_by_topic(path: Path, min_accuracy: float, seed: int) -> Iterator[dict]:
+    """Yield the rows of `path`, scored 10 where a response is on its query, and 0 where not.
+
+    On its query: by TF-IDF, that is the nearest of it and at most `OTHERS` of all queries.
+    """
+    asked = list(dict.fromkeys(row["query"] for row in files.read(path)))
+    others = random.Random(seed).sample(asked, min(OTHERS, len(asked)))
+    for row in files.read(path):
+        found = candidates(row, min_accuracy)
+        texts = [response["text"] for response in found]
+        own, instruction = [row["query"]] * len(found), [row["instruction"]] * len(found)
+        near = relevance.relevant(texts, own, instruction, others, "TF-IDF")
+        for response, on_topic in zip(found, near):
+            response["score"] = 10.0 if on_topic else 0.0
+        yield row
+
+
 def sft_row(row: dict, number: int) -> dict:
     """The training sample of a response: the bare prompt, without the supervisor's template."""
     names = ("instruction_id", "instruction_ids")
@@ -372,8 +393,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="drop a response under this quality score (3.3)",
     )
     parser.add_argument(
+        "--score",
+        choices=["judge", "topic", "none"],
+        default="judge",
+        help="what scores a response: the model (paper), or TF-IDF whether it is on its query",
+    )
+    parser.add_argument(
         "--no-score",
-        action="store_true",
+        dest="score",
+        action="store_const",
+        const="none",
         help="skip the quality score (the paper's ablation, and the online loop)",
     )
     parser.add_argument(
@@ -481,9 +510,11 @@ def main(argv: list[str] | None = None) -> None:
 
         # score: does it answer the query? Only what the functions accept is shown to the judge
         found, min_score = files.read(between), args.min_score
-        if args.no_score:
+        if args.score == "none":
             print("04_responses: no quality scores (--no-score), as in the paper's ablation")
             min_score = None
+        elif args.score == "topic":
+            found = scored_by_topic(between, args.min_accuracy, args.seed)
         else:
             found = scored(found, client, args.min_accuracy)
 
@@ -503,7 +534,7 @@ def main(argv: list[str] | None = None) -> None:
                 write(row)
             funnel.refuse_empty(
                 "Does the model follow such constraints at all? See --max-tokens where answers are "
-                "truncated, and --no-score where it is no judge"
+                "truncated, and --score topic where it is no judge"
             )
     between.unlink()
 

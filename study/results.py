@@ -17,13 +17,13 @@ import json
 import re
 import shutil
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout, uninstalled
-from autoif import files  # noqa: E402
+from autoif import families, files  # noqa: E402
 from autoif.evaluation import intervals, table  # noqa: E402
 from autoif.evaluation.kinds import kind  # noqa: E402
 from autoif.files import UserError  # noqa: E402
@@ -49,6 +49,9 @@ COLUMNS = {
     "both": ("heldout", ["obeyed, on topic"], 100),
     "words": ("heldout", ["words"], 1),
     "cut": ("heldout", ["truncated"], 100),
+    "greedy: held-out": ("greedy", ["Held-out"], 100),
+    "greedy: other": ("greedy", ["Held-out other"], 100),
+    "greedy: both": ("greedy", ["obeyed, on topic"], 100),
     "IFEval": ("ifeval", IFEVAL, 100),
     **{f"IFEval {name}": ("ifeval", [name], 100) for name in IFEVAL},
     "IFBench": ("ifbench", ["IFB Pr(L)"], 100),
@@ -56,6 +59,18 @@ COLUMNS = {
     "GSM8K": ("gsm8k", ["GSM8K"], 100),
     "nats a token": ("perplexity", ["nats a token"], 1),
 }
+
+
+# ---- tuning split -------------------------------------------------------------------------------
+
+
+def tuning(path: Path, out: Path) -> None:
+    """Hold out a fifth of the constraints that train, in whole families; those held out go."""
+    rows = [row for row in files.read(path, ["family", "split"]) if row["split"] == "train"]
+    chosen = families.heldout([row["family"] for row in rows], 0.2, seed=0)
+    with files.writer(out) as write:
+        for row in rows:
+            write({**row, "split": "heldout" if row["family"] in chosen else "train"})
 
 
 # ---- collect ------------------------------------------------------------------------------------
@@ -70,7 +85,9 @@ def collect(out: Path, folder: Path) -> None:
         name = "_".join(metrics.relative_to(out).parts[:-1])
         shutil.copyfile(metrics, folder / f"{name}.metrics.jsonl")
     done = re.findall(r"^-- (\S+): done in (\d+) s$", (out / "logs" / "run.log").read_text(), re.M)
-    seconds = {path.partition(f"{out.name}/")[2]: int(time) for path, time in done}
+    seconds = Counter()  # what was made twice has taken both times
+    for path, time in done:
+        seconds[path.partition(f"{out.name}/")[2]] += int(time)
     files.write_whole(folder / "seconds.json", json.dumps(seconds, indent=1) + "\n")
     with files.writer(folder / "constraints.jsonl") as write:
         for row in files.read(out / "03_instructions.jsonl"):
@@ -106,6 +123,8 @@ def not_in_ifeval(folder: Path) -> set[str]:
 def points_of(folder: Path, model: str, benchmark: str) -> dict[str, list]:
     """{metric: points} of a seed's model; empty where it was not measured."""
     path = folder / model / f"{benchmark}.jsonl.gz"
+    if benchmark == "greedy":
+        path = folder / f"{model}_greedy" / "heldout.jsonl.gz"
     found = defaultdict(list)
     if not path.exists():
         return found
@@ -200,16 +219,16 @@ def shown(column: str, found: tuple[float, float, float] | None, sign: str = "")
     return f"{value} [{low}, {high}]"
 
 
-def table_of(folders: list[Path], columns: list[str]) -> str:
+def table_of(folders: list[Path], columns: list[str], models: dict[str, str]) -> str:
     """The models' numbers, and under them what each gains over the base model; "" without any."""
     columns = [name for name in columns if cell(folders, "base", name)]
     if not columns:
         return ""
     lines = []
-    for number, (model, title) in enumerate(MODELS.items(), 1):
+    for number, (model, title) in enumerate(models.items(), 1):
         cells = [shown(column, cell(folders, model, column)) for column in columns]
         lines.append([number, title, *cells])
-    for number, model in enumerate(list(MODELS)[1:], 2):
+    for number, model in enumerate(list(models)[1:], 2):
         gains = [difference(folders, "base", model, column) for column in columns]
         cells = [shown(column, gain, "+") for column, gain in zip(columns, gains)]
         lines.append([f"{number} - 1", f"{model} - base", *cells])
@@ -224,7 +243,8 @@ def funnel(folders: list[Path]) -> str:
         responses, pairs = stats["04_responses"], stats["06_dpo pairs"]["pairs"]
         counted = [responses["in"], responses["kept"], sum(pairs.values())]
         rate = f"{responses['kept'] / responses['in']:.0%}"
-        lines.append([folder.name.replace("_", " "), *counted, rate, "no judge"])
+        above = f"{responses['share above 8']:.0%} on topic"  # stage 04's --score topic
+        lines.append([folder.name.replace("_", " "), *counted, rate, above])
     paper = dict(responses["paper_table_5"])
     del paper["columns"]
     for name, (raw, sft, dpo, above) in paper.items():
@@ -263,9 +283,18 @@ def write(results: Path) -> str:
     seeds = ", ".join(folder.name.removeprefix("seed_") for folder in folders)
     parts = [f"Shares in per cent with 95 % intervals over seeds and items; seeds: {seeds}.\n"]
     names = list(COLUMNS)
-    for columns in (names[:8], names[8:13], names[13:]):
-        parts.append(table_of(folders, columns))
+    for columns in (names[:8], names[8:16], names[16:]):
+        parts.append(table_of(folders, columns, MODELS))
     parts.append(funnel(folders))
+    parts.append("Seed 1 without the score that holds answers to their query (`--no-score`):\n")
+    parts.append(table_of([results / "no_score"], [*names[:8], "IFEval", "nats a token"], MODELS))
+    for title, folder in (("Variants of seed 1", folders[0]), ("Tuning", results / "tuning")):
+        measured = [path.parent.name for path in sorted(folder.glob("*/heldout.jsonl.gz"))]
+        measured = [name for name in measured if not name.endswith("_greedy")]
+        if others := {name: name for name in measured if name not in MODELS}:
+            models = {"base": MODELS["base"], "sft": MODELS["sft"], **others}
+            parts.append(f"{title}:\n")
+            parts.append(table_of([folder], names[:8], models))
     text = "\n".join(parts)
     files.write_whole(results / "table.md", text)
     draw(folders, results / "bars.png")
@@ -280,13 +309,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     collecting = commands.add_parser("collect", help="take what a run measured into --results")
     collecting.add_argument("out", type=Path, help="out/study/seed_N")
+    splitting = commands.add_parser("tuning", help="hold out some training families instead")
+    splitting.add_argument("input", type=Path, help="03_instructions.jsonl")
+    splitting.add_argument("out", type=Path)
     commands.add_parser("table", help="make table.md and bars.png of --results")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
-    if args.command == "collect":
+    if args.command == "tuning":
+        tuning(args.input, args.out)
+    elif args.command == "collect":
         collect(args.out, args.results / args.out.name)
     else:
         print(write(args.results))

@@ -16,12 +16,15 @@ unset DATA_DIR  # run_all.sh would measure IFEval with answers of another length
 # once FILE COMMAND...: run the command unless the file is there
 once() { [ -e "$1" ] || "${@:2}"; }
 
-# benchmarks OUT NAME MODEL: answers of at most 512 tokens (256 to sums), greedy; and perplexity
+# benchmarks OUT NAME MODEL: answers of at most 512 tokens (256 to sums, 96 to held-out constraints), greedy; perplexity
 benchmarks() {
     local items=$1/07_items/$2
     local serve=(env SERVE_LOG="$1/logs" python -m autoif.serving --slots 32 --context 1280 "$3" --)
     local evaluate=(python 07_eval.py --model "$3" --name "$2" --out "$1/07_results.json" "${data[@]}")
     once "$items/perplexity.jsonl" python study/perplexity.py "$3" --out "$items/perplexity.jsonl"
+    once "${items}_greedy/heldout.jsonl" "${serve[@]}" "${evaluate[@]}" --name "$2_greedy" --benchmarks heldout \
+        --heldout "$1/03_instructions.jsonl" --queries study/heldout_queries.txt --queries-per-instruction 8 \
+        --temperature 0 --k 1 --max-tokens 96
     once "$items/ifeval.jsonl" "${serve[@]}" "${evaluate[@]}" --benchmarks ifeval --max-tokens 512
     once "$items/mmlu.jsonl" "${serve[@]}" "${evaluate[@]}" --benchmarks mmlu --limit 228
     once "$items/gsm8k.jsonl" "${serve[@]}" "${evaluate[@]}" --benchmarks gsm8k --limit 60 --max-tokens 256

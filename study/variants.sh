@@ -9,15 +9,17 @@
 # accuracy_0.8 accuracy_1.0                           how many functions must accept a response: SFT
 # pairs_1_64 pairs_1_16 pairs_1_4                     the scaling of pairs: offline DPO
 # instruction_level query_level                       pairs of cases, pairs of responses: offline DPO
-# reject_truncated alike_in_length                    ours: cut answers rejected; sides of one length
+# reject_truncated alike_in_length any_topic          ours: cut answers rejected; sides of one length; chosen
+#                     ones that have left their query
+# same lr_X beta_X epochs_X sft_lr_X                  what tune.sh tries: same are the study's settings
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash run_all.sh --env
 source .venv/bin/activate
-MAIN=out/study/seed_1 HERE=out/study/variants
-SEED=1 OUT=$MAIN
+MAIN=${MAIN:-out/study/seed_1} SEED=1
+OUT=$MAIN HERE=$MAIN/variants
 source study/settings.sh
-[ -d "$MAIN/06_offline" ] || { echo "variants.sh: error: no $MAIN/06_offline; run study/run.sh 1" >&2; exit 2; }
+[ -d "$MAIN/05_sft" ] || { echo "variants.sh: error: no $MAIN/05_sft; run study/run.sh 1" >&2; exit 2; }
 
 # evaluate NAME MODEL: on the main run's held-out constraints, whatever this variant kept
 evaluate() {
@@ -37,18 +39,37 @@ sft() {
     evaluate "$1" "$out/05_sft"
 }
 
-# dpo NAME PAIRS...: other pairs, the main run's SFT model
+# more_sft NAME FLAGS: the main run's rows, trained otherwise
+more_sft() {
+    [ -e "$HERE/$1" ] || torchrun --standalone --nproc_per_node 1 05_sft.py --in "$MAIN/04_sft.jsonl" \
+        --model "$MAIN/base" --out "$HERE/$1" $FLAGS_05 $2
+    evaluate "$1" "$HERE/$1"
+}
+
+# dpo NAME FILES FLAGS_PAIRS FLAGS_TRAIN: other pairs or another loss, from the main run's SFT model
 dpo() {
     local out=$HERE/$1
     mkdir -p "$out"
-    [ -e "$out/06_pairs.jsonl" ] || python 06_dpo.py pairs --sft "$MAIN/04_sft.jsonl" --out "$out/06_pairs.jsonl" \
-        $FLAGS_06_PAIRS "${@:2}"
+    [ -e "$out/06_pairs.jsonl" ] || python 06_dpo.py pairs --in $2 --sft "$MAIN/04_sft.jsonl" \
+        --out "$out/06_pairs.jsonl" $FLAGS_06_PAIRS ${3:-}
     [ -e "$out/06_offline" ] || torchrun --standalone --nproc_per_node 1 06_dpo.py train --in "$out/06_pairs.jsonl" \
-        --model "$MAIN/05_sft" --out "$out/06_offline" $FLAGS_06
+        --model "$MAIN/05_sft" --out "$out/06_offline" $FLAGS_06 ${4:-}
     evaluate "$1" "$out/06_offline"
 }
 
+# online NAME FLAGS_PAIRS: the online loop once more, on other pairs; its first responses are the SFT model's, the same
+online() {
+    local out=$HERE/$1 file
+    mkdir -p "$out/online_1"
+    for file in base $(cd "$MAIN" && ls -d 0[1-6]*) online_1/04_responses.jsonl; do
+        [ ! -e "$MAIN/$file" ] || ln -sfn "$PWD/$MAIN/$file" "$out/$file"
+    done
+    OUT=$out MORE_06_PAIRS=$2 bash run_all.sh --study --until 06
+    evaluate "$1" "$out/online_$ONLINE_ITERATIONS/06_dpo"
+}
+
 cases=$MAIN/03_instructions.jsonl responses=$MAIN/04_responses.jsonl
+both="$cases $responses"
 variant() {
     case $1 in
     no_cross_validation) sft "$1" --no-cross-validation "" "" ;;
@@ -56,11 +77,21 @@ variant() {
     no_checks) sft "$1" --no-cross-validation --no-back-translation "" ;;
     accuracy_0.8) sft "$1" "" "" "--min-accuracy 0.8" ;;
     accuracy_1.0) sft "$1" "" "" "--min-accuracy 0.999" ;;
-    pairs_1_*) dpo "$1" --in "$cases" "$responses" --fraction "1/${1##*_}" ;;
-    instruction_level) dpo "$1" --in "$cases" ;;
-    query_level) dpo "$1" --in "$responses" ;;
-    reject_truncated) dpo "$1" --in "$cases" "$responses" --reject-truncated ;;
-    alike_in_length) dpo "$1" --in "$cases" "$responses" --max-length-gap 0.3 ;;
+    pairs_1_*) dpo "$1" "$both" "--fraction 1/${1##*_}" ;;
+    instruction_level) dpo "$1" "$cases" ;;
+    query_level) dpo "$1" "$responses" ;;
+    reject_truncated) dpo "$1" "$both" --reject-truncated ;;
+    alike_in_length) dpo "$1" "$both" "--max-length-gap 0.3" ;;
+    any_topic) dpo "$1" "$both" "--min-score 0" ;;
+    same) dpo "$1" "$both" ;;
+    lr_*) dpo "$1" "$both" "" "--lr ${1##*_}" ;;
+    beta_*) dpo "$1" "$both" "" "--beta ${1##*_}" ;;
+    epochs_*) dpo "$1" "$both" "" "--epochs ${1##*_}" ;;
+    online) online "$1" "" ;;
+    online_gap_*) online "$1" "--max-length-gap ${1##*_}" ;;
+    sft_lr_*) more_sft "$1" "--lr ${1##*_}" ;;
+    base) evaluate "$1" "$MAIN/base" ;;
+    sft) evaluate "$1" "$MAIN/05_sft" ;;
     *) echo "variants.sh: error: no variant $1" >&2; exit 2 ;;
     esac
 }

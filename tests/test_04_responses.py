@@ -150,6 +150,25 @@ def test_without_scores_every_accepted_response_is_kept_and_nobody_is_asked(tmp_
     assert "no quality scores" in capsys.readouterr().out
 
 
+def test_without_a_judge_a_response_is_scored_by_whether_it_is_on_its_query(tmp_path):
+    asked = []
+
+    def answer(messages, request):
+        asked.append(messages[0]["content"])
+        return ["the mountain is far", "they sleep and sleep", "use bread", "BREAD"]
+
+    nearest = {"mountain": 0, "cats": 1, "bread": 2}
+    responses, sft, stats = run(tmp_path, answer, "--score", "topic")
+    for row in responses:
+        [own] = [number for word, number in nearest.items() if word in row["query"]]
+        expected = [0.0, 0.0, 0.0, None]
+        expected[own] = 10.0
+        assert [each["score"] for each in row["responses"]] == expected
+    assert len(sft) == 2 and stats["dropped"] == {"accuracy": 2, "score under 8": 4}
+    assert stats["share above 8"] == pytest.approx(1 / 3, abs=1e-4)
+    assert not any("Score:" in text for text in asked)
+
+
 def test_accuracy_must_be_more_than_half_of_the_functions(tmp_path):
     responses, sft, _ = run(
         tmp_path,

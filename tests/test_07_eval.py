@@ -17,7 +17,8 @@ sys.path.insert(0, str(ROOT))
 from fake_server import FakeServer, always, but_not, command  # noqa: E402
 from shared_data import DATA, Scripted, needs  # noqa: E402
 
-from autoif.evaluation import benchmarks, contamination, relevance, results  # noqa: E402
+from autoif import relevance  # noqa: E402
+from autoif.evaluation import benchmarks, contamination, results  # noqa: E402
 from autoif.evaluation.benchmarks import spread  # noqa: E402
 from autoif.evaluation.benchmarks.source import Source  # noqa: E402
 from autoif.files import UserError  # noqa: E402

@@ -6,8 +6,8 @@ import json
 import pytest
 from shared_data import sample, values
 
-from autoif import sandbox
-from autoif.evaluation import relevance, results
+from autoif import relevance, sandbox
+from autoif.evaluation import results
 from autoif.evaluation.benchmarks import heldout
 from autoif.evaluation.benchmarks.source import NotSetUp
 from autoif.files import UserError

@@ -1,7 +1,7 @@
 import pytest
 from shared_data import needs, rows
 
-from autoif.evaluation import relevance
+from autoif import relevance
 
 QUERIES = [
     "How can I make a cup of tea taste better?",
@@ -71,7 +71,9 @@ def test_an_embedding_does_not_depend_on_the_texts_beside_it():
 def test_gpt4s_answers_to_ifeval_are_nearest_to_their_own_prompts_and_to_no_others(encoder):
     pairs = rows("ifeval/gpt4_answers.jsonl")[:60]
     prompts = [pair["prompt"] for pair in pairs]
-    similar = relevance.similarities([pair["response"] for pair in pairs], prompts)
+    similar = relevance.similarities(
+        [pair["response"] for pair in pairs], prompts, relevance.encoder()
+    )
     nearest = similar.argmax(axis=1)
     own = [place == number for number, place in enumerate(nearest)]
     neighbours = [place == number - 1 for number, place in enumerate(nearest)]

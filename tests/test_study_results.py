@@ -77,6 +77,31 @@ def test_what_is_kept_of_a_run_has_no_texts_and_is_the_same_twice(two_seeds, tmp
     assert set(results.points_of(again, "base", "heldout")) >= {"Held-out"}
 
 
+def test_a_greedy_answer_is_a_column_of_its_model(two_seeds):
+    for folder, model in ((folder, model) for folder in two_seeds for model in ("base", "online")):
+        shutil.copytree(folder / model, folder / f"{model}_greedy")
+    sampled, greedy = (
+        results.cell(two_seeds, "online", x) for x in ("held-out", "greedy: held-out")
+    )
+    assert sampled == greedy
+
+
+def test_tuning_holds_out_whole_families_of_the_training_side(tmp_path):
+    path, out = tmp_path / "03_instructions.jsonl", tmp_path / "03_tuning.jsonl"
+    with files.writer(path) as write:
+        for number in range(40):
+            side = "heldout" if number % 4 == 0 else "train"
+            write({"id": f"i{number}", "family": f"f{number % 20}", "split": side})
+    results.tuning(path, out)
+    rows = list(files.read(out))
+    assert {row["id"] for row in rows} == {f"i{number}" for number in range(40) if number % 4}
+    sides = {}
+    for row in rows:
+        sides.setdefault(row["family"], set()).add(row["split"])
+    assert all(len(each) == 1 for each in sides.values())
+    assert sum(each == {"heldout"} for each in sides.values()) == 3
+
+
 def test_a_folder_without_seeds_is_named(tmp_path):
     with pytest.raises(UserError, match="no seed_N folder"):
         results.write(tmp_path)

@@ -9,15 +9,15 @@ an error is no pass. What stands in the table:
     Held-out length      constraints on the answer's length, which brevity alone obeys
     Held-out other       all the others (autoif.evaluation.kinds has the rule)
     by constraint        as Held-out, whole constraints resampled (other constraints: wider)
-    relevance            answers whose own query is the nearest of all (autoif.evaluation.relevance)
+    relevance            answers whose own query is the nearest of all (autoif.relevance)
     words, truncated     mean length of an answer, and the share cut off at --max-tokens
 """
 
 import argparse
 import random
 
-from autoif import files, queries, sandbox, verifiers
-from autoif.evaluation import kinds, relevance
+from autoif import files, queries, relevance, sandbox, verifiers
+from autoif.evaluation import kinds
 from autoif.evaluation.benchmarks import NotSetUp, Settings
 from autoif.files import UserError
 from autoif.prompt import accuracy, join

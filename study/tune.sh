@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# The choice of DPO's settings, on a fifth of the *training* families and on training queries: what
+# the study measures is not looked at. Each try is a variant (variants.sh) of a run of its own.
+#
+#   bash study/tune.sh [NAME...]   some 20 minutes, and 7 a try; into study/results/tuning
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bash run_all.sh --env
+source .venv/bin/activate
+export MAIN=out/study/tuning SEED=1 HELDOUT_QUERIES=study/queries.txt
+if [ ! -e "$MAIN/03_instructions.jsonl" ]; then
+    OUT=$MAIN/whole bash run_all.sh --study --until 03
+    python study/results.py tuning "$MAIN/whole/03_instructions.jsonl" "$MAIN/03_instructions.jsonl"
+fi
+OUT=$MAIN bash run_all.sh --study --until 05
+tries="same lr_1e-4 query_level sft_lr_1e-4 online_gap_0.3"
+bash study/variants.sh base sft ${@:-$tries}
