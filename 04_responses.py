@@ -38,6 +38,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial, reduce
 from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 
 from autoif import files, llm, queries, relevance, replies, sandbox, several, verifiers
@@ -303,7 +304,7 @@ def scored_by_topic(path: Path, min_accuracy: float, seed: int) -> Iterator[dict
 
     On its query: by TF-IDF, that is the nearest of it and at most `OTHERS` of all queries.
     """
-    asked = list(dict.fromkeys(row["query"] for row in files.read(path)))
+    asked = list(dict.fromkeys(map(itemgetter("query"), files.read(path))))
     others = random.Random(seed).sample(asked, min(OTHERS, len(asked)))
     for row in files.read(path):
         found = candidates(row, min_accuracy)

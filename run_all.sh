@@ -2,7 +2,7 @@
 # AutoIF from seed constraints to a results table.
 #
 #   bash run_all.sh --demo      SmolLM2-135M on two CPU cores; no hub, no endpoint, no GPU
-#   bash run_all.sh --study     the same with more of everything: one seed of study/, some 2 hours
+#   bash run_all.sh --study     the same with more of everything: one seed of study/, an hour
 #   OPENAI_BASE_URL=... SUPERVISOR=Qwen/Qwen2-72B-Instruct BASE=Qwen/Qwen2-7B QUERIES=ShareGPT.json \
 #   bash run_all.sh             the paper's setting on one node of 8 GPUs of 80 GB
 #   bash run_all.sh --until 04  the same, no further than this stage: the data need no GPU

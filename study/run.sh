@@ -33,10 +33,10 @@ benchmarks() {
 
 for seed in "${@:-1}"; do
     out=out/study/seed_$seed
-    # data, training and held-out constraints: some 80 minutes
+    # data, training and held-out constraints: some 50 minutes
     OUT=$out SEED=$seed bash run_all.sh --study
     python study/results.py collect "$out"
-    # benchmarks: some 30 minutes a model
+    # benchmarks: some 40 minutes a model
     for model in base:07_base online:online_2/06_dpo offline:06_offline sft:05_sft; do
         # two of four models in all seeds but the first: for time
         [ "$seed" = 1 ] || [[ $model =~ ^(base|online): ]] || continue
