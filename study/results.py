@@ -290,8 +290,8 @@ def write(results: Path) -> str:
     parts.append(table_of([results / "no_score"], [*names[:8], "IFEval", "nats a token"], MODELS))
     for title, folder in (("Variants of seed 1", folders[0]), ("Tuning", results / "tuning")):
         measured = [path.parent.name for path in sorted(folder.glob("*/heldout.jsonl.gz"))]
-        measured = [name for name in measured if not name.endswith("_greedy")]
-        if others := {name: name for name in measured if name not in MODELS}:
+        shown_above = {*MODELS, *(f"{model}_greedy" for model in MODELS)}
+        if others := {name: name for name in measured if name not in shown_above}:
             models = {"base": MODELS["base"], "sft": MODELS["sft"], **others}
             parts.append(f"{title}:\n")
             parts.append(table_of([folder], names[:8], models))

@@ -78,8 +78,8 @@ def test_what_is_kept_of_a_run_has_no_texts_and_is_the_same_twice(two_seeds, tmp
 
 
 def test_a_greedy_answer_is_a_column_of_its_model(two_seeds):
-    for folder, model in ((folder, model) for folder in two_seeds for model in ("base", "online")):
-        shutil.copytree(folder / model, folder / f"{model}_greedy")
+    for folder in two_seeds:
+        shutil.copytree(folder / "online", folder / "online_greedy")
     sampled, greedy = (
         results.cell(two_seeds, "online", x) for x in ("held-out", "greedy: held-out")
     )
