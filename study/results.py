@@ -8,7 +8,7 @@ settings and versions, the verdicts of each item as points (gzip), the constrain
 kind, the funnel of the data and the metrics of each training.
 
 Intervals are of a bootstrap that draws seeds and items: an item (a prompt) is drawn for all models
-and seeds at once. With one seed they say nothing about other seeds.
+and seeds at once. Of one seed they say nothing about others, of three little: "by seed" shows each.
 """
 
 import argparse
@@ -125,6 +125,9 @@ def points_of(folder: Path, model: str, benchmark: str) -> dict[str, list]:
     path = folder / model / f"{benchmark}.jsonl.gz"
     if benchmark == "greedy":
         path = folder / f"{model}_greedy" / "heldout.jsonl.gz"
+    # greedily the base model answers the same whatever the seed: it is measured in the first
+    if model == "base" and benchmark != "heldout" and folder.name.startswith("seed_"):
+        path = folder.with_name("seed_1") / path.relative_to(folder)
     found = defaultdict(list)
     if not path.exists():
         return found
@@ -168,7 +171,7 @@ def resampled(totals_of: list[dict]) -> tuple[np.ndarray, np.ndarray] | None:
     seeds = sorted(set.intersection(*(set(each) for each in totals_of)))
     if not seeds:
         return None
-    items = sorted(totals_of[0][seeds[0]])
+    items = sorted(set.intersection(*(set(each[seed]) for each in totals_of for seed in seeds)))
     # shape (models, seeds, items, metrics, 2)
     sums = np.array(
         [[[each[seed][item] for item in items] for seed in seeds] for each in totals_of]
@@ -235,6 +238,18 @@ def table_of(folders: list[Path], columns: list[str], models: dict[str, str]) ->
     return table.markdown(["", "model", *columns], lines)
 
 
+def by_seed(folders: list[Path]) -> str:
+    """What each trained model gains over the base model, in each seed by itself."""
+    columns = ["held-out", "other", "on topic", "both", "words", "greedy: both", "IFEval"]
+    lines = []
+    for model in list(MODELS)[1:]:
+        for folder in folders:
+            gains = [difference([folder], "base", model, column) for column in columns]
+            cells = [shown(column, gain, "+") for column, gain in zip(columns, gains)]
+            lines.append([f"{model} - base", folder.name.removeprefix("seed_"), *cells])
+    return table.markdown(["by seed", "seed", *columns], lines)
+
+
 def funnel(folders: list[Path]) -> str:
     """What became of the data, beside the paper's table 5."""
     lines = []
@@ -285,10 +300,11 @@ def write(results: Path) -> str:
     names = list(COLUMNS)
     for columns in (names[:8], names[8:16], names[16:]):
         parts.append(table_of(folders, columns, MODELS))
-    parts.append(funnel(folders))
+    parts += [by_seed(folders), funnel(folders)]
     parts.append("Seed 1 without the score that holds answers to their query (`--no-score`):\n")
     parts.append(table_of([results / "no_score"], [*names[:8], "IFEval", "nats a token"], MODELS))
-    for title, folder in (("Variants of seed 1", folders[0]), ("Tuning", results / "tuning")):
+    for folder in (*folders, results / "tuning"):
+        title = folder.name.replace("seed_", "Variants of seed ").replace("tuning", "Tuning")
         measured = [path.parent.name for path in sorted(folder.glob("*/heldout.jsonl.gz"))]
         shown_above = {*MODELS, *(f"{model}_greedy" for model in MODELS)}
         if others := {name: name for name in measured if name not in shown_above}:

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The paper's ablations and ours, each beside the main run of seed 1, on its held-out constraints.
+# The paper's ablations and ours, each beside the main run of a seed, on its held-out constraints.
 #
 #   bash study/variants.sh             all; after study/run.sh 1; some 80 minutes on two cores
-#   bash study/variants.sh NAME...     some of them
+#   SEED=2 bash study/variants.sh NAME...     some of them, beside seed 2
 #
 # no_cross_validation no_back_translation no_checks   table 3, without the quality score, which a
 #                     model of 135M parameters cannot give: SFT on what the weaker filters keep
@@ -16,10 +16,11 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 bash run_all.sh --env
 source .venv/bin/activate
-MAIN=${MAIN:-out/study/seed_1} SEED=1
+export SEED=${SEED:-1}
+MAIN=${MAIN:-out/study/seed_$SEED}
 OUT=$MAIN HERE=$MAIN/variants
 source study/settings.sh
-[ -d "$MAIN/05_sft" ] || { echo "variants.sh: error: no $MAIN/05_sft; run study/run.sh 1" >&2; exit 2; }
+[ -d "$MAIN/05_sft" ] || { echo "variants.sh: error: no $MAIN/05_sft; run study/run.sh $SEED" >&2; exit 2; }
 
 # evaluate NAME MODEL: on the main run's held-out constraints, whatever this variant kept
 evaluate() {
