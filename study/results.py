@@ -39,11 +39,14 @@ MODELS = {
     "online": "+ SFT + online DPO, 2 iterations",
 }
 IFEVAL = ["Pr(S)", "Pr(L)", "Ins(S)", "Ins(L)"]
+# bounds between the lengths of answers, in words: about a fifth of the base model's in each
+LENGTHS = (10, 20, 35, 55)
 # column: the benchmark, the metrics whose mean it is, and what its number is multiplied with
 COLUMNS = {
     "held-out": ("heldout", ["Held-out"], 100),
     "length": ("heldout", ["Held-out length"], 100),
     "other": ("heldout", ["Held-out other"], 100),
+    "other, alike in length": ("heldout", ["other, alike in length"], 100),
     "not in IFEval": ("heldout", ["not in IFEval"], 100),
     "on topic": ("heldout", ["relevance"], 100),
     "both": ("heldout", ["obeyed, on topic"], 100),
@@ -120,19 +123,24 @@ def not_in_ifeval(folder: Path) -> set[str]:
     return {row["id"] for row in rows if row["family"] not in marked}
 
 
-def points_of(folder: Path, model: str, benchmark: str) -> dict[str, list]:
-    """{metric: points} of a seed's model; empty where it was not measured."""
+def answers_of(folder: Path, model: str, benchmark: str) -> list[dict]:
+    """The points of each answer of a seed's model, {metric: points}; [] where not measured."""
     path = folder / model / f"{benchmark}.jsonl.gz"
     if benchmark == "greedy":
         path = folder / f"{model}_greedy" / "heldout.jsonl.gz"
     # greedily the base model answers the same whatever the seed: it is measured in the first
     if model == "base" and benchmark != "heldout" and folder.name.startswith("seed_"):
         path = folder.with_name("seed_1") / path.relative_to(folder)
-    found = defaultdict(list)
     if not path.exists():
-        return found
-    for line in gzip.decompress(path.read_bytes()).decode().splitlines():
-        row = json.loads(line)["points"]
+        return []
+    lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+    return [json.loads(line)["points"] for line in lines]
+
+
+def points_of(folder: Path, model: str, benchmark: str) -> dict[str, list]:
+    """{metric: points} of a seed's model; empty where it was not measured."""
+    found = defaultdict(list)
+    for row in answers_of(folder, model, benchmark):
         for metric, points in row.items():
             found[metric] += points
         # an answer that obeys and answers something else has not done what was asked
@@ -144,7 +152,33 @@ def points_of(folder: Path, model: str, benchmark: str) -> dict[str, list]:
         for point in found["Held-out"]:
             if point[1].split("-")[0] in others:
                 found["not in IFEval"].append(point)
+        found["other, alike in length"] = alike_in_length(folder, model)
     return found
+
+
+def alike_in_length(folder: Path, model: str) -> list[tuple]:
+    """The points of "other", weighted so that answers are as long as the base model's, bin by bin.
+
+    What is left of a gain is not made by writing shorter or longer answers.
+    """
+    own, base = (
+        [row for row in answers_of(folder, name, "heldout") if "Held-out other" in row]
+        for name in (model, "base")
+    )
+    if not own or "words" not in own[0]:
+        return []
+    bins, base_bins = (
+        np.digitize([row["words"][0][2] for row in rows], LENGTHS) for rows in (own, base)
+    )
+    shares, base_shares = (
+        np.bincount(each, minlength=len(LENGTHS) + 1) / len(each) for each in (bins, base_bins)
+    )
+    weights = base_shares[bins] / shares[bins]
+    return [
+        (stratum, item, weight * passed, weight)
+        for row, weight in zip(own, weights)
+        for stratum, item, passed, _ in row["Held-out other"]
+    ]
 
 
 def totals(folders: list[Path], model: str, column: str) -> dict[str, dict[str, np.ndarray]]:
@@ -298,11 +332,11 @@ def write(results: Path) -> str:
     seeds = ", ".join(folder.name.removeprefix("seed_") for folder in folders)
     parts = [f"Shares in per cent with 95 % intervals over seeds and items; seeds: {seeds}.\n"]
     names = list(COLUMNS)
-    for columns in (names[:8], names[8:16], names[16:]):
+    for columns in (names[:9], names[9:17], names[17:]):
         parts.append(table_of(folders, columns, MODELS))
     parts += [by_seed(folders), funnel(folders)]
     parts.append("Seed 1 without the score that holds answers to their query (`--no-score`):\n")
-    parts.append(table_of([results / "no_score"], [*names[:8], "IFEval", "nats a token"], MODELS))
+    parts.append(table_of([results / "no_score"], [*names[:9], "IFEval", "nats a token"], MODELS))
     for folder in (*folders, results / "tuning"):
         title = folder.name.replace("seed_", "Variants of seed ").replace("tuning", "Tuning")
         measured = [path.parent.name for path in sorted(folder.glob("*/heldout.jsonl.gz"))]
@@ -310,7 +344,7 @@ def write(results: Path) -> str:
         if others := {name: name for name in measured if name not in shown_above}:
             models = {"base": MODELS["base"], "sft": MODELS["sft"], **others}
             parts.append(f"{title}:\n")
-            parts.append(table_of([folder], names[:8], models))
+            parts.append(table_of([folder], names[:9], models))
     text = "\n".join(parts)
     files.write_whole(results / "table.md", text)
     draw(folders, results / "bars.png")

@@ -1,5 +1,6 @@
 """The study's table and picture, made of the raw results that are committed."""
 
+import gzip
 import importlib.util
 import json
 import shutil
@@ -84,6 +85,25 @@ def test_a_greedy_answer_is_a_column_of_its_model(two_seeds):
         results.cell(two_seeds, "online", x) for x in ("held-out", "greedy: held-out")
     )
     assert sampled == greedy
+
+
+def test_shorter_answers_alone_are_no_gain_alike_in_length(tmp_path):
+    folder = tmp_path / "seed_1"
+    for model, short in (("base", 5), ("online", 8)):  # of ten answers; the short ones pass
+        (folder / model).mkdir(parents=True)
+        lines = []
+        for number in range(10):
+            words, point = (5 if number < short else 80), ("", f"i1-{number}", number < short, 1)
+            points = {"Held-out": [point], "Held-out other": [point]}
+            points["words"] = [("", f"i1-{number}", words, 1)]
+            lines.append(json.dumps({"points": points}) + "\n")
+        (folder / model / "heldout.jsonl.gz").write_bytes(gzip.compress("".join(lines).encode()))
+    files.write_whole(folder / "constraints.jsonl", "")
+    gain, alike = (
+        results.difference([folder], "base", "online", column)[0]
+        for column in ("other", "other, alike in length")
+    )
+    assert gain == pytest.approx(30) and alike == pytest.approx(0)
 
 
 def test_tuning_holds_out_whole_families_of_the_training_side(tmp_path):
