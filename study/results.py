@@ -44,17 +44,17 @@ LENGTHS = (10, 20, 35, 55)
 # column: the benchmark, the metrics whose mean it is, and what its number is multiplied with
 COLUMNS = {
     "held-out": ("heldout", ["Held-out"], 100),
-    "length": ("heldout", ["Held-out length"], 100),
-    "other": ("heldout", ["Held-out other"], 100),
-    "other, alike in length": ("heldout", ["other, alike in length"], 100),
+    "on length": ("heldout", ["Held-out length"], 100),
+    "not on length": ("heldout", ["Held-out other"], 100),
+    "that, alike in length": ("heldout", ["alike in length"], 100),
     "not in IFEval": ("heldout", ["not in IFEval"], 100),
     "on topic": ("heldout", ["relevance"], 100),
-    "both": ("heldout", ["obeyed, on topic"], 100),
+    "obeyed, on topic": ("heldout", ["obeyed, on topic"], 100),
     "words": ("heldout", ["words"], 1),
     "cut": ("heldout", ["truncated"], 100),
     "greedy: held-out": ("greedy", ["Held-out"], 100),
-    "greedy: other": ("greedy", ["Held-out other"], 100),
-    "greedy: both": ("greedy", ["obeyed, on topic"], 100),
+    "greedy: not on length": ("greedy", ["Held-out other"], 100),
+    "greedy: obeyed, on topic": ("greedy", ["obeyed, on topic"], 100),
     "IFEval": ("ifeval", IFEVAL, 100),
     **{f"IFEval {name}": ("ifeval", [name], 100) for name in IFEVAL},
     "IFBench": ("ifbench", ["IFB Pr(L)"], 100),
@@ -62,6 +62,9 @@ COLUMNS = {
     "GSM8K": ("gsm8k", ["GSM8K"], 100),
     "nats a token": ("perplexity", ["nats a token"], 1),
 }
+# the columns of the picture, and of each seed by itself
+SHOWN = ["held-out", "on length", "not on length", "on topic", "obeyed, on topic"]
+SHOWN += ["greedy: obeyed, on topic", "IFEval"]
 
 
 # ---- tuning split -------------------------------------------------------------------------------
@@ -152,14 +155,15 @@ def points_of(folder: Path, model: str, benchmark: str) -> dict[str, list]:
         for point in found["Held-out"]:
             if point[1].split("-")[0] in others:
                 found["not in IFEval"].append(point)
-        found["other, alike in length"] = alike_in_length(folder, model)
+        found["alike in length"] = alike_in_length(folder, model)
     return found
 
 
 def alike_in_length(folder: Path, model: str) -> list[tuple]:
-    """The points of "other", weighted so that answers are as long as the base model's, bin by bin.
+    """The points of "not on length", weighted to the lengths of the base model's answers.
 
-    What is left of a gain is not made by writing shorter or longer answers.
+    Each of LENGTHS' bins counts as much as it does there: what is left of a gain is not made by
+    writing shorter or longer answers.
     """
     own, base = (
         [row for row in answers_of(folder, name, "heldout") if "Held-out other" in row]
@@ -274,7 +278,7 @@ def table_of(folders: list[Path], columns: list[str], models: dict[str, str]) ->
 
 def by_seed(folders: list[Path]) -> str:
     """What each trained model gains over the base model, in each seed by itself."""
-    columns = ["held-out", "other", "on topic", "both", "words", "greedy: both", "IFEval"]
+    columns = [*SHOWN, "words"]
     lines = []
     for model in list(MODELS)[1:]:
         for folder in folders:
@@ -303,25 +307,29 @@ def funnel(folders: list[Path]) -> str:
 
 
 def draw(folders: list[Path], path: Path) -> None:
-    """Bars with intervals: each column's four models side by side."""
+    """Bars of each column's four models, and under them what each gains over the base model."""
     from matplotlib.figure import Figure
 
-    columns = ["held-out", "length", "other", "on topic", "both", "IFEval"]
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    bars, gains = figure.subplots(2, sharex=True, height_ratios=[3, 2])
     for place, (model, title) in enumerate(MODELS.items()):
-        for x, column in enumerate(columns):
-            found = cell(folders, model, column)
-            if found is None:
-                continue
-            value, low, high = found
+        bars.bar(0, 0, color=f"C{place}", label=title)  # for the legend
+        for x, column in enumerate(SHOWN):
             left = x + (place - 1.5) * 0.2
-            axes.bar(left, value, 0.2, color=f"C{place}")
-            axes.errorbar(left, value, [[value - low], [high - value]], capsize=2, color="black")
-        axes.bar(0, 0, color=f"C{place}", label=title)  # for the legend
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_ylabel("per cent, 95 % interval")
-    axes.legend(fontsize="small")
+            if found := cell(folders, model, column):
+                value, low, high = found
+                bars.bar(left, value, 0.2, color=f"C{place}")
+                bars.errorbar(left, value, [[value - low], [high - value]], capsize=2, color="k")
+            if model != "base" and (found := difference(folders, "base", model, column)):
+                value, low, high = found
+                gains.errorbar(
+                    left, value, [[value - low], [high - value]], fmt="o", capsize=2, c=f"C{place}"
+                )
+    gains.axhline(0, color="k", linewidth=0.8)
+    gains.set_xticks(range(len(SHOWN)), [re.sub("(?<=[,:]) ", "\n", name) for name in SHOWN])
+    bars.set_ylabel("per cent, 95 % interval")
+    gains.set_ylabel("points over base")
+    bars.legend(fontsize="small")
     figure.savefig(path, dpi=120)
 
 

@@ -101,7 +101,7 @@ def test_shorter_answers_alone_are_no_gain_alike_in_length(tmp_path):
     files.write_whole(folder / "constraints.jsonl", "")
     gain, alike = (
         results.difference([folder], "base", "online", column)[0]
-        for column in ("other", "other, alike in length")
+        for column in ("not on length", "that, alike in length")
     )
     assert gain == pytest.approx(30) and alike == pytest.approx(0)
 
