@@ -310,7 +310,7 @@ def draw(folders: list[Path], path: Path) -> None:
     """Bars of each column's four models, and under them what each gains over the base model."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    figure = Figure(figsize=(9, 5), layout="constrained")
     bars, gains = figure.subplots(2, sharex=True, height_ratios=[3, 2])
     for place, (model, title) in enumerate(MODELS.items()):
         bars.bar(0, 0, color=f"C{place}", label=title)  # for the legend
