@@ -12,6 +12,7 @@ and seeds at once. Of one seed they say nothing about others, of three little: "
 """
 
 import argparse
+import functools
 import gzip
 import json
 import re
@@ -63,8 +64,15 @@ COLUMNS = {
     "nats a token": ("perplexity", ["nats a token"], 1),
 }
 # the columns of the picture, and of each seed by itself
-SHOWN = ["held-out", "on length", "not on length", "on topic", "obeyed, on topic"]
-SHOWN += ["greedy: obeyed, on topic", "IFEval"]
+SHOWN = [
+    "held-out",
+    "on length",
+    "not on length",
+    "on topic",
+    "obeyed, on topic",
+    "greedy: obeyed, on topic",
+    "IFEval",
+]
 
 
 # ---- tuning split -------------------------------------------------------------------------------
@@ -140,6 +148,7 @@ def answers_of(folder: Path, model: str, benchmark: str) -> list[dict]:
     return [json.loads(line)["points"] for line in lines]
 
 
+@functools.cache  # every column of a model asks for them
 def points_of(folder: Path, model: str, benchmark: str) -> dict[str, list]:
     """{metric: points} of a seed's model; empty where it was not measured."""
     found = defaultdict(list)
@@ -169,7 +178,7 @@ def alike_in_length(folder: Path, model: str) -> list[tuple]:
         [row for row in answers_of(folder, name, "heldout") if "Held-out other" in row]
         for name in (model, "base")
     )
-    if not own or "words" not in own[0]:
+    if not own:
         return []
     bins, base_bins = (
         np.digitize([row["words"][0][2] for row in rows], LENGTHS) for rows in (own, base)
@@ -260,6 +269,10 @@ def shown(column: str, found: tuple[float, float, float] | None, sign: str = "")
     return f"{value} [{low}, {high}]"
 
 
+def columns_of(*benchmarks: str) -> list[str]:
+    return [name for name, (benchmark, *_) in COLUMNS.items() if benchmark in benchmarks]
+
+
 def table_of(folders: list[Path], columns: list[str], models: dict[str, str]) -> str:
     """The models' numbers, and under them what each gains over the base model; "" without any."""
     columns = [name for name in columns if cell(folders, "base", name)]
@@ -339,12 +352,16 @@ def write(results: Path) -> str:
         raise UserError(f"{results} has no seed_N folder; run study/run.sh first")
     seeds = ", ".join(folder.name.removeprefix("seed_") for folder in folders)
     parts = [f"Shares in per cent with 95 % intervals over seeds and items; seeds: {seeds}.\n"]
-    names = list(COLUMNS)
-    for columns in (names[:9], names[9:17], names[17:]):
+    heldout = columns_of("heldout")
+    for columns in (
+        heldout,
+        columns_of("greedy", "ifeval"),
+        columns_of("ifbench", "mmlu", "gsm8k", "perplexity"),
+    ):
         parts.append(table_of(folders, columns, MODELS))
     parts += [by_seed(folders), funnel(folders)]
     parts.append("Seed 1 without the score that holds answers to their query (`--no-score`):\n")
-    parts.append(table_of([results / "no_score"], [*names[:9], "IFEval", "nats a token"], MODELS))
+    parts.append(table_of([results / "no_score"], [*heldout, "IFEval", "nats a token"], MODELS))
     for folder in (*folders, results / "tuning"):
         title = folder.name.replace("seed_", "Variants of seed ").replace("tuning", "Tuning")
         measured = [path.parent.name for path in sorted(folder.glob("*/heldout.jsonl.gz"))]
@@ -352,7 +369,7 @@ def write(results: Path) -> str:
         if others := {name: name for name in measured if name not in shown_above}:
             models = {"base": MODELS["base"], "sft": MODELS["sft"], **others}
             parts.append(f"{title}:\n")
-            parts.append(table_of([folder], names[:9], models))
+            parts.append(table_of([folder], heldout, models))
     text = "\n".join(parts)
     files.write_whole(results / "table.md", text)
     draw(folders, results / "bars.png")

@@ -4,9 +4,9 @@
 #   DATA_DIR=<folder> bash study/run.sh 1 2 3    on two cores some 3 hours, and an hour for each further seed
 #
 # DATA_DIR has the benchmarks' own files (without it the hub is asked); with LIMIT=270 only that many prompts of IFEval
-# and IFBench are asked, evenly spaced. Everything lands in
-# out/study/seed_N, and what the table is made of in study/results. After any interruption the same
-# command goes on where it was: completions are stored, training resumes, what is measured is kept.
+# and IFBench are asked, evenly spaced. Everything lands in out/study/seed_N, and what the table is made of in
+# study/results. After any interruption the same command goes on where it was: completions are stored, training
+# resumes, what is measured is kept.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash run_all.sh --env
