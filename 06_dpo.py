@@ -23,6 +23,7 @@ Departures from the paper:
 4. An answer that was cut off is neither chosen nor rejected, unless --reject-truncated; a chosen
    one has the quality score of stage 04 where there are scores.
 5. Weight decay (0) and Adam's betas (0.9, 0.999) are ours; the paper states neither.
+6. --sft-weight adds the SFT loss of the chosen responses; the paper has none (0).
 """
 
 import argparse
@@ -436,6 +437,12 @@ def parse(argv):
         help="tokens of prompt and response (paper: 4096)",
     )
     parser.add_argument("--beta", type=positive, default=0.3, help="(paper: 0.3)")
+    parser.add_argument(
+        "--sft-weight",
+        type=non_negative,
+        default=0.0,
+        help="of the chosen responses' loss a token, added to DPO's (paper: none)",
+    )
     parser.add_argument("--lr", type=positive, default=5e-7, help="(paper: 5e-7)")
     parser.add_argument(
         "--schedule",
@@ -505,6 +512,8 @@ def learn(args):
     # train: each step is one batch, shared out over ranks and packs whose losses add up
     for step in range(done + 1, len(plan) + 1):
         batch = [rows[number] for number in plan[step - 1]]
+        # the mean is over the whole batch: packs hold unequal numbers of response tokens
+        tokens = sum(len(row["responses"][0]) for row in batch)
         lr, sums = engine.get_lr()[0], torch.zeros(5, device=engine.device)
         for micro, weight, last in micro_steps(batch, args.micro_tokens, rank, world):
             # a step has as many packs as its tokens need: DeepSpeed is told which is the last
@@ -512,7 +521,8 @@ def learn(args):
             logprobs_B2 = engine(**pack(micro, engine.device)).view(-1, 2)
             reference_B2 = torch.tensor([row["reference"] for row in micro], device=engine.device)
             losses_B, rewards_B2 = dpo_loss(logprobs_B2, reference_B2, args.beta)
-            loss = weight * losses_B.sum() / len(batch)
+            sft_loss = -logprobs_B2[:, 0].sum() / tokens  # stage 05's, of the chosen responses
+            loss = weight * (losses_B.sum() / len(batch) + args.sft_weight * sft_loss)
             # DeepSpeed takes the mean over ranks; ours is a sum
             engine.backward(loss * world, scale_wrt_gas=False)
             engine.step()

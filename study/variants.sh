@@ -11,7 +11,7 @@
 # instruction_level query_level                       pairs of cases, pairs of responses: offline DPO
 # reject_truncated alike_in_length any_topic          ours: cut answers rejected; sides of one length; chosen
 #                     ones that have left their query
-# same lr_X sft_lr_X online_gap_X                     what tune.sh tries: same are the study's settings
+# same lr_X beta_X sft_weight_X sft_lr_X online_gap_X  what tune.sh tries: same are the study's settings
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash run_all.sh --env
@@ -86,6 +86,8 @@ variant() {
     any_topic) dpo "$1" "$both" "--min-score 0" ;;
     same) dpo "$1" "$both" ;;
     lr_*) dpo "$1" "$both" "" "--lr ${1##*_}" ;;
+    beta_*) dpo "$1" "$both" "" "--beta ${1##*_}" ;;
+    sft_weight_*) dpo "$1" "$both" "" "--sft-weight ${1##*_}" ;;
     online_gap_*) online "$1" "--max-length-gap ${1##*_}" ;;
     sft_lr_*) more_sft "$1" "--lr ${1##*_}" ;;
     base) evaluate "$1" "$MAIN/base" ;;

@@ -472,6 +472,16 @@ def test_a_run_learns_the_pairs_and_computes_the_reference_once(tmp_path):
         and rows[-1]["margin"] > 0.1
         and rows[-1]["chosen"] - rows[-1]["rejected"] == pytest.approx(rows[-1]["margin"], abs=1e-5)
     )
+    # of one batch of all pairs, the reference being the policy: log 2, and the SFT loss added to it
+    added = str(tmp_path / "added")
+    more = ["--batch", "6", "--epochs", "1", "--sft-weight", "0.5", "--out", added]
+    tiny_models.finish(tiny_models.start("06_dpo.py", "train", *flags, *more))
+    tokens = [row["responses"][0] for row in dpo.read_rows(path, dpo.load_tokenizer(model, None))]
+    [kept] = tmp_path.glob("pairs.jsonl.reference-*.jsonl")
+    chosen = [json.loads(line)["logprobs"][0] for line in kept.open()]
+    assert tiny_models.metrics(added)[0]["loss"] == pytest.approx(
+        math.log(2) - 0.5 * sum(chosen) / sum(map(len, tokens)), abs=1e-5
+    )
     # an online iteration: the policy goes on, the reference stays and is found on the disk
     output = tiny_models.finish(
         tiny_models.start(
