@@ -39,6 +39,8 @@ MODELS = {
     "offline": "+ SFT + offline DPO",
     "online": "+ SFT + online DPO, 2 iterations",
 }
+# folders of results that are not of one seed and the study's settings
+RUNS = {"first_run": "seed 1, first run", "tuning": "the tuning run"}
 IFEVAL = ["Pr(S)", "Pr(L)", "Ins(S)", "Ins(L)"]
 # bounds between the lengths of answers, in words: about a fifth of the base model's in each
 LENGTHS = (10, 20, 35, 55)
@@ -210,14 +212,35 @@ def totals(folders: list[Path], model: str, column: str) -> dict[str, dict[str, 
     return found
 
 
-def resampled(totals_of: list[dict]) -> tuple[np.ndarray, np.ndarray] | None:
-    """The column of each model, shape (models,), and on RESAMPLES draws, shape (R, models).
+def compared(folders: list[Path], models: list[str], column: str) -> tuple[list[str], dict]:
+    """Seeds, and {model: (its number, its gain over the first model)}: (value, low, high) each.
 
-    Models are compared on the seeds and items that all of them have.
+    Models are compared on the seeds and items that all of them have, drawn for all at once. A model
+    that was not measured is left out; without the first there is nothing.
     """
-    seeds = sorted(set.intersection(*(set(each) for each in totals_of)))
+    measured = {model: totals(folders, model, column) for model in models}
+    measured = {model: seeds for model, seeds in measured.items() if seeds}
+    if models[0] not in measured:
+        return [], {}
+    seeds = sorted(set.intersection(*(set(each) for each in measured.values())))
     if not seeds:
-        return None
+        return [], {}
+    values_M, drawn_RM = resampled(list(measured.values()), seeds)
+
+    def interval(value: float, drawn_R: np.ndarray) -> tuple[float, ...]:
+        return tuple(
+            float(each) * COLUMNS[column][2] for each in (value, *intervals.middle(drawn_R))
+        )
+
+    found = {}
+    for model, value, drawn_R in zip(measured, values_M, drawn_RM.T):
+        gain = interval(value - values_M[0], drawn_R - drawn_RM[:, 0])
+        found[model] = (interval(value, drawn_R), gain)
+    return seeds, found
+
+
+def resampled(totals_of: list[dict], seeds: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The column of each model, shape (models,), and on RESAMPLES draws, shape (R, models)."""
     items = sorted(set.intersection(*(set(each[seed]) for each in totals_of for seed in seeds)))
     # shape (models, seeds, items, metrics, 2)
     sums = np.array(
@@ -236,28 +259,6 @@ def resampled(totals_of: list[dict]) -> tuple[np.ndarray, np.ndarray] | None:
     return shares(sums.sum(axis=(1, 2))), shares(drawn)
 
 
-def cell(folders: list[Path], model: str, column: str) -> tuple[float, float, float] | None:
-    """(value, low, high) of a model, scaled as the column is shown."""
-    found = resampled([totals(folders, model, column)])
-    if found is None:
-        return None
-    (value,), values_R1 = found
-    return scaled(column, value, *intervals.middle(values_R1[:, 0]))
-
-
-def difference(folders, first: str, second: str, column: str) -> tuple[float, float, float] | None:
-    """(second - first, low, high), the same seeds and items drawn for both."""
-    found = resampled([totals(folders, model, column) for model in (first, second)])
-    if found is None:
-        return None
-    (before, after), values_R2 = found
-    return scaled(column, after - before, *intervals.middle(values_R2[:, 1] - values_R2[:, 0]))
-
-
-def scaled(column: str, *values: float) -> tuple[float, ...]:
-    return tuple(float(value) * COLUMNS[column][2] for value in values)
-
-
 # ---- table and picture --------------------------------------------------------------------------
 
 
@@ -269,36 +270,55 @@ def shown(column: str, found: tuple[float, float, float] | None, sign: str = "")
     return f"{value} [{low}, {high}]"
 
 
+def headed(column: str, seeds: list[str], folders: list[Path]) -> str:
+    """The column's name, with the seeds that all of its models have where these are not all."""
+    if len(seeds) == len(folders):
+        return column
+    return f"{column} ({', '.join(seeds)})".replace("_", " ")
+
+
 def columns_of(*benchmarks: str) -> list[str]:
     return [name for name, (benchmark, *_) in COLUMNS.items() if benchmark in benchmarks]
 
 
+def name_of(folder: Path) -> str:
+    return RUNS.get(folder.name, folder.name.replace("_", " "))
+
+
 def table_of(folders: list[Path], columns: list[str], models: dict[str, str]) -> str:
     """The models' numbers, and under them what each gains over the base model; "" without any."""
-    columns = [name for name in columns if cell(folders, "base", name)]
-    if not columns:
-        return ""
+    header, numbers, gains = ["", "model"], defaultdict(list), defaultdict(list)
+    for column in columns:
+        seeds, found = compared(folders, list(models), column)
+        if not found:
+            continue
+        header.append(headed(column, seeds, folders))
+        for model in models:
+            number, gain = found.get(model, (None, None))
+            numbers[model].append(shown(column, number))
+            gains[model].append(shown(column, gain, "+"))
     lines = []
     for number, (model, title) in enumerate(models.items(), 1):
-        cells = [shown(column, cell(folders, model, column)) for column in columns]
-        lines.append([number, title, *cells])
+        lines.append([number, title, *numbers[model]])
     for number, model in enumerate(list(models)[1:], 2):
-        gains = [difference(folders, "base", model, column) for column in columns]
-        cells = [shown(column, gain, "+") for column, gain in zip(columns, gains)]
-        lines.append([f"{number} - 1", f"{model} - base", *cells])
-    return table.markdown(["", "model", *columns], lines)
+        lines.append([f"{number} - 1", f"{model} - base", *gains[model]])
+    return table.markdown(header, lines) if header[2:] else ""
 
 
-def by_seed(folders: list[Path]) -> str:
-    """What each trained model gains over the base model, in each seed by itself."""
+def by_seed(folders: list[Path], first: Path) -> str:
+    """What each trained model gains over the base model, in each seed by itself and in all."""
     columns = [*SHOWN, "words"]
+    runs = {"all seeds": folders, **{name_of(each): [each] for each in (*folders, first)}}
     lines = []
     for model in list(MODELS)[1:]:
-        for folder in folders:
-            gains = [difference([folder], "base", model, column) for column in columns]
-            cells = [shown(column, gain, "+") for column, gain in zip(columns, gains)]
-            lines.append([f"{model} - base", folder.name.removeprefix("seed_"), *cells])
-    return table.markdown(["by seed", "seed", *columns], lines)
+        for name, those in runs.items():
+            line = [f"{model} - base", name]
+            for column in columns:
+                seeds, found = compared(those, ["base", model], column)
+                whole = len(seeds) == len(those) and model in found
+                line.append(shown(column, found[model][1] if whole else None, "+"))
+            lines.append(line)
+    return table.markdown(["by seed", "run", *columns], lines)
 
 
 def funnel(folders: list[Path]) -> str:
@@ -310,7 +330,7 @@ def funnel(folders: list[Path]) -> str:
         counted = [responses["in"], responses["kept"], sum(pairs.values())]
         rate = f"{responses['kept'] / responses['in']:.0%}"
         above = f"{responses['share above 8']:.0%} on topic"  # stage 04's --score topic
-        lines.append([folder.name.replace("_", " "), *counted, rate, above])
+        lines.append([name_of(folder), *counted, rate, above])
     paper = dict(responses["paper_table_5"])
     del paper["columns"]
     for name, (raw, sft, dpo, above) in paper.items():
@@ -325,21 +345,24 @@ def draw(folders: list[Path], path: Path) -> None:
 
     figure = Figure(figsize=(9, 5), layout="constrained")
     bars, gains = figure.subplots(2, sharex=True, height_ratios=[3, 2])
-    for place, (model, title) in enumerate(MODELS.items()):
+    for place, title in enumerate(MODELS.values()):
         bars.bar(0, 0, color=f"C{place}", label=title)  # for the legend
-        for x, column in enumerate(SHOWN):
-            left = x + (place - 1.5) * 0.2
-            if found := cell(folders, model, column):
-                value, low, high = found
-                bars.bar(left, value, 0.2, color=f"C{place}")
-                bars.errorbar(left, value, [[value - low], [high - value]], capsize=2, color="k")
-            if model != "base" and (found := difference(folders, "base", model, column)):
-                value, low, high = found
-                gains.errorbar(
-                    left, value, [[value - low], [high - value]], fmt="o", capsize=2, c=f"C{place}"
-                )
+    names = []
+    for x, column in enumerate(SHOWN):
+        seeds, found = compared(folders, list(MODELS), column)
+        names.append(re.sub("(?<=[,:]) | (?=[(])", "\n", headed(column, seeds, folders)))
+        for place, model in enumerate(MODELS):
+            if model not in found:
+                continue
+            left, color = x + (place - 1.5) * 0.2, f"C{place}"
+            (value, low, high), (gain, least, most) = found[model]
+            bars.bar(left, value, 0.2, color=color)
+            bars.errorbar(left, value, [[value - low], [high - value]], capsize=2, color="k")
+            if model != "base":
+                bounds = [[gain - least], [most - gain]]
+                gains.errorbar(left, gain, bounds, fmt="o", capsize=2, c=color)
     gains.axhline(0, color="k", linewidth=0.8)
-    gains.set_xticks(range(len(SHOWN)), [re.sub("(?<=[,:]) ", "\n", name) for name in SHOWN])
+    gains.set_xticks(range(len(SHOWN)), names)
     bars.set_ylabel("per cent, 95 % interval")
     gains.set_ylabel("points over base")
     bars.legend(fontsize="small")
@@ -359,16 +382,16 @@ def write(results: Path) -> str:
         columns_of("ifbench", "mmlu", "gsm8k", "perplexity"),
     ):
         parts.append(table_of(folders, columns, MODELS))
-    parts += [by_seed(folders), funnel(folders)]
+    first = results / "first_run"
+    parts += [by_seed(folders, first), funnel(folders)]
     parts.append("Seed 1 without the score that holds answers to their query (`--no-score`):\n")
     parts.append(table_of([results / "no_score"], [*heldout, "IFEval", "nats a token"], MODELS))
-    for folder in (*folders, results / "tuning"):
-        title = folder.name.replace("seed_", "Variants of seed ").replace("tuning", "Tuning")
+    for folder in (*folders, first, results / "tuning"):
         measured = [path.parent.name for path in sorted(folder.glob("*/heldout.jsonl.gz"))]
         shown_above = {*MODELS, *(f"{model}_greedy" for model in MODELS)}
         if others := {name: name for name in measured if name not in shown_above}:
             models = {"base": MODELS["base"], "sft": MODELS["sft"], **others}
-            parts.append(f"{title}:\n")
+            parts.append(f"Variants of {name_of(folder)}:\n")
             parts.append(table_of([folder], heldout, models))
     text = "\n".join(parts)
     files.write_whole(results / "table.md", text)

@@ -49,21 +49,28 @@ def two_seeds(tmp_path):
     return folders
 
 
-def test_a_cell_is_the_share_over_seeds_and_items(two_seeds):
-    value, low, high = results.cell(two_seeds, "online", "held-out")
-    assert value == pytest.approx(100 * 5 / 8)
-    assert low < value < high
-    assert results.cell(two_seeds, "sft", "held-out") is None
-    assert results.cell(two_seeds, "online", "IFEval") is None
-
-
-def test_a_difference_draws_the_same_items_for_both(two_seeds):
-    value, low, high = results.difference(two_seeds, "base", "online", "held-out")
-    assert value == pytest.approx(100 * (5 / 8 - 2 / 8))
+def test_models_are_compared_on_shares_over_seeds_and_items_drawn_for_all(two_seeds):
+    seeds, found = results.compared(two_seeds, ["base", "sft", "online"], "held-out")
+    assert seeds == ["seed_1", "seed_2"] and list(found) == ["base", "online"]
+    (value, low, high), (gain, least, _) = found["online"]
+    assert value == pytest.approx(100 * 5 / 8) and low < value < high
+    assert gain == pytest.approx(100 * (5 / 8 - 2 / 8))
     # no item is worse, whichever are drawn: apart, the intervals overlap
-    assert low >= 0
-    same = results.difference(two_seeds[:1], "base", "base", "held-out")
-    assert same == (0, 0, 0)
+    assert least >= 0
+    assert found["base"][1] == (0, 0, 0)
+    assert results.compared(two_seeds, ["base", "online"], "IFEval") == ([], {})
+    assert results.compared(two_seeds, ["sft", "online"], "held-out") == ([], {})
+
+
+def test_models_are_compared_on_the_seeds_and_items_that_all_of_them_have(two_seeds):
+    shutil.rmtree(two_seeds[1] / "online")
+    path = two_seeds[0] / "online" / "heldout.jsonl.gz"
+    lines = gzip.decompress(path.read_bytes()).decode().splitlines(keepends=True)
+    path.write_bytes(gzip.compress("".join(lines[:2]).encode()))
+    seeds, found = results.compared(two_seeds, ["base", "online"], "held-out")
+    assert seeds == ["seed_1"]
+    assert [number for (number, *_), _ in found.values()] == [50, 100]
+    assert "held-out (seed 1)" in results.table_of(two_seeds, ["held-out"], results.MODELS)
 
 
 def test_what_is_kept_of_a_run_has_no_texts_and_is_the_same_twice(two_seeds, tmp_path):
@@ -81,8 +88,10 @@ def test_what_is_kept_of_a_run_has_no_texts_and_is_the_same_twice(two_seeds, tmp
 def test_a_greedy_answer_is_a_column_of_its_model(two_seeds):
     for folder in two_seeds:
         shutil.copytree(folder / "online", folder / "online_greedy")
+    shutil.copytree(two_seeds[0] / "base", two_seeds[0] / "base_greedy")
     sampled, greedy = (
-        results.cell(two_seeds, "online", x) for x in ("held-out", "greedy: held-out")
+        results.compared(two_seeds, ["base", "online"], column)
+        for column in ("held-out", "greedy: held-out")
     )
     assert sampled == greedy
 
@@ -100,7 +109,7 @@ def test_shorter_answers_alone_are_no_gain_alike_in_length(tmp_path):
         (folder / model / "heldout.jsonl.gz").write_bytes(gzip.compress("".join(lines).encode()))
     files.write_whole(folder / "constraints.jsonl", "")
     gain, alike = (
-        results.difference([folder], "base", "online", column)[0]
+        results.compared([folder], ["base", "online"], column)[1]["online"][1][0]
         for column in ("not on length", "that, alike in length")
     )
     assert gain == pytest.approx(30) and alike == pytest.approx(0)
