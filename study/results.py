@@ -2,6 +2,7 @@
 
     python study/results.py collect out/study/seed_1   # what a run measured -> study/results
     python study/results.py table                        # study/results -> table.md, bars.png
+    python study/results.py cost out/study/seed_1     # tokens and minutes of data and training
 
 A seed's folder holds what is needed to make every number again, and no texts: 07_results.json with
 settings and versions, the verdicts of each item as points (gzip), the constraints with family and
@@ -28,6 +29,7 @@ from autoif import families, files  # noqa: E402
 from autoif.evaluation import intervals, table  # noqa: E402
 from autoif.evaluation.kinds import kind  # noqa: E402
 from autoif.files import UserError  # noqa: E402
+from autoif.models import chat_tokenizer  # noqa: E402
 from autoif.stage import run  # noqa: E402
 
 STUDY = Path(__file__).resolve().parent
@@ -99,12 +101,9 @@ def collect(out: Path, folder: Path) -> None:
         shutil.copyfile(out / name, folder / name)
     for metrics in sorted(out.glob("**/metrics.jsonl")):
         name = "_".join(metrics.relative_to(out).parts[:-1])
-        shutil.copyfile(metrics, folder / f"{name}.metrics.jsonl")
-    done = re.findall(r"^-- (\S+): done in (\d+) s$", (out / "logs" / "run.log").read_text(), re.M)
-    seconds = Counter()  # what was made twice has taken both times
-    for path, time in done:
-        seconds[path.partition(f"{out.name}/")[2]] += int(time)
-    files.write_whole(folder / "seconds.json", json.dumps(seconds, indent=1) + "\n")
+        if not name.endswith(".state"):  # of a training that did not end
+            shutil.copyfile(metrics, folder / f"{name}.metrics.jsonl")
+    files.write_whole(folder / "seconds.json", json.dumps(seconds_of(out), indent=1) + "\n")
     with files.writer(folder / "constraints.jsonl") as write:
         for row in files.read(out / "03_instructions.jsonl"):
             kept = {name: row[name] for name in ("id", "instruction", "family", "split")}
@@ -122,6 +121,34 @@ def collect(out: Path, folder: Path) -> None:
         path = folder / items.parent.name / f"{items.name}.gz"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(whole)
+
+
+def seconds_of(out: Path) -> Counter:
+    """{what a run made: seconds}; what was made twice has taken both times."""
+    seconds = Counter()
+    log = (out / "logs" / "run.log").read_text()
+    for path, time in re.findall(r"^-- (\S+): done in (\d+) s$", log, re.M):
+        seconds[path.partition(f"{out.name}/")[2]] += int(time)
+    return seconds
+
+
+def cost(out: Path) -> str:
+    """What a run's data and training took; tokens by the base model's tokenizer."""
+    tokenizer = chat_tokenizer(str(out / "base"))
+    sampled, trained = [], []
+    for row in files.read(out / "04_sft.jsonl"):
+        trained += [message["content"] for message in row["messages"]]
+    for stage in (out, *sorted(out.glob("online_*"))):
+        for row in files.read(stage / "04_responses.jsonl"):
+            sampled += [response["text"] for response in row["responses"]]
+        for row in files.read(stage / "06_pairs.jsonl"):
+            messages = row["prompt"] + row["chosen"] + row["rejected"]
+            trained += [message["content"] for message in messages]
+    tokens_sampled, tokens_trained = (
+        sum(map(len, tokenizer(texts)["input_ids"])) for texts in (sampled, trained)
+    )
+    seconds = sum(time for name, time in seconds_of(out).items() if not name.startswith("07_"))
+    return f"{tokens_sampled} tokens sampled, {tokens_trained} trained on, {seconds // 60} minutes"
 
 
 # ---- measure ------------------------------------------------------------------------------------
@@ -411,6 +438,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     splitting.add_argument("input", type=Path, help="03_instructions.jsonl")
     splitting.add_argument("out", type=Path)
     commands.add_parser("table", help="make table.md and bars.png of --results")
+    costing = commands.add_parser("cost", help="tokens and minutes of a run's data and training")
+    costing.add_argument("out", type=Path, help="out/study/seed_N")
     return parser.parse_args(argv)
 
 
@@ -420,6 +449,8 @@ def main(argv: list[str] | None = None) -> None:
         tuning(args.input, args.out)
     elif args.command == "collect":
         collect(args.out, args.results / args.out.name)
+    elif args.command == "cost":
+        print(cost(args.out))
     else:
         print(write(args.results))
 

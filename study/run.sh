@@ -42,12 +42,13 @@ for seed in "${@:-1}"; do
     # data, training and held-out constraints: some 40 minutes
     OUT=$out SEED=$seed bash run_all.sh --study
     for model in base:07_base offline:06_offline online:online_2/06_dpo sft:05_sft; do
-        # benchmarks: some 24 minutes a model; in all seeds but the first, for time, what tells most in a few. The base
-        # model answers greedily the same in every seed.
+        # benchmarks: some 24 minutes a model; in all seeds but the first, for time, some of them. The base model answers
+        # greedily the same in every seed.
         wanted="perplexity greedy ifeval mmlu gsm8k ifbench"
         [ "$seed" = 1 ] || case $model in
         base:*) wanted= ;;
         offline:*) wanted="perplexity greedy ifeval" ;;
+        online:*) wanted="perplexity greedy ifeval ifbench" ;;
         *) wanted="perplexity greedy" ;;
         esac
         measure "$out" "${model%%:*}" "$out/${model#*:}" $wanted

@@ -11,6 +11,7 @@
 # instruction_level query_level                       pairs of cases, pairs of responses: offline DPO
 # reject_truncated alike_in_length any_topic          ours: cut answers rejected; sides of one length; chosen
 #                     ones that have left their query
+# more_queries        six queries a constraint, not three: SFT (more_queries_sft) and offline DPO
 # same lr_X beta_X sft_weight_X sft_lr_X online_gap_X  what tune.sh tries: same are the study's settings
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -47,14 +48,14 @@ more_sft() {
     evaluate "$1" "$HERE/$1"
 }
 
-# dpo NAME FILES FLAGS_PAIRS FLAGS_TRAIN: other pairs or another loss, from the main run's SFT model
+# dpo NAME FILES FLAGS_PAIRS FLAGS_TRAIN: other pairs or another loss, from the SFT model in $from
 dpo() {
     local out=$HERE/$1
     mkdir -p "$out"
-    [ -e "$out/06_pairs.jsonl" ] || python 06_dpo.py pairs --in $2 --sft "$MAIN/04_sft.jsonl" \
+    [ -e "$out/06_pairs.jsonl" ] || python 06_dpo.py pairs --in $2 --sft "$from/04_sft.jsonl" \
         --out "$out/06_pairs.jsonl" $FLAGS_06_PAIRS ${3:-}
     [ -e "$out/06_offline" ] || torchrun --standalone --nproc_per_node 1 06_dpo.py train --in "$out/06_pairs.jsonl" \
-        --model "$MAIN/05_sft" --out "$out/06_offline" $FLAGS_06 ${4:-}
+        --model "$from/05_sft" --out "$out/06_offline" $FLAGS_06 ${4:-}
     evaluate "$1" "$out/06_offline"
 }
 
@@ -72,6 +73,7 @@ online() {
 cases=$MAIN/03_instructions.jsonl responses=$MAIN/04_responses.jsonl
 both="$cases $responses"
 variant() {
+    local from=$MAIN
     case $1 in
     no_cross_validation) sft "$1" --no-cross-validation "" "" ;;
     no_back_translation) sft "$1" "" --no-back-translation "" ;;
@@ -83,6 +85,10 @@ variant() {
     query_level) dpo "$1" "$responses" ;;
     reject_truncated) dpo "$1" "$both" --reject-truncated ;;
     alike_in_length) dpo "$1" "$both" "--max-length-gap 0.3" ;;
+    more_queries)
+        sft "$1_sft" "" "" "--queries-per-instruction 6"
+        from=$HERE/$1_sft
+        dpo "$1" "$from/03_instructions.jsonl $from/04_responses.jsonl" ;;
     any_topic) dpo "$1" "$both" "--min-score 0" ;;
     same) dpo "$1" "$both" ;;
     lr_*) dpo "$1" "$both" "" "--lr ${1##*_}" ;;

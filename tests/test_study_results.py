@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tiny_models import tokenizer
 
 from autoif import files
 from autoif.files import UserError
@@ -83,6 +84,35 @@ def test_what_is_kept_of_a_run_has_no_texts_and_is_the_same_twice(two_seeds, tmp
             assert b"a text" not in path.read_bytes()
     assert json.loads((again / "seconds.json").read_text()) == {"05_sft": 12}
     assert set(results.points_of(again, "base", "heldout")) >= {"Held-out"}
+
+
+def test_a_training_that_did_not_end_is_not_kept(tmp_path):
+    out = run_of(tmp_path / "seed_1", {"base": [1]})
+    for name in ("05_sft", "06_offline.state"):
+        (out / name).mkdir()
+        (out / name / "metrics.jsonl").touch()
+    results.collect(out, tmp_path / "results")
+    kept = [path.name for path in (tmp_path / "results").glob("*.metrics.jsonl")]
+    assert kept == ["05_sft.metrics.jsonl"]
+
+
+def test_the_cost_of_a_run_is_its_responses_rows_and_the_minutes_until_it_is_measured(tmp_path):
+    out = run_of(tmp_path / "seed_1", {"base": [1]})
+    made = {f"{out}/05_sft": 50, f"{out}/online_1/06_dpo": 70, f"{out}/07_items/base": 300}
+    log = "".join(f"-- {name}: done in {time} s\n" for name, time in made.items())
+    files.write_whole(out / "logs" / "run.log", log)
+    # a token a byte
+    tokenizer("qwen2").save_pretrained(out / "base")
+    user, good, bad = ([{"role": "-", "content": text}] for text in ("query", "yes", "nope"))
+    for stage in (out, out / "online_1"):
+        stage.mkdir(exist_ok=True)
+        with files.writer(stage / "04_responses.jsonl") as write:
+            write({"responses": [{"text": "yes"}, {"text": "nope"}]})
+        with files.writer(stage / "06_pairs.jsonl") as write:
+            write({"prompt": user, "chosen": good, "rejected": bad})
+    with files.writer(out / "04_sft.jsonl") as write:
+        write({"messages": user + good})
+    assert results.cost(out) == "14 tokens sampled, 32 trained on, 2 minutes"
 
 
 def test_a_greedy_answer_is_a_column_of_its_model(two_seeds):
