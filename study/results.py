@@ -31,6 +31,7 @@ from autoif.evaluation.kinds import kind  # noqa: E402
 from autoif.files import UserError  # noqa: E402
 from autoif.models import chat_tokenizer  # noqa: E402
 from autoif.stage import run  # noqa: E402
+from autoif.training.rows import count_tokens, encode  # noqa: E402
 
 STUDY = Path(__file__).resolve().parent
 RESAMPLES = 2000
@@ -133,22 +134,21 @@ def seconds_of(out: Path) -> Counter:
 
 
 def cost(out: Path) -> str:
-    """What a run's data and training took; tokens by the base model's tokenizer."""
+    """What a run's data and training took; tokens by the base model's tokenizer and template."""
     tokenizer = chat_tokenizer(str(out / "base"))
-    sampled, trained = [], []
+    texts, rows = [], []
     for row in files.read(out / "04_sft.jsonl"):
-        trained += [message["content"] for message in row["messages"]]
+        rows.append(encode(tokenizer, row["messages"][:-1], [row["messages"][-1:]], row["id"]))
     for stage in (out, *sorted(out.glob("online_*"))):
         for row in files.read(stage / "04_responses.jsonl"):
-            sampled += [response["text"] for response in row["responses"]]
+            texts += [response["text"] for response in row["responses"]]
         for row in files.read(stage / "06_pairs.jsonl"):
-            messages = row["prompt"] + row["chosen"] + row["rejected"]
-            trained += [message["content"] for message in messages]
-    tokens_sampled, tokens_trained = (
-        sum(map(len, tokenizer(texts)["input_ids"])) for texts in (sampled, trained)
-    )
+            sides = [row["chosen"], row["rejected"]]
+            rows.append(encode(tokenizer, row["prompt"], sides, row["id"]))
+    sampled = sum(map(len, tokenizer(texts)["input_ids"]))
+    trained, _ = count_tokens(rows)
     seconds = sum(time for name, time in seconds_of(out).items() if not name.startswith("07_"))
-    return f"{tokens_sampled} tokens sampled, {tokens_trained} trained on, {seconds // 60} minutes"
+    return f"{sampled} tokens sampled, {trained} trained on, {seconds // 60} minutes"
 
 
 # ---- measure ------------------------------------------------------------------------------------

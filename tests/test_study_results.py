@@ -101,18 +101,19 @@ def test_the_cost_of_a_run_is_its_responses_rows_and_the_minutes_until_it_is_mea
     made = {f"{out}/05_sft": 50, f"{out}/online_1/06_dpo": 70, f"{out}/07_items/base": 300}
     log = "".join(f"-- {name}: done in {time} s\n" for name, time in made.items())
     files.write_whole(out / "logs" / "run.log", log)
-    # a token a byte
+    # a token a byte: 24 of the prompt in its template, 4 and 5 of the responses with their end
     tokenizer("qwen2").save_pretrained(out / "base")
-    user, good, bad = ([{"role": "-", "content": text}] for text in ("query", "yes", "nope"))
+    user = [{"role": "user", "content": "query"}]
+    good, bad = ([{"role": "assistant", "content": text}] for text in ("yes", "nope"))
     for stage in (out, out / "online_1"):
         stage.mkdir(exist_ok=True)
         with files.writer(stage / "04_responses.jsonl") as write:
             write({"responses": [{"text": "yes"}, {"text": "nope"}]})
         with files.writer(stage / "06_pairs.jsonl") as write:
-            write({"prompt": user, "chosen": good, "rejected": bad})
+            write({"id": "p", "prompt": user, "chosen": good, "rejected": bad})
     with files.writer(out / "04_sft.jsonl") as write:
-        write({"messages": user + good})
-    assert results.cost(out) == "14 tokens sampled, 32 trained on, 2 minutes"
+        write({"id": "s", "messages": user + good})
+    assert results.cost(out) == "14 tokens sampled, 94 trained on, 2 minutes"
 
 
 def test_a_greedy_answer_is_a_column_of_its_model(two_seeds):
