@@ -334,7 +334,7 @@ def table_of(folders: list[Path], columns: list[str], models: dict[str, str]) ->
 
 def by_seed(folders: list[Path], first: Path) -> str:
     """What each trained model gains over the base model, in each seed by itself and in all."""
-    columns = [*SHOWN, "words"]
+    columns = [*SHOWN, "IFBench", "words"]
     runs = {"all seeds": folders, **{name_of(each): [each] for each in (*folders, first)}}
     lines = []
     for model in list(MODELS)[1:]:
