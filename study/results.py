@@ -412,14 +412,19 @@ def write(results: Path) -> str:
     first = results / "first_run"
     parts += [by_seed(folders, first), funnel(folders)]
     parts.append("Seed 1 without the score that holds answers to their query (`--no-score`):\n")
-    parts.append(table_of([results / "no_score"], [*heldout, "IFEval", "nats a token"], MODELS))
+    fewer = [*heldout, "greedy: obeyed, on topic", "IFEval", "nats a token"]
+    parts.append(table_of([results / "no_score"], fewer, MODELS))
     for folder in (*folders, first, results / "tuning"):
         measured = [path.parent.name for path in sorted(folder.glob("*/heldout.jsonl.gz"))]
-        shown_above = {*MODELS, *(f"{model}_greedy" for model in MODELS)}
-        if others := {name: name for name in measured if name not in shown_above}:
-            models = {"base": MODELS["base"], "sft": MODELS["sft"], **others}
+        others = [name for name in measured if name not in MODELS and not name.endswith("_greedy")]
+        if others:
+            models = {name: MODELS.get(name, name) for name in ("base", "sft", *others)}
+            columns = []
+            for column in fewer:  # those that were measured of a variant
+                if any(totals([folder], name, column) for name in others):
+                    columns.append(column)
             parts.append(f"Variants of {name_of(folder)}:\n")
-            parts.append(table_of([folder], heldout, models))
+            parts.append(table_of([folder], columns, models))
     text = "\n".join(parts)
     files.write_whole(results / "table.md", text)
     draw(folders, results / "bars.png")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The paper's ablations and ours, each beside the main run of a seed, on its held-out constraints.
 #
-#   bash study/variants.sh             all; after study/run.sh 1; some 80 minutes on two cores
+#   bash study/variants.sh             all; after study/run.sh 1; two hours on two cores
 #   SEED=2 bash study/variants.sh NAME...     some of them, beside seed 2
 #
 # no_cross_validation no_back_translation no_checks   table 3, without the quality score, which a
@@ -12,7 +12,7 @@
 # reject_truncated alike_in_length any_topic          ours: cut answers rejected; sides of one length; chosen
 #                     ones that have left their query
 # more_queries        six queries a constraint, not three: SFT (more_queries_sft) and offline DPO
-# same lr_X beta_X sft_weight_X sft_lr_X online_gap_X  what tune.sh tries: same are the study's settings
+# same lr_X beta_X epochs_X sft_weight_X sft_lr_X online_gap_X   single settings, of DPO or SFT: same are the study's
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash run_all.sh --env
@@ -93,6 +93,7 @@ variant() {
     same) dpo "$1" "$both" ;;
     lr_*) dpo "$1" "$both" "" "--lr ${1##*_}" ;;
     beta_*) dpo "$1" "$both" "" "--beta ${1##*_}" ;;
+    epochs_*) dpo "$1" "$both" "" "--epochs ${1##*_}" ;;
     sft_weight_*) dpo "$1" "$both" "" "--sft-weight ${1##*_}" ;;
     online_gap_*) online "$1" "--max-length-gap ${1##*_}" ;;
     sft_lr_*) more_sft "$1" "--lr ${1##*_}" ;;
@@ -103,7 +104,7 @@ variant() {
 }
 
 all="no_cross_validation no_back_translation no_checks accuracy_0.8 accuracy_1.0 pairs_1_64 pairs_1_16 pairs_1_4
-     instruction_level query_level reject_truncated alike_in_length"
+     instruction_level query_level reject_truncated alike_in_length more_queries"
 for name in ${@:-$all}; do
     echo "== $name"
     variant "$name"
