@@ -332,6 +332,18 @@ def table_of(folders: list[Path], columns: list[str], models: dict[str, str]) ->
     return table.markdown(header, lines) if header[2:] else ""
 
 
+def variants_of(folder: Path, columns: list[str]) -> str:
+    """The table of a seed's variants, in the columns that any of them has; "" without variants."""
+    measured = [path.parent.name for path in sorted(folder.glob("*/heldout.jsonl.gz"))]
+    others = [name for name in measured if name not in MODELS and not name.endswith("_greedy")]
+    models = {name: MODELS.get(name, name) for name in ("base", "sft", *others)}
+    had = []
+    for column in columns:
+        if any(totals([folder], name, column) for name in others):
+            had.append(column)
+    return table_of([folder], had, models)
+
+
 def by_seed(folders: list[Path], first: Path) -> str:
     """What each trained model gains over the base model, in each seed by itself and in all."""
     columns = [*SHOWN, "IFBench", "words"]
@@ -412,19 +424,12 @@ def write(results: Path) -> str:
     first = results / "first_run"
     parts += [by_seed(folders, first), funnel(folders)]
     parts.append("Seed 1 without the score that holds answers to their query (`--no-score`):\n")
-    fewer = [*heldout, "greedy: obeyed, on topic", "IFEval", "nats a token"]
+    greedy = ["greedy: held-out", "greedy: obeyed, on topic"]
+    fewer = [*heldout, *greedy, "IFEval", "nats a token"]
     parts.append(table_of([results / "no_score"], fewer, MODELS))
     for folder in (*folders, first, results / "tuning"):
-        measured = [path.parent.name for path in sorted(folder.glob("*/heldout.jsonl.gz"))]
-        others = [name for name in measured if name not in MODELS and not name.endswith("_greedy")]
-        if others:
-            models = {name: MODELS.get(name, name) for name in ("base", "sft", *others)}
-            columns = []
-            for column in fewer:  # those that were measured of a variant
-                if any(totals([folder], name, column) for name in others):
-                    columns.append(column)
-            parts.append(f"Variants of {name_of(folder)}:\n")
-            parts.append(table_of([folder], columns, models))
+        if rows := variants_of(folder, fewer):
+            parts += [f"Variants of {name_of(folder)}:\n", rows]
     text = "\n".join(parts)
     files.write_whole(results / "table.md", text)
     draw(folders, results / "bars.png")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The study: SmolLM2-135M trained on its own filtered answers, seed by seed, and measured.
 #
-#   DATA_DIR=<folder> bash study/run.sh 1 2 3    on two cores 2.5 hours, and an hour for each further seed
+#   DATA_DIR=<folder> bash study/run.sh 1 2 3    on two cores 2.5 hours, and 1.5 for each further seed
 #
 # DATA_DIR has the benchmarks' own files (without it the hub is asked); with LIMIT=270 only that many prompts of IFEval
 # and IFBench are asked, evenly spaced. Everything lands in out/study/seed_N, and what the table is made of in
