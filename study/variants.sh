@@ -11,7 +11,8 @@
 # instruction_level query_level                       pairs of cases, pairs of responses: offline DPO
 # reject_truncated alike_in_length any_topic          ours: cut answers rejected; sides of one length; chosen
 #                     ones that have left their query
-# more_queries        six queries a constraint, not three: SFT (more_queries_sft) and offline DPO
+# more_queries        six queries a constraint, not three: SFT (more_queries_sft) and offline DPO; more_queries_epochs_X:
+#                     more epochs of DPO on their pairs
 # same lr_X beta_X epochs_X sft_weight_X sft_lr_X online_gap_X   single settings, of DPO or SFT: same are the study's
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -73,7 +74,7 @@ online() {
 cases=$MAIN/03_instructions.jsonl responses=$MAIN/04_responses.jsonl
 both="$cases $responses"
 variant() {
-    local from=$MAIN
+    local from=$MAIN epochs=
     case $1 in
     no_cross_validation) sft "$1" --no-cross-validation "" "" ;;
     no_back_translation) sft "$1" "" --no-back-translation "" ;;
@@ -85,10 +86,11 @@ variant() {
     query_level) dpo "$1" "$responses" ;;
     reject_truncated) dpo "$1" "$both" --reject-truncated ;;
     alike_in_length) dpo "$1" "$both" "--max-length-gap 0.3" ;;
-    more_queries)
-        sft "$1_sft" "" "" "--queries-per-instruction 6"
-        from=$HERE/$1_sft
-        dpo "$1" "$from/03_instructions.jsonl $from/04_responses.jsonl" ;;
+    more_queries | more_queries_epochs_*)
+        sft more_queries_sft "" "" "--queries-per-instruction 6"
+        from=$HERE/more_queries_sft
+        [ "$1" = more_queries ] || epochs="--epochs ${1##*_}"
+        dpo "$1" "$from/03_instructions.jsonl $from/04_responses.jsonl" "" "$epochs" ;;
     any_topic) dpo "$1" "$both" "--min-score 0" ;;
     same) dpo "$1" "$both" ;;
     lr_*) dpo "$1" "$both" "" "--lr ${1##*_}" ;;
