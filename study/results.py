@@ -41,6 +41,7 @@ MODELS = {
     "sft": "+ SFT",
     "offline": "+ SFT + offline DPO",
     "online": "+ SFT + online DPO, 2 iterations",
+    "more_queries": "+ SFT + offline DPO, 6 queries a constraint",
 }
 # folders of results that are not of one seed and the study's settings
 RUNS = {"first_run": "seed 1, first run", "tuning": "the tuning run"}
@@ -379,23 +380,23 @@ def funnel(folders: list[Path]) -> str:
 
 
 def draw(folders: list[Path], path: Path) -> None:
-    """Bars of each column's four models, and under them what each gains over the base model."""
+    """Bars of each column's models, and under them what each gains over the base model."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5), layout="constrained")
     bars, gains = figure.subplots(2, sharex=True, height_ratios=[3, 2])
     for place, title in enumerate(MODELS.values()):
         bars.bar(0, 0, color=f"C{place}", label=title)  # for the legend
-    names = []
+    names, width = [], 0.8 / len(MODELS)
     for x, column in enumerate(SHOWN):
         seeds, found = compared(folders, list(MODELS), column)
         names.append(re.sub("(?<=[,:]) | (?=[(])", "\n", headed(column, seeds, folders)))
         for place, model in enumerate(MODELS):
             if model not in found:
                 continue
-            left, color = x + (place - 1.5) * 0.2, f"C{place}"
+            left, color = x + (place - (len(MODELS) - 1) / 2) * width, f"C{place}"
             (value, low, high), (gain, least, most) = found[model]
-            bars.bar(left, value, 0.2, color=color)
+            bars.bar(left, value, width, color=color)
             bars.errorbar(left, value, [[value - low], [high - value]], capsize=2, color="k")
             if model != "base":
                 bounds = [[gain - least], [most - gain]]

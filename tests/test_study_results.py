@@ -3,6 +3,7 @@
 import gzip
 import importlib.util
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -172,6 +173,16 @@ def test_the_table_is_what_the_committed_results_make(tmp_path):
     shutil.copytree(STUDY / "results", copy)
     assert results.write(copy) == (STUDY / "results" / "table.md").read_text()
     assert (copy / "bars.png").stat().st_size > 5_000
+
+
+def test_the_numbers_of_the_readmes_table_stand_in_the_studys():
+    study = (STUDY / "results" / "table.md").read_text()
+    readme = (STUDY.parent / "README.md").read_text()
+    section = readme.split("## Does it work?")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if re.match(r"\| \d", line)]
+    cells = re.findall(r"(?<=\| )[^|]+\](?= \|)", "\n".join(rows))
+    assert len(rows) == 2 * len(results.MODELS) - 1 and len(cells) > 6 * len(rows)
+    assert [cell for cell in cells if f"| {cell} |" not in study] == []
 
 
 def test_the_committed_results_are_small():
