@@ -366,12 +366,14 @@ def funnel(folders: list[Path]) -> str:
     lines = []
     for folder in folders:
         stats = json.loads((folder / "stats.json").read_text())
+        if "06_dpo pairs" not in stats:  # a run that went no further than SFT
+            continue
         responses, pairs = stats["04_responses"], stats["06_dpo pairs"]["pairs"]
         counted = [responses["in"], responses["kept"], sum(pairs.values())]
         rate = f"{responses['kept'] / responses['in']:.0%}"
         above = f"{responses['share above 8']:.0%} on topic"  # stage 04's --score topic
         lines.append([name_of(folder), *counted, rate, above])
-    paper = dict(responses["paper_table_5"])
+    paper = dict(stats["04_responses"]["paper_table_5"])
     del paper["columns"]
     for name, (raw, sft, dpo, above) in paper.items():
         lines.append([f"paper, {name}", raw, sft, dpo, f"{sft / raw:.0%}", f"{above:.0%}"])
