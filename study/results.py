@@ -1,8 +1,9 @@
 """The study's raw results, and the table and picture that are made of them.
 
-    python study/results.py collect out/study/seed_1   # what a run measured -> study/results
-    python study/results.py table                        # study/results -> table.md, bars.png
-    python study/results.py cost out/study/seed_1     # tokens and minutes of data and training
+    python study/results.py collect out/study/seed_1      # what a run measured -> study/results
+    python study/results.py table                         # study/results -> table.md, bars.png
+    python study/results.py compare MODEL... --seeds N... # gains over the first model named
+    python study/results.py cost out/study/seed_1         # tokens, minutes of data and training
 
 A seed's folder holds what is needed to make every number again, and no texts: 07_results.json with
 settings and versions, the verdicts of each item as points (gzip), the constraints with family and
@@ -15,6 +16,7 @@ and seeds at once. Of one seed they say nothing about others, of three little: "
 import argparse
 import functools
 import gzip
+import itertools
 import json
 import re
 import shutil
@@ -314,7 +316,7 @@ def name_of(folder: Path) -> str:
 
 
 def table_of(folders: list[Path], columns: list[str], models: dict[str, str]) -> str:
-    """The models' numbers, and under them what each gains over the base model; "" without any."""
+    """The models' numbers, and under them what each gains over the first; "" without any."""
     header, numbers, gains = ["", "model"], defaultdict(list), defaultdict(list)
     for column in columns:
         seeds, found = compared(folders, list(models), column)
@@ -329,7 +331,7 @@ def table_of(folders: list[Path], columns: list[str], models: dict[str, str]) ->
     for number, (model, title) in enumerate(models.items(), 1):
         lines.append([number, title, *numbers[model]])
     for number, model in enumerate(list(models)[1:], 2):
-        lines.append([f"{number} - 1", f"{model} - base", *gains[model]])
+        lines.append([f"{number} - 1", f"{model} - {next(iter(models))}", *gains[model]])
     return table.markdown(header, lines) if header[2:] else ""
 
 
@@ -411,6 +413,15 @@ def draw(folders: list[Path], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def compare(results: Path, models: list[str], seeds: list[str]) -> str:
+    """The table of any models and seeds: what each gains over the first model named."""
+    folders = [results / f"seed_{seed}" for seed in seeds]
+    for folder, model in itertools.product(folders, models):
+        if not answers_of(folder, model, "heldout"):
+            raise UserError(f"{folder} has no held-out answers of {model}; see `ls {folder}`")
+    return table_of(folders, list(COLUMNS), {name: MODELS.get(name, name) for name in models})
+
+
 def write(results: Path) -> str:
     folders = sorted(results.glob("seed_*"))
     if not folders:
@@ -451,6 +462,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     splitting.add_argument("input", type=Path, help="03_instructions.jsonl")
     splitting.add_argument("out", type=Path)
     commands.add_parser("table", help="make table.md and bars.png of --results")
+    comparing = commands.add_parser("compare", help="what models gain over the first one named")
+    comparing.add_argument("models", nargs="+", metavar="MODEL", help="a folder of seed_N")
+    comparing.add_argument("--seeds", nargs="+", required=True, metavar="N")
     costing = commands.add_parser("cost", help="tokens and minutes of a run's data and training")
     costing.add_argument("out", type=Path, help="out/study/seed_N")
     return parser.parse_args(argv)
@@ -464,6 +478,8 @@ def main(argv: list[str] | None = None) -> None:
         collect(args.out, args.results / args.out.name)
     elif args.command == "cost":
         print(cost(args.out))
+    elif args.command == "compare":
+        print(compare(args.results, args.models, args.seeds))
     else:
         print(write(args.results))
 

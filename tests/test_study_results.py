@@ -75,6 +75,15 @@ def test_models_are_compared_on_the_seeds_and_items_that_all_of_them_have(two_se
     assert "held-out (seed 1)" in results.table_of(two_seeds, ["held-out"], results.MODELS)
 
 
+def test_one_trained_model_is_compared_with_another_in_the_seeds_that_are_named(two_seeds):
+    folder = two_seeds[0].parent
+    text = results.compare(folder, ["online", "base"], ["2"])
+    assert "| 1 | + SFT + online DPO, 2 iterations | 50.0 [" in text
+    assert "| 2 - 1 | base - online | -25.0 [" in text
+    with pytest.raises(UserError, match="seed_1 has no held-out answers of sft"):
+        results.compare(folder, ["base", "sft"], ["1", "2"])
+
+
 def test_what_is_kept_of_a_run_has_no_texts_and_is_the_same_twice(two_seeds, tmp_path):
     again = tmp_path / "again"
     results.collect(tmp_path / "out" / "seed_1", again)
