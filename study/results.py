@@ -44,6 +44,7 @@ MODELS = {
     "offline": "+ SFT + offline DPO",
     "online": "+ SFT + online DPO, 2 iterations",
     "more_queries": "+ SFT + offline DPO, 6 queries a constraint",
+    "more_queries_epochs_2": "+ SFT + offline DPO, 6 queries a constraint, 2 epochs",
 }
 # folders of results that are not of one seed and the study's settings
 RUNS = {"first_run": "seed 1, first run", "tuning": "the tuning run"}

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The study: SmolLM2-135M trained on its own filtered answers, seed by seed, and measured.
 #
-#   DATA_DIR=<folder> bash study/run.sh 1 2 3    on two cores 3.5 hours, and 2.3 for each further seed
+#   DATA_DIR=<folder> bash study/run.sh 1 2 3    on two cores 4.2 hours, and 2.8 for each further seed
 #
 # DATA_DIR has the benchmarks' own files (without it the hub is asked); with LIMIT=270 only that many prompts of IFEval
 # and IFBench are asked, evenly spaced. Everything lands in out/study/seed_N, and what the table is made of in
@@ -41,16 +41,17 @@ for seed in "${@:-1}"; do
     out=out/study/seed_$seed
     # data, training and held-out constraints: some 40 minutes
     OUT=$out SEED=$seed bash run_all.sh --study
-    # once more, with six queries a constraint: some 35 minutes
-    SEED=$seed bash study/variants.sh more_queries
+    # once more, with six queries a constraint, and two epochs of DPO on its pairs: some 55 minutes
+    SEED=$seed bash study/variants.sh more_queries more_queries_epochs_2
     for model in base:07_base offline:06_offline online:online_2/06_dpo sft:05_sft \
-        more_queries:variants/more_queries/06_offline; do
+        more_queries:variants/more_queries/06_offline \
+        more_queries_epochs_2:variants/more_queries_epochs_2/06_offline; do
         # benchmarks: some 24 minutes a model; in all seeds but the first, for time, some of them. The base model answers
         # greedily the same in every seed.
         wanted="perplexity greedy ifeval mmlu gsm8k ifbench"
         [ "$seed" = 1 ] || case $model in
         base:*) wanted= ;;
-        offline:* | more_queries:*) wanted="perplexity greedy ifeval" ;;
+        offline:* | more_queries*) wanted="perplexity greedy ifeval" ;;
         online:*) wanted="perplexity greedy ifeval ifbench" ;;
         *) wanted="perplexity greedy" ;;
         esac
