@@ -11,8 +11,8 @@
 # instruction_level query_level                       pairs of cases, pairs of responses: offline DPO
 # reject_truncated alike_in_length any_topic          ours: cut answers rejected; sides of one length; chosen
 #                     ones that have left their query
-# more_queries        six queries a constraint, not three: SFT (more_queries_sft) and offline DPO; study/run.sh makes it;
-#                     more_queries_epochs_X: more epochs of DPO on its pairs
+# more_queries        six queries a constraint, not three: SFT (more_queries_sft) and offline DPO;
+#                     more_queries_epochs_X: more epochs of DPO on its pairs; study/run.sh makes it and that with X=2
 # same lr_X beta_X epochs_X sft_weight_X sft_lr_X online_gap_X   single settings, of DPO or SFT: same are the study's
 set -euo pipefail
 cd "$(dirname "$0")/.."
