@@ -331,8 +331,9 @@ def table_of(folders: list[Path], columns: list[str], models: dict[str, str]) ->
     lines = []
     for number, (model, title) in enumerate(models.items(), 1):
         lines.append([number, title, *numbers[model]])
-    for number, model in enumerate(list(models)[1:], 2):
-        lines.append([f"{number} - 1", f"{model} - {next(iter(models))}", *gains[model]])
+    first, *others = models
+    for number, model in enumerate(others, 2):
+        lines.append([f"{number} - 1", f"{model} - {first}", *gains[model]])
     return table.markdown(header, lines) if header[2:] else ""
 
 
