@@ -130,6 +130,7 @@ def main(argv=None):
         weight_decay=args.weight_decay,
         schedule=args.schedule,
     )
+    train.restore_masters(engine, args.model)
     done = checkpoints.restore(engine)
     log = Log(args.out, engine, len(plan), done, args.divergence, args.wandb)
 
@@ -154,7 +155,7 @@ def main(argv=None):
         if step % args.save_every == 0 or step == len(plan):
             checkpoints.save(engine, step)
     log.close()
-    checkpoints.export(engine, tokenizer, rows)
+    checkpoints.export(engine, tokenizer, rows, args.model, args.export_dtype)
 
 
 if __name__ == "__main__":

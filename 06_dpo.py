@@ -506,6 +506,7 @@ def learn(args):
         weight_decay=args.weight_decay,
         schedule=args.schedule,
     )
+    train.restore_masters(engine, args.model)
     done = checkpoints.restore(engine)
     log = Log(args.out, engine, len(plan), done, args.divergence, args.wandb)
 
@@ -538,7 +539,7 @@ def learn(args):
         if step % args.save_every == 0 or step == len(plan):
             checkpoints.save(engine, step)
     log.close()
-    checkpoints.export(engine, tokenizer, rows)
+    checkpoints.export(engine, tokenizer, rows, args.model, args.export_dtype)
 
 
 def main(argv=None):
