@@ -372,6 +372,25 @@ def test_show_prints_rows_with_the_reason_of_each_response(tmp_path, capsys):
     assert shown.count("Use lower case") == 1
 
 
+def test_show_calls_a_pass_kept_only_where_the_run_gave_it_a_score(tmp_path, capsys):
+    def silent_on_the_mountain(messages, request):
+        if "Score: <number>" in messages[0]["content"]:
+            return "It helps." if "mountain" in messages[0]["content"] else "Score: 9"
+        return ["all fine", "fine", "so so", "well"]
+
+    _, sft, _ = run(tmp_path, silent_on_the_mountain, "--queries-per-instruction", "3")
+    capsys.readouterr()
+    command = ["--show", "3", "--out", str(tmp_path / "04_responses.jsonl")]
+    stage.main(command)
+    shown = capsys.readouterr().out
+    assert (shown.count("[no score found]"), shown.count("[kept]")) == (4, 8) and len(sft) == 8
+
+    _, sft, _ = run(tmp_path, silent_on_the_mountain, "--no-score")
+    capsys.readouterr()
+    stage.main(command)
+    assert capsys.readouterr().out.count("[kept]") == len(sft) == 8
+
+
 def test_held_out_constraints_are_not_answered(tmp_path):
     responses, _, _ = run(tmp_path, answers, "--no-score", splits=("heldout", "train"))
     assert {row["instruction_id"] for row in responses} == {"i1"}
