@@ -18,12 +18,14 @@ Departures from the paper:
 1. Pairs longer than --max-length are dropped and counted, not cut.
 2. Every step has exactly --batch pairs: batches run across epochs, and the last is filled from one
    more shuffle.
-3. A verifier that crashed says nothing: its case or response is neither chosen nor rejected
-   (released code: rejected).
+3. A verifier that crashed says nothing: its case or response is neither chosen nor rejected. The
+   released code leaves errors out of the mean: all errors are rejected, pass and error is chosen.
 4. An answer that was cut off is neither chosen nor rejected, unless --reject-truncated; a chosen
-   one has the quality score of stage 04 where there are scores.
+   one has the quality score of stage 04 where its run gave scores.
 5. Weight decay (0) and Adam's betas (0.9, 0.999) are ours; the paper states neither.
 6. --sft-weight adds the SFT loss of the chosen responses; the paper has none (0).
+7. The accuracy of a case is that of a response with its text, the share of kept functions that it
+   passes, whatever output was expected of it; the paper does not say which.
 """
 
 import argparse

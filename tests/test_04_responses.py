@@ -194,6 +194,14 @@ def test_a_crashing_function_is_an_error_not_a_failure(tmp_path):
     assert [row["verdicts"] for row in dropped] == [["error"]] * 8
 
 
+def test_the_released_flags_keep_what_a_mean_without_errors_keeps(tmp_path):
+    """There pass and error is 1.0, fail and error 0; here 0.5 and 0, and above 0 is kept."""
+    flags, never = ("--min-accuracy", "0", "--no-score"), "def evaluate(response): return False"
+    assert len(run(tmp_path, answers, *flags, verifiers=(LOWER, CRASH))[1]) == 4
+    with pytest.raises(UserError, match="nothing was kept.*verdict errors 8"):
+        run(tmp_path, answers, *flags, verifiers=(never, CRASH))
+
+
 def test_truncated_answers_are_counted_apart_and_never_trained_on(tmp_path, monkeypatch):
     defaults = FakeServer.__init__.__kwdefaults__
     monkeypatch.setitem(defaults, "finish_reason", "length")

@@ -12,6 +12,7 @@ import tiny_models
 import torch
 from shared_data import needs
 
+from autoif import sandbox
 from autoif.files import UserError
 from autoif.training import packed
 
@@ -184,6 +185,20 @@ def test_the_released_flags_make_the_pairs_of_the_released_script(tmp_path):
     for pair in pairs:
         good, bad = able[pair["prompt"][0]["content"]]
         assert pair["chosen"][0]["content"] in good and pair["rejected"][0]["content"] in bad
+
+
+@needs("autoif_sample/dpo_query_w_funcs.jsonl")
+def test_a_response_that_crashes_its_function_is_rejected_by_the_released_script_alone():
+    """Each of the 168 in their sample: a mean without errors is 0 there, which rejects."""
+    responses = 0
+    for row in shared_data.rows("autoif_sample/dpo_query_w_funcs.jsonl"):
+        [(code, _)], texts = row["eval_func"], row["gpt-answer"]
+        [result] = sandbox.run([{"id": "f", "code": code, "inputs": texts}])
+        judged = zip(texts, result["verdicts"], strict=True)
+        assert sides([candidate(text, verdict) for text, verdict in judged]) == ([], [])
+        assert set(result["verdicts"]) == {"error"}
+        responses += len(texts)
+    assert responses == 168
 
 
 @pytest.mark.parametrize(
