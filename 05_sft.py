@@ -12,6 +12,8 @@ the paper:
 1. Rows longer than --max-length are dropped and counted, not cut.
 2. Every step has exactly --batch rows: batches run across epochs, and the last is filled from one
    more shuffle.
+3. The loss is the mean over the response tokens of the whole batch, not the mean of its parts'
+   means, as in the trainer of the released command.
 
 Shapes: R responses of a pack.
 """
