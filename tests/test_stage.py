@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from autoif import files
+from autoif.evaluation import responses
 from autoif.files import UserError
+from autoif.reward import Verifiers
 from autoif.stage import Funnel, non_negative, positive_int, share, through, write_settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,6 +63,14 @@ def test_blank_lines_hold_nothing_and_lines_keep_their_numbers(tmp_path):
     path.write_text('{"id": "a"}\n\n\n{"id": "a"}\n')
     with pytest.raises(UserError, match=r"rows\.jsonl:4 has the id 'a' of line 1"):
         files.read_all(path, {"id": str})
+
+
+def test_a_row_behind_blank_lines_is_named_by_its_line_wherever_rows_are_read(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('\n\n{"prompt": "p", "response": 5, "id": "x"}\n')
+    for read in (responses.read, Verifiers.load):
+        with pytest.raises(UserError, match=r"rows\.jsonl:3"):
+            read(str(path))
 
 
 def test_a_bad_byte_is_named_by_its_own_line(tmp_path):
