@@ -29,6 +29,7 @@ import argparse
 import gc
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from autoif import files, llm, models, sandbox
@@ -104,7 +105,9 @@ def works_of(items: list[dict], settings: dict) -> list[dict]:
 def generate(name: str, works: list[dict], settings: dict, client, args) -> None:
     """Phase 1: add `answers` to each work, one for each turn; None where a request kept failing."""
     if args.responses:
-        responses.add_answers(args.responses, works)
+        # one rule for answers on two ways in: thoughts are none
+        strip = partial(llm.strip_think, tags=args.think_tags)
+        responses.add_answers(args.responses, works, str if args.keep_think else strip)
         return
     if settings.get("mode") == "loglik":
         # named by the weights: what is trained again at the same path is computed again

@@ -194,9 +194,10 @@ def test_a_crashing_function_is_an_error_not_a_failure(tmp_path):
     assert [row["verdicts"] for row in dropped] == [["error"]] * 8
 
 
-def test_truncated_answers_are_counted_apart_and_never_trained_on(tmp_path, monkeypatch):
+@pytest.mark.parametrize("reason", ["length", "MAX_TOKENS", "content_filter"])
+def test_truncated_answers_are_counted_apart_and_never_trained_on(tmp_path, monkeypatch, reason):
     defaults = FakeServer.__init__.__kwdefaults__
-    monkeypatch.setitem(defaults, "finish_reason", "length")
+    monkeypatch.setitem(defaults, "finish_reason", reason)
     refused(tmp_path, "truncated 8", answers, "--no-score")
 
 

@@ -574,6 +574,18 @@ def test_answers_from_a_file_are_scored_and_one_that_lacks_has_failed(tmp_path, 
     )
 
 
+@pytest.mark.parametrize(
+    "flags, share",
+    [([], 2 / 3), (["--keep-think"], 0), (["--think-tags", "<hm>", "</hm>"], 1)],
+)
+def test_thoughts_in_a_file_of_answers_are_no_part_of_them(tmp_path, folder, flags, share):
+    thoughts = ["<think>\nno, none\n</think>\n\n", "[THINK]no, none[/THINK]", "<hm>no, none</hm>"]
+    rows = [{"prompt": f"Prompt {n}.", "response": f"{thoughts[n]}tea"} for n in range(3)]
+    answers = lines(tmp_path / "answers.jsonl", rows)
+    (row,) = run(tmp_path, *flags, responses=answers, data_dir=folder, benchmarks="ifeval")
+    assert row["metrics"]["Pr(S)"]["value"] == pytest.approx(share)
+
+
 def test_bad_input_ends_with_exit_code_2_and_says_what_to_do(tmp_path):
     for flags, words in (
         (["--benchmarks", "ifevil"], "choose from"),

@@ -96,3 +96,46 @@ def test_a_complete_setting_passes_and_finished_work_is_named(monkeypatch, tmp_p
             **{"data-dir": str(tmp_path)},
         )
     assert "finished and kept: 01_instructions.jsonl" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("around", ["{}\n", "{}\r", " {} "])
+def test_white_space_around_the_address_and_the_key_is_nothing(monkeypatch, around):
+    monkeypatch.setenv("OPENAI_API_KEY", around.format("sk-1"))
+    with FakeServer() as server:
+        assert preflight.endpoint(around.format(server.url), "big") is None
+        assert server.keys == {"sk-1"}
+
+
+@pytest.mark.parametrize("key", ["sk-se\ncret", "sk-se\rcret", "sk-s\u00e9cret"])
+def test_a_key_that_no_header_takes_is_named_and_not_printed(monkeypatch, key):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with FakeServer() as server:
+        problem = preflight.endpoint(server.url, "big")
+    assert "$OPENAI_API_KEY has a character" in problem and key not in problem
+
+
+@pytest.mark.parametrize("url", ["http://h:port/v1", "http://h:99999/v1", "h/v1"])
+def test_an_address_that_is_none_names_its_variable(url):
+    assert "OPENAI_BASE_URL" in preflight.endpoint(url, "big")
+
+
+def test_a_server_that_repeats_the_key_does_not_make_it_printed(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    with FakeServer(refuse=(400, "nothing for sk-secret")) as server:
+        assert "nothing for ***" in preflight.endpoint(server.url, "big")
+
+
+def test_an_address_without_v1_is_hinted_at_as_in_the_stages():
+    with FakeServer() as server:
+        problem = preflight.endpoint(server.url.removesuffix("/v1"), "big")
+    assert "404" in problem and "--base-url, which usually ends in /v1" in problem
+
+
+def test_an_error_in_a_reply_with_200_is_shown():
+    with FakeServer(refuse=(200, {"error": {"code": 402, "message": "no credit"}})) as server:
+        assert "no credit" in preflight.endpoint(server.url, "big")
+
+
+def test_a_reply_that_is_no_json_is_no_traceback():
+    with FakeServer(faults=always("broken json")) as server:
+        assert "usually ends in /v1" in preflight.endpoint(server.url, "big")

@@ -68,8 +68,13 @@ def endpoint(url: str | None, model: str, name: str = "SUPERVISOR") -> str | Non
         return f"no model: set {name} to one that {url} serves"
     import openai
 
-    key = os.environ.get("OPENAI_API_KEY") or "none"
-    client = openai.OpenAI(base_url=url, api_key=key, max_retries=1, timeout=60)
+    from autoif.llm.endpoint import address, secret
+
+    try:
+        url, key = address(url), secret()
+    except UserError as error:
+        return str(error)
+    client = openai.OpenAI(base_url=url, api_key=key or "none", max_retries=1, timeout=60)
     try:
         listed = [served.id for served in client.models.list()]
     except openai.AuthenticationError:
@@ -78,25 +83,34 @@ def endpoint(url: str | None, model: str, name: str = "SUPERVISOR") -> str | Non
         words = error.__cause__ or error
         return f"{url} does not answer ({words}); start the server, or mend OPENAI_BASE_URL"
     # not every server lists its models: the request below decides
-    except (openai.APIStatusError, AttributeError, TypeError):
+    except (openai.APIStatusError, AttributeError, TypeError, ValueError):
         listed = []
     if listed and model not in listed:
         served = ", ".join(listed[:5])
         return f"{url} does not serve {model!r}, but {served}; set {name} to one of these"
-    return _answers(client, url, model)
+    problem = _answers(client, url, model)
+    # some servers repeat the key in their words
+    return problem.replace(key, "***") if problem and key else problem
 
 
 def _answers(client, url: str, model: str) -> str | None:
     """None when the server completes a short question; reasoning models want another limit."""
     import openai
 
+    from autoif.llm.endpoint import ADVICE, raise_error_in
+
     question = [{"role": "user", "content": "Say yes."}]
     for limit in ({"max_tokens": 1}, {"max_completion_tokens": 64}):
         try:
             reply = client.chat.completions.create(model=model, messages=question, **limit)
+            raise_error_in(reply)
         except openai.APIError as error:
             words = str(error)[:200]
+            if advice := ADVICE.get(getattr(error, "status_code", None)):
+                words += f"; {advice}"
             continue
+        except ValueError:  # no JSON
+            reply = None
         if getattr(reply, "choices", None):
             return None
         return f"{url} sends no completions; its address usually ends in /v1"
