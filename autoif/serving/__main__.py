@@ -123,7 +123,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     group.add_argument(
         "--context", type=int, default=4096, help="tokens of a prompt and its answer"
     )
-    group.add_argument("--weights", choices=["q8_0", "bf16"], default="q8_0")
+    group.add_argument("--weights", choices=["q8_0", "bf16", "f32"], default="q8_0")
     words = sys.argv[1:] if argv is None else argv
     if "--" not in words:
         parser.error("give the command after --")
