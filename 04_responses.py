@@ -122,7 +122,7 @@ def of_samples(rows: list[dict], path: str, limit: int | None) -> Iterator[dict]
     constraints = {row["id"]: row for row in rows}
     asked = defaultdict(dict)  # first constraint -> prompt -> row: those of one come together
     fields = {"id": str, "instruction_id": str, "messages": [{"role": str, "content": str}]}
-    for number, sample in enumerate(files.read(path, fields, "04_responses.py"), 1):
+    for number, sample in files.numbered(path, fields, "04_responses.py"):
         prompt, row = sample["messages"][0]["content"], None
         of = sample.get("instruction_ids", [sample["instruction_id"]])
         if files.mismatch(of, [str]) is None and constraints.keys() >= set(of):

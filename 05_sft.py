@@ -46,7 +46,7 @@ def sft_loss(logprobs_R, tokens):
 
 def read_rows(path: str, tokenizer) -> Iterator[dict]:
     """Rows of 04_sft.jsonl as token ids: a prompt and one response."""
-    for number, row in enumerate(files.read(path, ["messages"], "04_responses.py"), 1):
+    for number, row in files.numbered(path, ["messages"], "04_responses.py"):
         where, messages = f"{path}:{number}", row["messages"]
         check_messages(messages, "messages", where)
         encoded = encode(tokenizer, messages[:-1], [messages[-1:]], where)

@@ -173,7 +173,7 @@ def read_verified(path: str) -> Iterator[dict]:
         "cases": {"instruction": str, "split": {"train", "heldout"}, "cases": [case]},
         "responses": {"prompt": str},
     }
-    for number, row in enumerate(files.read(path, {"id": str}, "04_responses.py"), 1):
+    for number, row in files.numbered(path, {"id": str}, "04_responses.py"):
         kind = "responses" if "responses" in row else "cases"
         if kind not in row:
             raise UserError(
@@ -287,7 +287,7 @@ def read_rows(path: str, tokenizer) -> Iterator[dict]:
     A row with `"truncated": ["rejected"]` gets no end token behind that side: none was ever there.
     """
     sides = ("chosen", "rejected")
-    for number, row in enumerate(files.read(path, ["prompt", *sides], "06_dpo.py pairs"), 1):
+    for number, row in files.numbered(path, ["prompt", *sides], "06_dpo.py pairs"):
         where, truncated = f"{path}:{number}", row.get("truncated", [])
         for name in ("prompt", *sides):
             check_messages(row[name], name, where)

@@ -5,7 +5,7 @@
     python -m autoif.export out --to trl out/trl --push USER/autoif      # with a dataset card
 
 Reads what is there of 03_instructions.jsonl, 04_responses.jsonl, 04_sft.jsonl, 04_queries.jsonl and
-06_pairs.jsonl; what is missing is left out and said. Every folder holds
+06_pairs.jsonl; what is missing is left out and said, without an empty file. A folder holds
 
     SFT rows, preference pairs, prompts for RL with their constraint's id and pass rate,
     prompts under held-out constraints (never trained on), verifiers.jsonl (the functions),
@@ -118,7 +118,20 @@ def read_run(
 # ---- the forms ----
 
 
+def left_out(path: Path, rows: list | dict) -> bool:
+    """Whether there is nothing to write; a file of an earlier export goes, it would pass for ours.
+
+    Trainers end at an empty file.
+    """
+    if not rows:
+        path.unlink(missing_ok=True)
+    return not rows
+
+
 def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
+    rows = list(rows)
+    if left_out(path, rows):
+        return
     with files.writer(path) as write:
         for row in rows:
             write(row)
@@ -128,9 +141,11 @@ def write_parquet(path: Path, rows: Iterable[dict]) -> None:
     import pyarrow
     import pyarrow.parquet
 
+    rows = list(rows)
+    if left_out(path, rows):
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     # pyarrow takes the columns of the first row, and leaves out what only later ones have
-    rows = list(rows)
     columns = dict.fromkeys(chain.from_iterable(rows))
     whole = [{**dict.fromkeys(columns), **row} for row in rows]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(whole), path)
@@ -163,8 +178,9 @@ def conversations(run: dict) -> tuple[list[dict], list[dict]]:
     return sft, pairs
 
 
-def write_json(path: Path, value: object) -> None:
-    write_whole(path, json.dumps(value, indent=1) + "\n")
+def write_json(path: Path, value: list | dict) -> None:
+    if not left_out(path, value):
+        write_whole(path, json.dumps(value, indent=1) + "\n")
 
 
 def sharegpt(run: dict, folder: Path) -> None:
@@ -192,7 +208,8 @@ def llamafactory(run: dict, folder: Path) -> None:
             "columns": {**columns, "chosen": "chosen", "rejected": "rejected"},
         },
     }
-    write_json(folder / "dataset_info.json", described)
+    there = {name: each for name, each in described.items() if (folder / f"{name}.json").is_file()}
+    write_json(folder / "dataset_info.json", there)
 
 
 def verl_row(row: dict, index: int, split: str) -> dict:

@@ -152,7 +152,7 @@ class Verifiers:
     @classmethod
     def load(cls, path: str, **options) -> "Verifiers":
         rows = {}
-        for number, row in enumerate(files.read(path), 1):
+        for number, row in files.numbered(path):
             if not row.get("verifiers") and not row.get("instruction_id_list"):
                 raise UserError(
                     f"{path}:{number} has neither 'verifiers' nor 'instruction_id_list' (it has "

@@ -137,6 +137,7 @@ class Funnel:
         self.stage, self.out = stage, Path(out)
         self.total, self.kept, self.dropped = 0, 0, Counter()
         refuse_unwritable(self.out.with_suffix(".dropped.jsonl"))
+        refuse_unwritable(self.out)
         self._stats()  # a broken one is named before any work
         # without a name: it is gone with the process, however that ends
         self._rows = tempfile.TemporaryFile("w+", encoding="utf-8", dir=self.out.parent)

@@ -103,7 +103,9 @@ def test_a_gain_in_brevity_shows_as_one(args):
 
 
 def test_metrics_say_whether_they_are_shares(args):
-    works = [{"item": item, "answers": sample("Tea")} for item in heldout.load(None, args)]
+    items = heldout.load(None, args)
+    texts = ["Tea", "A cup of tea"] * len(items)
+    works = [{"item": item, "answers": sample(text)} for item, text in zip(items, texts)]
     measured = results.measure("heldout", works, heldout.score(works, args))["metrics"]
     assert list(measured) == list(heldout.SETTINGS.columns)
     assert (measured["Held-out"]["scale"], measured["words"]["scale"]) == (100, 1)

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from autoif import files
+from autoif.evaluation import responses
 from autoif.files import UserError
+from autoif.reward import Verifiers
 from autoif.stage import Funnel, non_negative, positive_int, share, through, write_settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,6 +50,62 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     with files.writer(path) as write:
         write({"text": "ü \ud83d"})
     assert list(files.read(path)) == [{"text": "ü \ud83d"}]
+
+
+def test_blank_lines_hold_nothing_and_lines_keep_their_numbers(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('\n{"id": "a"}\n  \n\n{"id": "b"}\n\n')
+    assert list(files.read(path)) == [{"id": "a"}, {"id": "b"}]
+    assert list(files.numbered(path)) == [(2, {"id": "a"}), (5, {"id": "b"})]
+    path.write_text('{"id": "a"}\n\n{"id": \n')
+    with pytest.raises(UserError, match=r"rows\.jsonl:3 is no JSON object"):
+        list(files.read(path))
+    path.write_text('{"id": "a"}\n\n\n{"id": "a"}\n')
+    with pytest.raises(UserError, match=r"rows\.jsonl:4 has the id 'a' of line 1"):
+        files.read_all(path, {"id": str})
+
+
+def test_a_row_behind_blank_lines_is_named_by_its_line_wherever_rows_are_read(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('\n\n{"prompt": "p", "response": 5, "id": "x"}\n')
+    for read in (responses.read, Verifiers.load):
+        with pytest.raises(UserError, match=r"rows\.jsonl:3"):
+            read(str(path))
+
+
+def test_a_bad_byte_is_named_by_its_own_line(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"id": "a"}\n' * 40 + b'{"id": "caf\xe9"}\n' + b'{"id": "b"}\n' * 40)
+    wanted = r"rows\.jsonl:41 is not UTF-8 \(the byte 0xe9 after '\{\"id\": \"caf'\).*iconv"
+    with pytest.raises(UserError, match=wanted):
+        list(files.read(path))
+
+
+def test_a_device_or_a_pipe_is_refused_as_an_output(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    link = tmp_path / "to_null"
+    link.symlink_to(os.devnull)
+    for path in (pipe, Path(os.devnull), link):
+        with pytest.raises(UserError, match="is a device or a pipe, not a file; choose another"):
+            files.write_whole(path, "")
+    assert link.is_symlink() and pipe.is_fifo() and not Path(os.devnull).is_file()
+    with pytest.raises(UserError, match="is a device or a pipe"):  # before any request
+        Funnel("01_seed_augment", pipe)
+
+
+def test_a_symlink_is_written_through_and_stays(tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "old.txt").write_text("old")
+    for name in ("old.txt", "new.txt"):
+        link = tmp_path / name
+        link.symlink_to(Path("store", name))
+        files.write_whole(link, "new")
+        assert link.is_symlink() and (tmp_path / "store" / name).read_text() == "new"
+    assert {path.name for path in (tmp_path / "store").iterdir()} == {"old.txt", "new.txt"}
+    with pytest.raises(RuntimeError), files.writer(tmp_path / "old.txt"):
+        raise RuntimeError
+    assert (tmp_path / "old.txt").read_text() == "new"
 
 
 def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path):

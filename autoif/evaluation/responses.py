@@ -15,7 +15,7 @@ from autoif.files import UserError
 def read(path: str | Path) -> dict[str, list[list[str]]]:
     """The samples by stripped prompt, in file order; a sample is the list of its turns' answers."""
     given: dict[str, list] = {}
-    for number, row in enumerate(files.read(path, ["prompt", "response"]), 1):
+    for number, row in files.numbered(path, ["prompt", "response"]):
         turns = row["response"]
         if not isinstance(turns, list):
             turns = [turns]

@@ -55,7 +55,7 @@ def encoded(path: str, tokenizer) -> list[dict]:
     from autoif.training.rows import encode
 
     rows = []
-    for number, row in enumerate(files.read(path), 1):
+    for number, row in files.numbered(path):
         where = f"{path}:{number}"
         if "messages" in row:
             prompt, responses = row["messages"][:-1], [row["messages"][-1:]]
