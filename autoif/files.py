@@ -123,6 +123,12 @@ def check(row: dict, fields: Iterable[str] | dict[str, object], where: str, hint
             )
 
 
+def lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """Yield (number, text) of each line."""
+    with open(path, encoding="utf-8-sig") as file:
+        yield from enumerate(file, 1)
+
+
 def read(
     path: str | Path, fields: Iterable[str] | dict[str, object] = (), made_by: str = ""
 ) -> Iterator[dict]:

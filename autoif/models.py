@@ -28,6 +28,8 @@ FALLBACK_TEMPLATE = (
 FALLBACK_STOP = ["\nUser:"]
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
+# What git leaves in place of a large file where Git LFS is not installed.
+LFS_POINTER = b"version https://git-lfs"
 SETTINGS = (
     "config.json",
     "generation_config.json",
@@ -66,23 +68,112 @@ def read_config(model: str):
         raise UserError(f"{model} is no model: {str(error).splitlines()[0]}") from None
 
 
-def parameters(config) -> int:
-    """How many parameters a model of that configuration has; no weight is read or made."""
+def empty_model(config):
+    """A model of that configuration; no weight is read or made."""
     import torch
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config).num_parameters()
+        return AutoModelForCausalLM.from_config(config)
+
+
+def parameters(config) -> int:
+    """How many parameters a model of that configuration has."""
+    return empty_model(config).num_parameters()
+
+
+def refuse_pointers(model: str) -> None:
+    """UserError where Git LFS has left pointers in place of a model's files."""
+    for path in sorted(Path(model).glob("*.*")):
+        if not path.is_file():
+            continue
+        with open(path, "rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise UserError(
+                    f"{path} is a Git LFS pointer, not the file; run `git lfs pull` in {model}"
+                )
+
+
+def check_weights(model: str) -> None:
+    """UserError unless a folder's safetensors are all that its config.json describes.
+
+    Headers alone are read: what is cut off, and which tensors are missing or of another shape, is
+    known before a weight is loaded. Weights of another form are left to whoever loads them.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    folder, config = Path(model), read_config(model)
+    if getattr(config, "quantization_config", None):
+        raise UserError(
+            f"{model} is quantized, and cannot be trained; name the model it was made of"
+        )
+    if not folder.is_dir():  # the hub's client checks what it downloads
+        return
+    refuse_pointers(model)
+    if not any(path for pattern in WEIGHTS for path in folder.glob(pattern)):
+        raise UserError(f"{model} has no weights: none of {', '.join(WEIGHTS)}; download them")
+
+    # a file, or the shards that the index names
+    index = folder / "model.safetensors.index.json"
+    shards = {"model.safetensors"}
+    if index.exists():
+        try:
+            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise UserError(f"{index} names no shards; download it again") from None
+    elif not (folder / "model.safetensors").exists():
+        return
+    shapes = {}
+    for path in sorted(folder / shard for shard in shards):
+        if not path.exists():
+            raise UserError(f"{path} is missing, and {index.name} names it; download it")
+        try:
+            with safe_open(path, "pt") as file:
+                names = file.keys()
+                shapes |= {name: file.get_slice(name).get_shape() for name in names}
+        except SafetensorError as error:
+            raise UserError(f"{path} is cut off or damaged ({error}); download it again") from None
+    refuse_incomplete(model, config, shapes)
+
+
+def refuse_incomplete(model: str, config, shapes: dict[str, list[int]]) -> None:
+    """UserError where tensors are missing or of another shape: they would be made at random."""
+    whole, wrong = empty_model(config), []
+    for name, weight in whole.named_parameters():  # tied ones come once
+        # saved without its output layer, a model's names have no prefix
+        bare = name.removeprefix(f"{whole.base_model_prefix}.")
+        shape = shapes.get(name, shapes.get(bare))
+        if shape is None:
+            wrong.append(name)
+        elif list(shape) != list(weight.shape):
+            wrong.append(f"{name} ({list(shape)}, not {list(weight.shape)})")
+    refuse_missing(model, wrong)
+
+
+def refuse_missing(model: str, tensors: list[str]) -> None:
+    """UserError that names tensors which a checkpoint lacks, where it lacks any."""
+    if tensors:
+        names = ", ".join(tensors[:5])
+        more = f" and {len(tensors) - 5} more" if len(tensors) > 5 else ""
+        raise UserError(
+            f"{model} lacks tensors as its config.json describes them: {names}{more}; they would "
+            "be random: name a whole checkpoint, or mend config.json"
+        )
 
 
 def chat_tokenizer(model: str):
     """The tokenizer with a chat template, its own or FALLBACK_TEMPLATE, and an end token."""
     from transformers import AutoTokenizer
 
+    refuse_pointers(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
         words = str(error).splitlines()[0]
+        if not Path(model).is_dir():
+            raise UserError(
+                f"there is no folder {model}, and no tokenizer of that name on the hub: {words}"
+            ) from None
         raise UserError(f"model {model} has no tokenizer: {words}") from None
     if tokenizer.chat_template is None:
         tokenizer.chat_template = FALLBACK_TEMPLATE
@@ -91,6 +182,15 @@ def chat_tokenizer(model: str):
             f"the tokenizer of {model} has no end token; set eos_token in its tokenizer_config.json"
         )
     return tokenizer
+
+
+def special_tokens(tokenizer) -> set[int]:
+    """All tokens that are marked special: those with a name, and those among the added ones.
+
+    Llama 3's <|start_header_id|> and <|eot_id|> have no name in its configuration.
+    """
+    added = tokenizer.added_tokens_decoder.items()
+    return {*tokenizer.all_special_ids, *(number for number, token in added if token.special)}
 
 
 def end_of_turn(tokenizer) -> int:
@@ -104,8 +204,9 @@ def end_of_turn(tokenizer) -> int:
     )
     text = tokenizer.apply_chat_template([question, answer], tokenize=False)
     tail = tokenizer(text[text.rindex("Yes") :], add_special_tokens=False)["input_ids"]
-    special = [token for token in tail if token in set(tokenizer.all_special_ids)]
-    return special[-1] if special else tokenizer.eos_token_id
+    special = special_tokens(tokenizer)
+    ends = [token for token in tail if token in special]
+    return ends[-1] if ends else tokenizer.eos_token_id
 
 
 def stop_strings(model: str) -> list[str]:

@@ -11,7 +11,7 @@ import os
 import shutil
 from pathlib import Path
 
-from autoif import sandbox
+from autoif import models, sandbox
 from autoif.files import UserError
 from autoif.serving import engines
 from autoif.stage import run
@@ -103,6 +103,15 @@ def _answers(client, url: str, model: str) -> str | None:
     return f"{url} does not answer as {model!r}: {words}"
 
 
+def incomplete(base: str) -> str | None:
+    """None when the weights of `base` are whole, as far as their headers show; else the problem."""
+    try:
+        models.check_weights(base)
+    except UserError as error:
+        return str(error)
+    return None
+
+
 def training(base: str, shape: engines.Shape, memory: list[float]) -> list[str]:
     """Problems of training `base` here."""
     if memory or shape.parameters < CPU_PARAMETERS:
@@ -180,7 +189,7 @@ def model_problems(args, shape: engines.Shape | None, memory: list[float]) -> li
     """What stages 05 and 06 lack: a base model, GPUs, an engine, room for checkpoints."""
     if shape is None:
         return [on_hub(args.base, "BASE")]
-    problems = training(args.base, shape, memory)
+    problems = [incomplete(args.base), *training(args.base, shape, memory)]
     problems += serving(args.base, shape, memory)
     # the checkpoints, and one resume point
     need = shape.parameters * (2 * (2 + args.online_iterations) + 14)
