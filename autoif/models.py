@@ -7,6 +7,8 @@ fills a folder with links to the model and with what it lacks to answer in a cha
 
 import hashlib
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -58,6 +60,38 @@ def fingerprint(model: str) -> str:
     return f"checkpoint:{digest.hexdigest()}"
 
 
+def beside(model: str, form: str, write) -> Path:
+    """The file or folder that `write(path)` makes of `model`: `.NAME.MARK.form` beside it.
+
+    Kept, and made anew when the model's weights change.
+    """
+    name = Path(model).name
+    place = Path(model).resolve().parent if Path(model).is_dir() else Path.home() / ".cache/autoif"
+    mark = fingerprint(model).split(":")[-1].replace("/", "_")[:16]
+    path = place / f".{name}.{mark}.{form}"
+    if path.exists():
+        return path
+
+    place.mkdir(parents=True, exist_ok=True)
+    partial = place / f".{name}.{mark}.{os.getpid()}.partial"
+    try:
+        write(partial)
+        for older in place.glob(f".{name}.*.{form}"):
+            remove(older)
+        os.replace(partial, path)
+    finally:
+        remove(partial)
+    return path
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def read_config(model: str):
     """The configuration as it lies with the model; UserError when there is none."""
     from transformers import AutoConfig
@@ -92,73 +126,6 @@ def refuse_pointers(model: str) -> None:
                 raise UserError(
                     f"{path} is a Git LFS pointer, not the file; run `git lfs pull` in {model}"
                 )
-
-
-def check_weights(model: str) -> None:
-    """UserError unless a folder's safetensors are all that its config.json describes.
-
-    Headers alone are read: what is cut off, and which tensors are missing or of another shape, is
-    known before a weight is loaded. Weights of another form are left to whoever loads them.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    folder, config = Path(model), read_config(model)
-    if getattr(config, "quantization_config", None):
-        raise UserError(
-            f"{model} is quantized, and cannot be trained; name the model it was made of"
-        )
-    if not folder.is_dir():  # the hub's client checks what it downloads
-        return
-    refuse_pointers(model)
-    if not any(path for pattern in WEIGHTS for path in folder.glob(pattern)):
-        raise UserError(f"{model} has no weights: none of {', '.join(WEIGHTS)}; download them")
-
-    # a file, or the shards that the index names
-    index = folder / "model.safetensors.index.json"
-    shards = {"model.safetensors"}
-    if index.exists():
-        try:
-            shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise UserError(f"{index} names no shards; download it again") from None
-    elif not (folder / "model.safetensors").exists():
-        return
-    shapes = {}
-    for path in sorted(folder / shard for shard in shards):
-        if not path.exists():
-            raise UserError(f"{path} is missing, and {index.name} names it; download it")
-        try:
-            with safe_open(path, "pt") as file:
-                names = file.keys()
-                shapes |= {name: file.get_slice(name).get_shape() for name in names}
-        except SafetensorError as error:
-            raise UserError(f"{path} is cut off or damaged ({error}); download it again") from None
-    refuse_incomplete(model, config, shapes)
-
-
-def refuse_incomplete(model: str, config, shapes: dict[str, list[int]]) -> None:
-    """UserError where tensors are missing or of another shape: they would be made at random."""
-    whole, wrong = empty_model(config), []
-    for name, weight in whole.named_parameters():  # tied ones come once
-        # saved without its output layer, a model's names have no prefix
-        bare = name.removeprefix(f"{whole.base_model_prefix}.")
-        shape = shapes.get(name, shapes.get(bare))
-        if shape is None:
-            wrong.append(name)
-        elif list(shape) != list(weight.shape):
-            wrong.append(f"{name} ({list(shape)}, not {list(weight.shape)})")
-    refuse_missing(model, wrong)
-
-
-def refuse_missing(model: str, tensors: list[str]) -> None:
-    """UserError that names tensors which a checkpoint lacks, where it lacks any."""
-    if tensors:
-        names = ", ".join(tensors[:5])
-        more = f" and {len(tensors) - 5} more" if len(tensors) > 5 else ""
-        raise UserError(
-            f"{model} lacks tensors as its config.json describes them: {names}{more}; they would "
-            "be random: name a whole checkpoint, or mend config.json"
-        )
 
 
 def chat_tokenizer(model: str):

@@ -220,6 +220,7 @@ def test_a_tokenizer_without_end_token_is_an_error(tmp_path):
         (ASK, "Hi", "a response must be a list of messages"),
         (["Say hi."], answer("Hi"), "the prompt has a message without role and text: 'Say hi.'"),
         (ASK, ASK, "must be one assistant message"),
+        (ASK, answer("Hi \ud83d"), "a text is no Unicode"),
     ],
 )
 def test_bad_messages_are_errors_that_name_the_row(prompt, response, message):

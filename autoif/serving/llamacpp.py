@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from autoif.files import UserError
-from autoif.models import fingerprint, servable
+from autoif.models import beside, servable
 
 # The bits by which llama.cpp notes what was set on purpose; what is not, a checkpoint's
 # generation config may set.
@@ -24,28 +24,16 @@ def converted(model: str, folder: Path, weights: str) -> str:
 
     `folder` is empty and takes the servable form that is converted. `weights` is q8_0 or bf16.
     """
-    name = Path(model).name
-    place = Path(model).resolve().parent if Path(model).is_dir() else Path.home() / ".cache/autoif"
-    mark = fingerprint(model).split(":")[-1].replace("/", "_")[:16]
-    gguf = place / f".{name}.{mark}.{weights}.gguf"
-    if gguf.exists():
-        return str(gguf)
 
-    place.mkdir(parents=True, exist_ok=True)
-    partial = gguf.with_suffix(f".{os.getpid()}.partial")
-    command = [sys.executable, "-m", "convert_hf_to_gguf", servable(model, folder)]
-    command += ["--outfile", str(partial), "--outtype", weights]
-    try:
+    def write(path: Path) -> None:
+        command = [sys.executable, "-m", "convert_hf_to_gguf", servable(model, folder)]
+        command += ["--outfile", str(path), "--outtype", weights]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             words = "\n".join(done.stderr.splitlines()[-5:])
             raise UserError(f"{model} cannot be converted for llama.cpp:\n{words}")
-        for older in place.glob(f".{name}.*.{weights}.gguf"):
-            older.unlink()
-        os.replace(partial, gguf)
-    finally:
-        partial.unlink(missing_ok=True)
-    return str(gguf)
+
+    return str(beside(model, f"{weights}.gguf", write))
 
 
 def parameters(gguf: str, name: str, port: int, slots: int, context: int):

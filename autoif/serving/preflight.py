@@ -11,7 +11,7 @@ import os
 import shutil
 from pathlib import Path
 
-from autoif import models, sandbox
+from autoif import sandbox, weights
 from autoif.files import UserError
 from autoif.serving import engines
 from autoif.stage import run
@@ -106,7 +106,7 @@ def _answers(client, url: str, model: str) -> str | None:
 def incomplete(base: str) -> str | None:
     """None when the weights of `base` are whole, as far as their headers show; else the problem."""
     try:
-        models.check_weights(base)
+        weights.check_whole(base)
     except UserError as error:
         return str(error)
     return None

@@ -10,8 +10,9 @@ import warnings
 from pathlib import Path
 from pickle import UnpicklingError
 
+from autoif import weights
 from autoif.files import UserError
-from autoif.models import check_weights, read_config, refuse_missing
+from autoif.models import read_config
 from autoif.stage import positive_int, within
 from autoif.training import arithmetic
 from autoif.training.rows import packed_tokens
@@ -38,6 +39,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         choices=["bf16", "fp32"],
         default="bf16",
         help="of weights and activations; master weights are always fp32 (paper: bf16)",
+    )
+    parser.add_argument(
+        "--export-dtype",
+        choices=weights.EXPORTS,
+        default="fp32",
+        help="of the trained model: fp32 hands on all that was learned, bf16 takes half the disk "
+        "and, rounded to nearest, erases small updates (default: fp32)",
     )
     parser.add_argument(
         "--zero",
@@ -168,7 +176,7 @@ def check_shape(path: str, max_length: int) -> None:
             f"{path} has attention_dropout {shape.attention_dropout}, which packed training lacks; "
             "set it to 0 in config.json"
         )
-    check_weights(path)
+    weights.check_whole(path)
 
 
 def check_ids(path: str, rows: list[dict]) -> None:
@@ -204,7 +212,7 @@ def load_model(path: str, config: dict, precision: str, rows: list[dict]):
             f"{path} cannot be loaded: {words}; are its files whole, and is there memory for it?"
         ) from None
     del partition_on_load
-    refuse_missing(path, loaded["missing_keys"])
+    weights.refuse_missing(path, loaded["missing_keys"])
     return packed_model(model)
 
 
@@ -304,7 +312,6 @@ def trainable(
     schedule: str,
 ):
     """DeepSpeed engine with the schedule and AdamW, which decays neither norms nor biases."""
-    warmup = room_for_warmup(steps, warmup, lr)
     import deepspeed
     import torch
     from transformers import get_scheduler
@@ -318,6 +325,7 @@ def trainable(
         {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
+    warmup = room_for_warmup(steps, warmup, lr)
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(betas), eps=1e-8, fused=True)
     scheduler = get_scheduler(
         schedule, optimizer, num_warmup_steps=warmup, num_training_steps=steps
@@ -327,6 +335,29 @@ def trainable(
     )[0]
     engine.train()
     return engine
+
+
+def restore_masters(engine, model: str) -> None:
+    """Give the fp32 master weights what `model` has in float32: they were made of its bf16 copy."""
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+
+    tensors = weights.stored(model)
+    for name, parameter in engine.module.model.named_parameters():
+        if name not in tensors or tensors[name].get_dtype() != "F32":
+            continue
+        value = tensors[name][:]
+        if engine.zero_optimization_stage() == 3:
+            safe_set_local_fp32_param(parameter, own_part(value, parameter.ds_tensor.numel()))
+        else:
+            safe_set_full_fp32_param(parameter, value)
+
+
+def own_part(value, size: int):
+    """This rank's part of a tensor that ZeRO-3 cuts into parts of `size`; zeros fill the last."""
+    import torch
+
+    part = value.flatten()[torch.distributed.get_rank() * size :][:size]
+    return torch.nn.functional.pad(part, (0, size - len(part)))
 
 
 def sum_over_ranks(numbers) -> list[float]:

@@ -139,7 +139,10 @@ def encode(
             raise UserError(f"{where}: the chat template says: {error}") from None
 
     def ids(text):
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
+        try:
+            return tokenizer(text, add_special_tokens=False)["input_ids"]
+        except TypeError:  # what tokenizers says to half of a surrogate pair
+            raise UserError(f"{where}: a text is no Unicode; delete the row") from None
 
     prompt = read_messages(prompt, "the prompt", where)
     if not prompt or prompt[-1]["role"] == "assistant":
