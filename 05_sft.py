@@ -108,10 +108,7 @@ def main(argv=None):
     train.check_shape(args.model, args.max_length)
     date = first_day(args.out)
     tokenizer = load_tokenizer(args.model, args.chat_template, date)
-    encoded = read_rows(args.input, tokenizer)
-    rows = usable(
-        "05_sft", encoded, tokenizer, args.max_length, args.skip_bad, args.input, args.out, rank
-    )
+    rows = usable("05_sft", read_rows(args.input, tokenizer), tokenizer, args, rank)
     plan = batches(len(rows), args.batch, args.epochs, args.seed)
 
     # not at the top of the file: --help does not wait for torch

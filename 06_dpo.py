@@ -342,6 +342,7 @@ def add_reference(rows: list[dict], args, rank: int, world: int) -> None:
     key = digest([models.fingerprint(model), args.precision, tokens])
     file = Path(f"{args.input}.reference-{key}.jsonl")
     if not file.exists():
+        train.check_shape(model, args.max_length)
         # nothing is kept for a backward pass: shared out weights, and packs of twice the tokens
         config = train.deepspeed_config(args.ds_config, 3, args.precision, offload=False)
         reference = train.load_model(model, config, args.precision, rows)
@@ -487,21 +488,10 @@ def learn(args):
     rank, world = train.start(args.seed, args.precision)
 
     # check model and rows before anything is written: bad rows end the run with their lines
-    for model in filter(None, [args.model, args.reference]):
-        train.check_shape(model, args.max_length)
+    train.check_shape(args.model, args.max_length)
     date = first_day(args.out)
     tokenizer = load_tokenizer(args.model, args.chat_template, date)
-    encoded = read_rows(args.input, tokenizer)
-    rows = usable(
-        "06_dpo train",
-        encoded,
-        tokenizer,
-        args.max_length,
-        args.skip_bad,
-        args.input,
-        args.out,
-        rank,
-    )
+    rows = usable("06_dpo train", read_rows(args.input, tokenizer), tokenizer, args, rank)
     plan = batches(len(rows), args.batch, args.epochs, args.seed)
 
     # not at the top of the file: --help does not wait for torch

@@ -13,7 +13,7 @@ import tiny_models
 import torch
 
 from autoif.files import UserError
-from autoif.training import packed, rows
+from autoif.training import packed
 
 sft = tiny_models.stage("05_sft")
 FLAGS = [
@@ -187,11 +187,9 @@ def test_a_killed_run_ends_with_the_same_losses_and_weights(folder, undisturbed)
 
 def usable(path, skip_bad=False):
     """The rows of `path` that stage 05 would train on."""
-    tokenizer = tiny_models.tokenizer("smollm2")
-    out = str(Path(path).parent / "model")
-    return rows.usable(
-        "05_sft", sft.read_rows(path, tokenizer), tokenizer, 999, skip_bad, path, out, rank=0
-    )
+    tokenizer, out = tiny_models.tokenizer("smollm2"), Path(path).parent / "model"
+    encoded = sft.read_rows(path, tokenizer)
+    return tiny_models.usable("05_sft", encoded, tokenizer, out, skip_bad=skip_bad)
 
 
 @pytest.mark.parametrize(

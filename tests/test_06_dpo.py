@@ -396,11 +396,11 @@ def test_all_bad_pairs_are_named_at_once_or_left_out(tmp_path, capsys):
     side = [{"role": "assistant", "content": "Hi"}]
     made = [pair(), pair(chosen=side, rejected=side), {"prompt": "Say hi."}]
     path = tiny_models.write(tmp_path / "own.jsonl", made)
-    tokenizer, out = tiny_models.tokenizer("smollm2"), str(tmp_path / "model")
+    tokenizer = tiny_models.tokenizer("smollm2")
 
     def usable(skip_bad):
-        encoded = dpo.read_rows(path, tokenizer)
-        return dpo.usable("06_dpo train", encoded, tokenizer, 999, skip_bad, path, out, rank=0)
+        encoded, out = dpo.read_rows(path, tokenizer), tmp_path / "model"
+        return tiny_models.usable("06_dpo train", encoded, tokenizer, out, skip_bad=skip_bad)
 
     with pytest.raises(UserError, match="2 of 3 rows of") as error:
         usable(skip_bad=False)

@@ -338,8 +338,7 @@ def test_control_tokens_without_a_name_are_special(tmp_path, capsys):
         {"id": text, **rows.encode(tokenizer, ASK, [answer(text)], "here")}
         for text in ("Hi!", opens)
     ]
-    out = str(tmp_path / "out")
-    kept = rows.usable("05_sft", made, tokenizer, 500, False, "x", out, rank=0)
+    kept = tiny_models.usable("05_sft", made, tokenizer, tmp_path / "out")
     assert [row["id"] for row in kept] == ["Hi!"]
     assert "special token inside a response 1" in capsys.readouterr().out
     assert tokenizer.decode(kept[0]["responses"][0]) == "Hi!<|eot_id|>"
@@ -403,8 +402,7 @@ def test_long_rows_and_special_tokens_in_a_response_are_counted_not_cut(tmp_path
         {"id": name, **rows.encode(tokenizer, ASK, [answer(text)], name)}
         for name, text in texts.items()
     ]
-    out = str(tmp_path / "model")
-    kept = rows.usable("05_sft", made, tokenizer, 100, False, "x", out, rank=0)
+    kept = tiny_models.usable("05_sft", made, tokenizer, tmp_path / "model", max_length=100)
     assert [row["id"] for row in kept] == ["good"]
     assert (
         "3 in -> 1 kept (longer than 100 tokens 1, special token inside a response 1)"

@@ -116,6 +116,13 @@ def refuse_unrendered(messages: list[dict], rendering: str, where: str) -> None:
                 )
 
 
+def token_ids(tokenizer, text: str, where: str) -> list[int]:
+    try:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+    except TypeError:  # what tokenizers says to half of a surrogate pair
+        raise UserError(f"{where}: a text is no Unicode; delete the row") from None
+
+
 def encode(
     tokenizer,
     prompt: list[dict],
@@ -139,10 +146,7 @@ def encode(
             raise UserError(f"{where}: the chat template says: {error}") from None
 
     def ids(text):
-        try:
-            return tokenizer(text, add_special_tokens=False)["input_ids"]
-        except TypeError:  # what tokenizers says to half of a surrogate pair
-            raise UserError(f"{where}: a text is no Unicode; delete the row") from None
+        return token_ids(tokenizer, text, where)
 
     prompt = read_messages(prompt, "the prompt", where)
     if not prompt or prompt[-1]["role"] == "assistant":
@@ -237,19 +241,10 @@ def count_tokens(rows: list[dict]) -> tuple[int, int]:
     return once, repeated
 
 
-def usable(
-    stage: str,
-    rows: Iterable[dict],
-    tokenizer,
-    max_length: int,
-    skip_bad: bool,
-    source: str,
-    out: str,
-    rank: int,
-) -> list[dict]:
+def usable(stage: str, rows: Iterable[dict], tokenizer, args, rank: int) -> list[dict]:
     """Encoded rows that can be trained on; rank 0 accounts for the others. Nothing is cut.
 
-    UserError that names the bad ones, ten at a time, unless `skip_bad`.
+    UserError that names the bad ones, ten at a time, unless --skip-bad.
     """
     special = special_tokens(tokenizer)
     kept, dropped, errors = [], [], []
@@ -257,26 +252,27 @@ def usable(
         if "error" in row:
             dropped.append(("bad row", row))
             errors.append(row["error"])
-        elif longest(row) > max_length:
-            dropped.append((f"longer than {max_length} tokens", {"id": row["id"]}))
+        elif longest(row) > args.max_length:
+            dropped.append((f"longer than {args.max_length} tokens", {"id": row["id"]}))
         elif any(special.intersection(response[:-1]) for response in row["responses"]):
             dropped.append(("special token inside a response", {"id": row["id"]}))
         else:
             kept.append(row)
-    if errors and not skip_bad:
+    if errors and not args.skip_bad:
         more = f"\n  and {len(errors) - BAD_ROWS} more" if len(errors) > BAD_ROWS else ""
+        count = f"{len(errors)} of {len(kept) + len(dropped)} rows"
         raise UserError(
-            f"{len(errors)} of {len(kept) + len(dropped)} rows of {source} cannot be trained on; "
+            f"{count} of {args.input} cannot be trained on; "
             "mend or delete them, or pass --skip-bad:\n  " + "\n  ".join(errors[:BAD_ROWS]) + more
         )
     if rank == 0:
-        funnel = Funnel(stage, f"{out}.jsonl")
+        funnel = Funnel(stage, f"{args.out}.jsonl")
         funnel.keep(len(kept))
         for reason, row in dropped:
             funnel.drop(reason, row)
         funnel.finish()
     if not kept:
-        raise UserError(f"no row of {source} is left to train on")
+        raise UserError(f"no row of {args.input} is left to train on")
     return kept
 
 
