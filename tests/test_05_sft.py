@@ -328,44 +328,43 @@ def test_rows_without_an_id_are_numbered(tmp_path):
     assert [row["id"] for row in usable(path)] == ["1", "2", "3"]
 
 
-def launched(folder, out, *flags):
-    """The stage in its own process group, as a terminal starts it, under our torchrun."""
-    launcher = [sys.executable, "-m", "autoif.training", "--standalone", "--nproc_per_node", "1"]
+def launched(tmp_path, end):
+    """A stage that gets ready and then does `end`, in its own process group as in a terminal."""
+    lines = [
+        "import time",
+        "from autoif.files import UserError",
+        "from autoif.stage import run",
+        "def main():",
+        "    print('ready', flush=True)",
+        f"    {end}",
+        "run(main)",
+    ]
+    (tmp_path / "stage.py").write_text("\n".join(lines))
+    command = [sys.executable, "-m", "autoif.training", "--standalone", "--nproc_per_node", "2"]
     return subprocess.Popen(
-        [*launcher, *command(folder, out), *flags],
+        [*command, str(tmp_path / "stage.py")],
         cwd=tiny_models.ROOT,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tiny_models.ROOT)},
         start_new_session=True,
     )
 
 
-def test_ctrl_c_under_torchrun_ends_with_our_line_and_no_traceback(folder):
-    log = folder / "stopped.state" / "metrics.jsonl"
-    process = launched(folder, "stopped", "--epochs", "999")
-    while not log.exists() or not log.read_text():
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.05)
+def test_ctrl_c_under_our_torchrun_ends_with_the_stages_line_and_no_traceback(tmp_path):
+    process = launched(tmp_path, "time.sleep(600)")
+    while "ready" not in process.stdout.readline():
+        assert process.poll() is None
     os.killpg(process.pid, signal.SIGINT)
     output = tiny_models.finish(process, code=130)
     assert "Traceback" not in output
     assert "run the same command to go on" in output.splitlines()[-1]
 
 
-def test_bad_input_under_torchrun_ends_with_exit_code_2_and_no_traceback(folder):
-    """A checkpoint in PyTorch's own form: what it lacks is seen as it is loaded."""
-    base = tiny_models.model("qwen2")
-    base.save_pretrained(folder / "lacking")
-    tiny_models.tokenizer("qwen2").save_pretrained(folder / "lacking")
-    (folder / "lacking" / "model.safetensors").unlink()
-    weights = {name: w for name, w in base.state_dict().items() if name != "lm_head.weight"}
-    torch.save(weights, folder / "lacking" / "pytorch_model.bin")
-    flags = ["--model", str(folder / "lacking")]
-    output = tiny_models.finish(launched(folder, "never", *flags), code=2)
-    assert "Traceback" not in output
-    assert "lacking lacks tensors as its config.json describes them: lm_head.weight" in output
+def test_bad_input_under_our_torchrun_ends_with_exit_code_2_and_no_traceback(tmp_path):
+    output = tiny_models.finish(launched(tmp_path, "raise UserError('no rows')"), code=2)
+    assert "stage.py: error: no rows" in output and "Traceback" not in output
 
 
 def test_the_paper_settings_are_the_defaults():

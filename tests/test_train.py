@@ -570,6 +570,31 @@ def test_a_tied_output_layer_and_names_without_a_prefix_lack_nothing(tmp_path):
     train.check_shape(str(tmp_path), 8192)
 
 
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (
+            lambda weights, file: torch.save(without("lm_head")(weights), file),
+            "lacks tensors .*: lm_head.weight; they would be random",
+        ),
+        (
+            lambda weights, file: torch.save(smaller_embedding(weights), file),
+            "cannot be loaded: .*size mismatch.* for model.embed_tokens.weight",
+        ),
+        (lambda weights, file: file.write_bytes(b"no archive"), "cannot be loaded: "),
+    ],
+)
+def test_pytorchs_own_files_are_checked_as_they_are_loaded(damage, words, tmp_path, monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    model = tiny_models.model("qwen2")
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    damage(model.state_dict(), tmp_path / "pytorch_model.bin")
+    settings = {"zero_optimization": {"stage": 2}, "train_micro_batch_size_per_gpu": 1}
+    with pytest.raises(UserError, match=words):
+        train.load_model(str(tmp_path), settings, "fp32", tiny_models.random_rows(1, 2))
+
+
 def test_a_pointer_in_the_tokenizers_place_is_named(tmp_path):
     folder = tiny_models.checkpoint(tmp_path)
     (tmp_path / "tokenizer.json").write_text(POINTER)

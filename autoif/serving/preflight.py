@@ -11,10 +11,11 @@ import os
 import shutil
 from pathlib import Path
 
-from autoif import sandbox, weights
+from autoif import sandbox
 from autoif.files import UserError
 from autoif.serving import engines
 from autoif.stage import run
+from autoif.training.engine import check_shape
 
 PACKAGES = {
     "01": ("openai", "aiohttp", "jsonlines", "json_repair", "ijson", "langdetect", "sklearn"),
@@ -103,15 +104,6 @@ def _answers(client, url: str, model: str) -> str | None:
     return f"{url} does not answer as {model!r}: {words}"
 
 
-def incomplete(base: str) -> str | None:
-    """None when the weights of `base` are whole, as far as their headers show; else the problem."""
-    try:
-        weights.check_whole(base)
-    except UserError as error:
-        return str(error)
-    return None
-
-
 def training(base: str, shape: engines.Shape, memory: list[float]) -> list[str]:
     """Problems of training `base` here."""
     if memory or shape.parameters < CPU_PARAMETERS:
@@ -189,7 +181,12 @@ def model_problems(args, shape: engines.Shape | None, memory: list[float]) -> li
     """What stages 05 and 06 lack: a base model, GPUs, an engine, room for checkpoints."""
     if shape is None:
         return [on_hub(args.base, "BASE")]
-    problems = [incomplete(args.base), *training(args.base, shape, memory)]
+    problems = []
+    try:
+        check_shape(args.base, 0)
+    except UserError as error:
+        problems.append(f"BASE {error}")
+    problems += training(args.base, shape, memory)
     problems += serving(args.base, shape, memory)
     # the checkpoints, and one resume point
     need = shape.parameters * (2 * (2 + args.online_iterations) + 14)

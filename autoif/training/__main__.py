@@ -1,6 +1,8 @@
 """torchrun that ends as the stage does: with its words and its exit code, no traceback behind them.
 
-python -m autoif.training --standalone --nproc_per_node 8 05_sft.py --in out/04_sft.jsonl ...
+    python -m autoif.training --standalone --nproc_per_node 8 05_sft.py --in out/04_sft.jsonl ...
+
+Flags are torchrun's, which by itself ends with exit code 1 and a traceback.
 """
 
 import sys

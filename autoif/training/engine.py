@@ -212,7 +212,7 @@ def load_model(path: str, config: dict, precision: str, rows: list[dict]):
             f"{path} cannot be loaded: {words}; are its files whole, and is there memory for it?"
         ) from None
     del partition_on_load
-    weights.refuse_missing(path, loaded["missing_keys"])
+    weights.refuse_missing(path, sorted(loaded["missing_keys"]))
     return packed_model(model)
 
 
