@@ -53,12 +53,14 @@ from autoif.stage import (
 from autoif.training import engine as train
 from autoif.training.rows import (
     batches,
-    check_messages,
     digest,
     encode,
+    encoded_rows,
+    first_day,
     load_tokenizer,
     micro_steps,
     packed_tokens,
+    read_messages,
     usable,
 )
 
@@ -287,19 +289,19 @@ def read_rows(path: str, tokenizer) -> Iterator[dict]:
     A row with `"truncated": ["rejected"]` gets no end token behind that side: none was ever there.
     """
     sides = ("chosen", "rejected")
-    for number, row in files.numbered(path, ["prompt", *sides], "06_dpo.py pairs"):
-        where, truncated = f"{path}:{number}", row.get("truncated", [])
-        for name in ("prompt", *sides):
-            check_messages(row[name], name, where)
+
+    def encode_row(row, where):
+        prompt, *responses = [read_messages(row[name], name, where) for name in ("prompt", *sides)]
         # the margin of equal sides is 0 whatever the policy: such a pair teaches nothing
         if row["chosen"] == row["rejected"]:
             raise UserError(f"{where}: chosen and rejected are equal; delete the row")
-        if not isinstance(truncated, list) or not set(truncated) <= set(sides):
+        truncated = row.get("truncated", [])
+        if not isinstance(truncated, list) or not all(side in sides for side in truncated):
             raise UserError(f"{where}: truncated must be a list of {sides}, not {truncated!r}")
         cut = [sides.index(side) for side in truncated]
-        encoded = encode(tokenizer, row["prompt"], [row[side] for side in sides], where, cut)
-        # one's own rows may have no id: their line is it
-        yield {"id": row.get("id", str(number)), **encoded}
+        return encode(tokenizer, prompt, responses, where, cut, row.get("tools"))
+
+    return encoded_rows(path, ["prompt", *sides], "06_dpo.py pairs", encode_row)
 
 
 def reference_logprobs(rows: list[dict], engine, micro_tokens: int, rank: int, world: int):
@@ -340,9 +342,10 @@ def add_reference(rows: list[dict], args, rank: int, world: int) -> None:
     key = digest([models.fingerprint(model), args.precision, tokens])
     file = Path(f"{args.input}.reference-{key}.jsonl")
     if not file.exists():
+        train.check_shape(model, args.max_length)
         # nothing is kept for a backward pass: shared out weights, and packs of twice the tokens
         config = train.deepspeed_config(args.ds_config, 3, args.precision, offload=False)
-        reference = train.load_model(model, config, args.precision, args.max_length)
+        reference = train.load_model(model, config, args.precision, rows)
         engine = train.frozen(reference, config)
         found = reference_logprobs(rows, engine, 2 * args.micro_tokens, rank, world).tolist()
         train.release(engine)  # the policy takes its place: there are never two models in memory
@@ -484,10 +487,11 @@ def parse(argv):
 def learn(args):
     rank, world = train.start(args.seed, args.precision)
 
-    # read and check every row before anything is written: a bad one ends the run with its line
-    tokenizer = load_tokenizer(args.model, args.chat_template)
-    encoded = read_rows(args.input, tokenizer)
-    rows = usable("06_dpo train", encoded, tokenizer, args.max_length, args.input, args.out, rank)
+    # check model and rows before anything is written: bad rows end the run with their lines
+    train.check_shape(args.model, args.max_length)
+    date = first_day(args.out)
+    tokenizer = load_tokenizer(args.model, args.chat_template, date)
+    rows = usable("06_dpo train", read_rows(args.input, tokenizer), tokenizer, args, rank)
     plan = batches(len(rows), args.batch, args.epochs, args.seed)
 
     # not at the top of the file: --help does not wait for torch
@@ -498,11 +502,11 @@ def learn(args):
     from autoif.training.packed import pack
 
     # bring up the policy where the last resume point left it, under the same settings only
-    settings = binding(vars(args), rows, world)
+    settings = {**binding(vars(args), rows, world), "date": date}
     checkpoints = Checkpoints(args.out, settings, rank, args.keep_checkpoints)
     add_reference(rows, args, rank, world)
     config = train.deepspeed_config(args.ds_config, args.zero, args.precision, args.offload)
-    model = train.load_model(args.model, config, args.precision, args.max_length)
+    model = train.load_model(args.model, config, args.precision, rows)
     train.checkpoint_activations(
         model, rows, args.activation_checkpointing, args.micro_tokens, config, world
     )

@@ -89,9 +89,10 @@ export SERVE_LOG=$OUT/logs
 } >>"$OUT/logs/run.log"
 exec > >(tee -a "$OUT/logs/run.log" 9>&-)
 
-TORCHRUN=(torchrun --standalone --nproc_per_node "${PROCESSES:-1}")
+# torchrun, with the stage's words and exit code at its end
+TORCHRUN=(python -m autoif.training --standalone --nproc_per_node "${PROCESSES:-1}")
 if [ "${NNODES:-1}" -gt 1 ]; then  # every node runs this torchrun: srun starts it there, or you do
-    TORCHRUN=(torchrun --nnodes "$NNODES" --nproc_per_node "$PROCESSES" --rdzv_backend c10d
+    TORCHRUN=(python -m autoif.training --nnodes "$NNODES" --nproc_per_node "$PROCESSES" --rdzv_backend c10d
               --rdzv_id "${SLURM_JOB_ID:-autoif}" --rdzv_endpoint "${MASTER_ADDR:?the first node}:${MASTER_PORT:-29500}")
     [ -n "${SLURM_JOB_ID:-}" ] && TORCHRUN=(srun --ntasks-per-node=1 "${TORCHRUN[@]}")
 fi

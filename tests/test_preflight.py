@@ -38,6 +38,17 @@ def test_a_model_that_cannot_be_served_is_told_before_anything_is_spent(monkeypa
         check(monkeypatch, tmp_path, base=base, gpus=1)
 
 
+def test_weights_that_are_not_whole_are_told_before_anything_is_spent(monkeypatch, tmp_path):
+    base = checkpoint(tmp_path / "base")
+    weights = tmp_path / "base" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"base/model.safetensors is cut off or damaged"):
+        check(monkeypatch, tmp_path, base=base)
+    with pytest.raises(UserError) as error:
+        check(monkeypatch, tmp_path, base=base, until="04")
+    assert "cut off" not in str(error.value)
+
+
 def test_vllm_that_is_missing_is_told_before_anything_is_spent(monkeypatch, tmp_path):
     base = qwen2(tmp_path / "Qwen2-7B", "7B")
     monkeypatch.setenv("VLLM", "no-such-program")

@@ -15,6 +15,7 @@ from autoif import sandbox
 from autoif.files import UserError
 from autoif.serving import engines
 from autoif.stage import run
+from autoif.training.engine import check_shape
 
 PACKAGES = {
     "01": ("openai", "aiohttp", "jsonlines", "json_repair", "ijson", "langdetect", "sklearn"),
@@ -194,7 +195,12 @@ def model_problems(args, shape: engines.Shape | None, memory: list[float]) -> li
     """What stages 05 and 06 lack: a base model, GPUs, an engine, room for checkpoints."""
     if shape is None:
         return [on_hub(args.base, "BASE")]
-    problems = training(args.base, shape, memory)
+    problems = []
+    try:
+        check_shape(args.base, 0)
+    except UserError as error:
+        problems.append(f"BASE {error}")
+    problems += training(args.base, shape, memory)
     problems += serving(args.base, shape, memory)
     # the checkpoints in float32 with the bf16 copies that vLLM serves, and one resume point
     need = shape.parameters * ((4 + 2) * (2 + args.online_iterations) + 14)
