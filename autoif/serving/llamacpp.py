@@ -43,6 +43,8 @@ def converted(model: str, folder: Path, weights: str) -> str:
         for older in place.glob(f".{name}.*.{weights}.gguf"):
             older.unlink()
         os.replace(partial, gguf)
+        size = gguf.stat().st_size / 1e6
+        print(f"{gguf}: llama.cpp's copy of {model}, {size:,.0f} MB; delete it at will", flush=True)
     finally:
         partial.unlink(missing_ok=True)
     return str(gguf)

@@ -141,7 +141,6 @@ class Checkpoints:
             os.replace(partial, self.out)
             if not self.keep:
                 shutil.rmtree(self.state)
-            print(f"wrote {self.out}", flush=True)
         dist.barrier()
 
 
