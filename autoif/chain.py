@@ -111,7 +111,7 @@ def outdated(outputs: list[Output]) -> tuple[dict[str, str], list[str]]:
         if not output.args or not output.path:
             continue
         old = sorted(named_by(output.args) & renewed)
-        reasons = [f"made of a {path} that is out of date or gone" for path in old]
+        reasons = [f"made of {path}, which is out of date or gone" for path in old]
         if not Path(output.path).exists():
             renewed.update(output.paths())
             continue

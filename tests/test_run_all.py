@@ -19,7 +19,8 @@ import transformers
 from fake_server import FakeServer
 from test_serving import chat_model, smollm2  # noqa: F401  a fixture
 
-from autoif import files
+from autoif import chain, files
+from autoif.files import UserError
 
 ROOT = tiny_models.ROOT
 # Three families of constraints: one of them is held out.
@@ -298,21 +299,30 @@ def again(data, folder: Path, change, *arguments: str, **settings: str):
     return done, sum(server.answered.values()) - asked - 1  # one token of the preflight
 
 
-def test_what_cannot_change_the_result_keeps_everything_in_another_folder_too(data, tmp_path):
-    flags = "--k 3 --concurrency 7 --price-in 1 --timeout 99 --workers 1"
-    done, asked = again(data, tmp_path, lambda run: None, "--check", FLAGS_02=flags)
-    assert done.returncode == 0 and "note:" not in done.stdout, done.stderr
-    assert asked == 0
+def check(data, folder: Path, change=lambda run: None, flags: tuple[str, str] = ("", "")):
+    """What stands against the run's own plan, on a copy of its folder, with other flags."""
+    out, *_ = data
+    shutil.copytree(out / "run", folder / "run")
+    change(folder / "run")
+    plan = (out / "run/logs/plan").read_text().replace(f"{out}/run", f"{folder}/run")
+    (folder / "plan").write_text(plan.replace(*flags))
+    chain.main([str(folder / "plan")])
 
 
-def test_another_flag_ends_the_run_with_all_that_is_out_of_date_before_anything_is_asked(
-    data, tmp_path
+def test_what_cannot_change_the_result_keeps_everything_in_another_folder_too(
+    data, tmp_path, capsys
 ):
-    done, asked = again(data, tmp_path, lambda run: None, "--check", FLAGS_02="--k 4")
-    assert done.returncode == 2 and asked <= 0
-    assert "02_verifiers.jsonl: --k was 3, is 4" in done.stderr
-    assert "03_instructions.jsonl: made of" in done.stderr and "--redo-from 02" in done.stderr
-    assert f"{tmp_path}/run/01_instructions.jsonl:" not in done.stderr
+    more = "'--k' '3' --concurrency 7 --price-in 1 --timeout 99 --workers 1"
+    check(data, tmp_path, flags=("'--k' '3'", more))
+    assert "note" not in capsys.readouterr().out
+
+
+def test_another_flag_puts_all_that_hangs_on_it_out_of_date(data, tmp_path):
+    with pytest.raises(UserError, match="--redo-from 02") as error:
+        check(data, tmp_path, flags=("'--k' '3'", "'--k' '4'"))
+    assert "02_verifiers.jsonl: --k was 3, is 4" in str(error.value)
+    assert "03_instructions.jsonl: made of" in str(error.value)
+    assert f"{tmp_path}/run/01_instructions.jsonl:" not in str(error.value)
 
 
 def test_a_hand_edited_input_puts_what_was_made_of_it_out_of_date(data, tmp_path):
@@ -320,10 +330,25 @@ def test_a_hand_edited_input_puts_what_was_made_of_it_out_of_date(data, tmp_path
         rows = list(files.read(run / "01_instructions.jsonl"))
         tiny_models.write(run / "01_instructions.jsonl", rows[1:])
 
-    done, _ = again(data, tmp_path, shorten, "--check")
-    assert done.returncode == 2 and "02_verifiers.jsonl: --in" in done.stderr
-    assert "is not what it was made of" in done.stderr
-    assert "03_instructions.jsonl: made of" in done.stderr
+    with pytest.raises(UserError, match="02_verifiers.jsonl: --in .* is not what it was made of"):
+        check(data, tmp_path, shorten)
+
+
+def test_an_output_whose_input_is_gone_is_out_of_date(data, tmp_path):
+    with pytest.raises(UserError, match="03_instructions.jsonl: made of .*gone") as error:
+        check(data, tmp_path, lambda run: (run / "02_verifiers.jsonl").unlink())
+    assert "--redo-from 03" in str(error.value)
+
+
+def test_an_output_without_settings_is_taken_as_it_is_and_named(data, tmp_path, capsys):
+    check(data, tmp_path, lambda run: (run / "02_verifiers.settings.json").unlink())
+    assert f"no settings beside {tmp_path}/run/02_verifiers.jsonl" in capsys.readouterr().out
+
+
+def test_a_run_with_changed_flags_ends_before_anything_is_asked(data, tmp_path):
+    done, asked = again(data, tmp_path, lambda run: None, FLAGS_02="--k 4")
+    assert done.returncode == 2 and "--redo-from 02" in done.stderr
+    assert asked <= 0
 
 
 def test_redo_makes_a_stage_and_the_later_ones_again_out_of_what_was_paid_for(data, tmp_path):
@@ -340,15 +365,6 @@ def test_a_run_killed_before_an_output_appears_goes_on(data, tmp_path):
     done, asked = again(data, tmp_path, lambda run: (run / "03_instructions.jsonl").unlink())
     assert done.returncode == 0 and done.stdout.count("is there: kept") == 2, done.stderr
     assert asked == 0
-
-
-def test_an_output_without_settings_is_taken_as_it_is_and_named(data, tmp_path):
-    def forget(run):
-        (run / "02_verifiers.settings.json").unlink()
-
-    done, _ = again(data, tmp_path, forget, "--check")
-    assert done.returncode == 0, done.stderr
-    assert f"no settings beside {tmp_path}/run/02_verifiers.jsonl" in done.stdout
 
 
 def test_typos_in_flags_and_settings_are_told_before_anything_is_spent(data, tmp_path):
