@@ -12,6 +12,9 @@ Departures from the paper:
    them.
 3. Lines about style, metaphor or translation, which the prompt forbids, are dropped by their words;
    `--no-style-filter` keeps them.
+4. Lines longer than 200 characters are dropped (`--max-chars`), and exact duplicates are those that
+   are equal but for case and punctuation.
+5. Sampling (temperature 1, at most 4,096 tokens) is ours; the paper does not state it.
 """
 
 import argparse

@@ -17,9 +17,10 @@ Departures from the paper:
 2. Functions that differ only in layout or comments count once (same syntax tree), cases once by
    value.
 3. A verdict is pass, fail or error; an error agrees with nothing.
+4. Sampling (temperature 1, at most 2,048 tokens) is ours; the paper does not state it.
 `--no-cross-validation` is the paper's ablation (table 3): only (a) is left, since what does not
 compile cannot be called. The released code's behaviour: `--case-agreement 0 --min-accuracy 0.7999
---min-functions 3 --min-cases 10 --released-parsing`.
+--min-functions 3 --min-cases 10 --released-parsing --cpu-seconds 5`.
 """
 
 import argparse

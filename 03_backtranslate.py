@@ -13,6 +13,7 @@ Departures from the paper:
    later stage trains on them or on their siblings in other numbers and words, and stage 07 measures
    on them. `--heldout 0` trains on all, as the paper does.
 3. `--nli llm` asks the supervisor instead of mDeBERTa, where no such model can be loaded.
+4. Sampling (greedy, at most 512 tokens) is ours; the paper does not state it.
 `--no-back-translation` is the paper's ablation (table 3): nothing is asked, nothing dropped, all is
 split.
 """

@@ -12,6 +12,8 @@ the paper:
 1. Rows longer than --max-length are dropped and counted, not cut.
 2. Every step has exactly --batch rows: batches run across epochs, and the last is filled from one
    more shuffle.
+3. The loss is the mean over the response tokens of the whole batch, not the mean of its parts'
+   means, as in the trainer of the released command.
 
 Shapes: R responses of a pack.
 """
@@ -141,6 +143,7 @@ def main(argv=None):
         weight_decay=args.weight_decay,
         schedule=args.schedule,
     )
+    train.restore_masters(engine, args.model)
     done = checkpoints.restore(engine)
     log = Log(args.out, engine, len(plan), done, args.divergence, args.wandb)
 
@@ -165,7 +168,7 @@ def main(argv=None):
         if step % args.save_every == 0 or step == len(plan):
             checkpoints.save(engine, step)
     log.close()
-    checkpoints.export(engine, tokenizer, rows)
+    checkpoints.export(engine, tokenizer, rows, args.model, args.export_dtype)
     if rank == 0:
         pairs = Path(args.out).with_name("06_pairs.jsonl")
         wrote(

@@ -18,12 +18,14 @@ Departures from the paper:
 1. Pairs longer than --max-length are dropped and counted, not cut.
 2. Every step has exactly --batch pairs: batches run across epochs, and the last is filled from one
    more shuffle.
-3. A verifier that crashed says nothing: its case or response is neither chosen nor rejected
-   (released code: rejected).
+3. A verifier that crashed says nothing: its case or response is neither chosen nor rejected. The
+   released code leaves errors out of the mean: all errors are rejected, pass and error is chosen.
 4. An answer that was cut off is neither chosen nor rejected, unless --reject-truncated; a chosen
-   one has the quality score of stage 04 where there are scores.
+   one has the quality score of stage 04 where its run gave scores.
 5. Weight decay (0) and Adam's betas (0.9, 0.999) are ours; the paper states neither.
 6. --sft-weight adds the SFT loss of the chosen responses; the paper has none (0).
+7. The accuracy of a case is that of a response with its text, the share of kept functions that it
+   passes, whatever output was expected of it; the paper does not say which.
 """
 
 import argparse
@@ -37,6 +39,7 @@ from pathlib import Path
 
 from autoif import files, models
 from autoif.files import UserError
+from autoif.prompt import has_scores
 from autoif.stage import (
     Funnel,
     Help,
@@ -79,22 +82,19 @@ def sides(
 ) -> tuple[list[dict], list[dict]]:
     """The candidates to choose and those to reject, each text once (3.4).
 
-    chosen      accuracy above `min_accuracy`, and the quality score where there are scores
+    chosen      accuracy above `min_accuracy`, and a quality score of `min_score` (0: or none)
     rejected    accuracy 0: every verdict "fail", of several constraints those of one
 
     An answer that was cut off is on neither side: chosen, it would teach to stop early, and
     rejected, to be brief. `reject_truncated` rejects it all the same.
     """
-    # cases have no scores, nor have the responses of a run with --no-score
-    has_scores = any(each.get("score") is not None for each in candidates)
-    needed = min_score if has_scores else 0
     chosen, rejected = {}, {}
     for each in candidates:
         cut = each.get("finish_reason") == "length"
         # a function that crashed has not judged: the text is neither good nor bad
         if not each["text"].strip() or not each["verdicts"] or "error" in each["verdicts"]:
             continue
-        accepted = each["accuracy"] > min_accuracy and (each.get("score") or 0) >= needed
+        accepted = each["accuracy"] > min_accuracy and (each.get("score") or 0) >= min_score
         if accepted and not cut:
             chosen.setdefault(each["text"], each)
         if each["accuracy"] == 0 and (reject_truncated or not cut):
@@ -167,32 +167,40 @@ def training_samples(path: str | None) -> tuple[set[str], set[str]] | None:
     return prompts, constraints
 
 
-def read_verified(paths: list[str]) -> Iterator[dict]:
-    """Yield the rows of 03 and 04 in `paths`; cases without a split may be held out: an error."""
+def read_verified(path: str) -> Iterator[dict]:
+    """Yield the rows of 03 and 04 in `path`; cases without a split may be held out: an error."""
     case = {"input": str, "accuracy": (int, float)}
     response = {"text": str, "verdicts": list, "accuracy": (int, float)}
     forms = {
         "cases": {"instruction": str, "split": {"train", "heldout"}, "cases": [case]},
         "responses": {"prompt": str},
     }
+    for number, row in enumerate(files.read(path, {"id": str}, "04_responses.py"), 1):
+        kind = "responses" if "responses" in row else "cases"
+        if kind not in row:
+            raise UserError(
+                f"{path}:{number} has neither 'responses' nor 'cases'; pass files of 03 or 04"
+            )
+        if kind == "cases" and "split" not in row:
+            raise UserError(
+                f"{path}:{number} has no 'split', so that held-out constraints cannot be told; "
+                "pass 03_instructions.jsonl (run 03_backtranslate.py first)"
+            )
+        wrong = files.mismatch(row, forms[kind])
+        for each in row["responses"] if kind == "responses" else []:
+            wrong = wrong or files.mismatch(each, response)
+        if wrong:
+            raise UserError(f"{path}:{number} {wrong}; mend or delete the line")
+        yield row
+
+
+def of_runs(paths: list[str]) -> Iterator[tuple[dict, bool]]:
+    """Yield (row, whether its run scored responses) for the rows of 03 and 04 in `paths`."""
     for path in paths:
-        for number, row in enumerate(files.read(path, {"id": str}, "04_responses.py"), 1):
-            kind = "responses" if "responses" in row else "cases"
-            if kind not in row:
-                raise UserError(
-                    f"{path}:{number} has neither 'responses' nor 'cases'; pass files of 03 or 04"
-                )
-            if kind == "cases" and "split" not in row:
-                raise UserError(
-                    f"{path}:{number} has no 'split', so that held-out constraints cannot be told; "
-                    "pass 03_instructions.jsonl (run 03_backtranslate.py first)"
-                )
-            wrong = files.mismatch(row, forms[kind])
-            for each in row["responses"] if kind == "responses" else []:
-                wrong = wrong or files.mismatch(each, response)
-            if wrong:
-                raise UserError(f"{path}:{number} {wrong}; mend or delete the line")
-            yield row
+        # a file is a run's; read twice rather than held in memory
+        scored = has_scores(read_verified(path))
+        for row in read_verified(path):
+            yield row, scored
 
 
 def thinned(rows: list[dict], fraction: float, seed: int) -> list[dict]:
@@ -217,7 +225,7 @@ def pairs(args):
     )
 
     # pair: each row's good texts with its bad ones; the reasons are asked in the order of blame
-    for row in read_verified(args.input):
+    for row, scored in of_runs(args.input):
         of_responses = "responses" in row
         level = args.level if of_responses else "instruction"
 
@@ -227,8 +235,10 @@ def pairs(args):
             prompts, constraints = samples
             outside = row["prompt"] not in prompts if of_responses else row["id"] not in constraints
 
+        # cases have no scores, nor have the responses of a run with --no-score
+        min_score = args.min_score if of_responses and scored else 0
         chosen, rejected = sides(
-            candidates(row), args.min_accuracy, args.min_score, args.reject_truncated
+            candidates(row), args.min_accuracy, min_score, args.reject_truncated
         )
         if row.get("split", "train") != "train":
             funnel.drop(f"{level}: held out", row)
@@ -384,7 +394,7 @@ def parse(argv):
         "--min-score",
         type=non_negative,
         default=8.0,
-        help="chosen has this quality score, where its prompt has scores (paper: 8, section 3.3)",
+        help="chosen has this quality score, where its run gave scores (paper: 8, 3.3)",
     )
     parser.add_argument(
         "--reject-truncated",
@@ -510,6 +520,7 @@ def learn(args):
         weight_decay=args.weight_decay,
         schedule=args.schedule,
     )
+    train.restore_masters(engine, args.model)
     done = checkpoints.restore(engine)
     log = Log(args.out, engine, len(plan), done, args.divergence, args.wandb)
 
@@ -542,7 +553,7 @@ def learn(args):
         if step % args.save_every == 0 or step == len(plan):
             checkpoints.save(engine, step)
     log.close()
-    checkpoints.export(engine, tokenizer, rows)
+    checkpoints.export(engine, tokenizer, rows, args.model, args.export_dtype)
     if rank == 0:
         wrote(
             args.out,

@@ -245,6 +245,6 @@ fi
 [ "$OUT/report.html" -nt "$OUT/07_results.json" ] || python -m autoif.report "$OUT"
 echo "everything is in $OUT: rows 01-06, models 05_sft, 06_offline, online_*/06_dpo, 07_results.{json,md,png}, logs/"
 echo "look at it: $OUT/report.html"
-copies=$(find "$OUT" -name '.*.gguf')
-[ -z "$copies" ] || echo "llama.cpp's copies of the models ($(du -ch $copies | tail -1 | cut -f1)) are made again when needed;" \
-    "to delete them: find $OUT -name '.*.gguf' -delete"
+copies=(find "$OUT" -name '.*.gguf' -o -name '.*.bf16')
+[ -z "$("${copies[@]}")" ] || echo "the models' copies for the servers ($("${copies[@]}" -print0 | du -ch --files0-from=- | tail -1 | cut -f1))" \
+    "are made again when needed; to delete them: find $OUT -name '.*.gguf' -o -name '.*.bf16' | xargs rm -r"

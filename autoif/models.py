@@ -8,6 +8,8 @@ fills a folder with links to the model and with what it lacks to answer in a cha
 import argparse
 import hashlib
 import json
+import os
+import shutil
 from pathlib import Path
 
 from autoif.files import UserError, write_whole
@@ -54,6 +56,40 @@ def fingerprint(model: str) -> str:
                 file.seek(max(block * 4096, size * block // 128))
                 digest.update(file.read(4096))
     return f"checkpoint:{digest.hexdigest()}"
+
+
+def beside(model: str, form: str, write) -> Path:
+    """The file or folder that `write(path)` makes of `model`: `.NAME.MARK.form` beside it.
+
+    Kept, and made anew when the model's weights change.
+    """
+    name = Path(model).name
+    place = Path(model).resolve().parent if Path(model).is_dir() else Path.home() / ".cache/autoif"
+    mark = fingerprint(model).split(":")[-1].replace("/", "_")[:16]
+    path = place / f".{name}.{mark}.{form}"
+    if path.exists():
+        return path
+
+    place.mkdir(parents=True, exist_ok=True)
+    partial = place / f".{name}.{mark}.{os.getpid()}.partial"
+    try:
+        write(partial)
+        for older in place.glob(f".{name}.*.{form}"):
+            remove(older)
+        os.replace(partial, path)
+        size = sum(file.stat().st_size for file in [path, *path.rglob("*")])
+        print(f"{path}: a copy of {model}, {size / 1e6:,.0f} MB; delete it at will", flush=True)
+    finally:
+        remove(partial)
+    return path
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def read_config(model: str):

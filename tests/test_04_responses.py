@@ -210,6 +210,14 @@ def test_a_crashing_function_is_an_error_not_a_failure(tmp_path):
     assert [row["verdicts"] for row in dropped] == [["error"]] * 8
 
 
+def test_the_released_flags_keep_what_a_mean_without_errors_keeps(tmp_path):
+    """There pass and error is 1.0, fail and error 0; here 0.5 and 0, and above 0 is kept."""
+    flags, never = ("--min-accuracy", "0", "--no-score"), "def evaluate(response): return False"
+    assert len(run(tmp_path, answers, *flags, verifiers=(LOWER, CRASH))[1]) == 4
+    with pytest.raises(UserError, match="nothing was kept.*verdict errors 8"):
+        run(tmp_path, answers, *flags, verifiers=(never, CRASH))
+
+
 def test_truncated_answers_are_counted_apart_and_never_trained_on(tmp_path, monkeypatch):
     defaults = FakeServer.__init__.__kwdefaults__
     monkeypatch.setitem(defaults, "finish_reason", "length")
@@ -386,6 +394,25 @@ def test_show_prints_rows_with_the_reason_of_each_response(tmp_path, capsys):
     for reason in ("[kept]", "[score under 8]", "[accuracy]", "[duplicate]", "pass rate 0.75"):
         assert reason in shown
     assert shown.count("Use lower case") == 1
+
+
+def test_show_calls_a_pass_kept_only_where_the_run_gave_it_a_score(tmp_path, capsys):
+    def silent_on_the_mountain(messages, request):
+        if "Score: <number>" in messages[0]["content"]:
+            return "It helps." if "mountain" in messages[0]["content"] else "Score: 9"
+        return ["all fine", "fine", "so so", "well"]
+
+    _, sft, _ = run(tmp_path, silent_on_the_mountain, "--queries-per-instruction", "3")
+    capsys.readouterr()
+    command = ["--show", "3", "--out", str(tmp_path / "04_responses.jsonl")]
+    stage.main(command)
+    shown = capsys.readouterr().out
+    assert (shown.count("[no score found]"), shown.count("[kept]")) == (4, 8) and len(sft) == 8
+
+    _, sft, _ = run(tmp_path, silent_on_the_mountain, "--no-score")
+    capsys.readouterr()
+    stage.main(command)
+    assert capsys.readouterr().out.count("[kept]") == len(sft) == 8
 
 
 def test_held_out_constraints_are_not_answered(tmp_path):

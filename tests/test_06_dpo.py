@@ -12,6 +12,7 @@ import tiny_models
 import torch
 from shared_data import needs
 
+from autoif import sandbox
 from autoif.files import UserError
 from autoif.training import packed
 
@@ -42,7 +43,7 @@ def run_pairs(tmp_path, *files, flags=()):
     return [json.loads(line) for line in open(tmp_path / "pairs.jsonl")]
 
 
-def sides(candidates, min_accuracy=0.5, min_score=8.0, reject_truncated=False):
+def sides(candidates, min_accuracy=0.5, min_score=0, reject_truncated=False):
     chosen, rejected = dpo.sides(candidates, min_accuracy, min_score, reject_truncated)
     return [each["text"] for each in chosen], [each["text"] for each in rejected]
 
@@ -65,13 +66,44 @@ def test_a_text_is_never_on_both_sides():
     assert sides(same) == ([], ["no"])
 
 
-def test_a_chosen_answer_has_the_quality_score_where_there_are_scores():
-    good, poor, lost = (candidate(text, "pass") for text in ("good", "poor", "lost"))
-    bad = candidate("bad", "fail")
-    assert sides([good, poor, bad]) == (["good", "poor"], ["bad"])  # stage 04 with --no-score
-    good["score"], poor["score"], lost["score"], bad["score"] = 8.0, 0.0, None, None
-    assert sides([good, poor, lost, bad]) == (["good"], ["bad"])
-    assert sides([good, poor, lost, bad], min_score=0) == (["good", "poor", "lost"], ["bad"])
+def run_of(*scores, name="r"):
+    """Rows of a 04_responses.jsonl: an accepted response with each of the scores, one refused."""
+    rows = []
+    for number, score in enumerate(scores):
+        good = {**candidate(f"{name.upper()}{number}", "pass"), "score": score}
+        bad = {**candidate(f"{name}{number}", "fail"), "score": None}
+        rows.append(
+            {"id": f"{name}{number}", "prompt": f"Greet {number}.", "responses": [good, bad]}
+        )
+    return rows
+
+
+def chosen(pairs):
+    return [pair["chosen"][0]["content"] for pair in pairs]
+
+
+def test_a_chosen_answer_has_the_quality_score_where_the_run_gave_scores(tmp_path):
+    rows = run_of(8.0, 0.0, 9.0)
+    rows[2]["responses"].append({**candidate("LOST", "pass"), "score": None})
+    assert chosen(run_pairs(tmp_path, rows)) == ["R0", "R2"]
+    flags = ["--min-score", "0", "--pairs-per-prompt", "9"]
+    assert set(chosen(run_pairs(tmp_path, rows, flags=flags))) == {"R0", "R1", "R2", "LOST"}
+
+
+def test_a_row_that_the_judge_gave_no_number_at_all_is_not_chosen(tmp_path, capsys):
+    assert chosen(run_pairs(tmp_path, run_of(None, 9.0, None))) == ["R1"]
+    assert "query: nothing to choose 2" in capsys.readouterr().out
+
+
+def test_a_run_without_scores_is_paired_by_its_verdicts_beside_one_that_has_them(tmp_path):
+    """The online loop samples with --no-score; one's own rows may have no such field at all."""
+    online, own = run_of(None, None, name="online"), run_of(None, name="own")
+    for response in own[0]["responses"]:
+        del response["score"]
+    cases = {"id": "i1", "instruction": "A.", "split": "train"}
+    cases["cases"] = [case("HI", "pass"), case("hi", "fail")]
+    pairs = run_pairs(tmp_path, run_of(None, 9.0), online, own, [cases])
+    assert chosen(pairs) == ["R1", "ONLINE0", "ONLINE1", "OWN0", "HI"]
 
 
 def test_a_truncated_answer_is_neither_chosen_nor_rejected_unless_asked_for(tmp_path):
@@ -153,6 +185,20 @@ def test_the_released_flags_make_the_pairs_of_the_released_script(tmp_path):
     for pair in pairs:
         good, bad = able[pair["prompt"][0]["content"]]
         assert pair["chosen"][0]["content"] in good and pair["rejected"][0]["content"] in bad
+
+
+@needs("autoif_sample/dpo_query_w_funcs.jsonl")
+def test_a_response_that_crashes_its_function_is_rejected_by_the_released_script_alone():
+    """Each of the 168 in their sample: a mean without errors is 0 there, which rejects."""
+    responses = 0
+    for row in shared_data.rows("autoif_sample/dpo_query_w_funcs.jsonl"):
+        [(code, _)], texts = row["eval_func"], row["gpt-answer"]
+        [result] = sandbox.run([{"id": "f", "code": code, "inputs": texts}])
+        judged = zip(texts, result["verdicts"], strict=True)
+        assert sides([candidate(text, verdict) for text, verdict in judged]) == ([], [])
+        assert set(result["verdicts"]) == {"error"}
+        responses += len(texts)
+    assert responses == 168
 
 
 @pytest.mark.parametrize(

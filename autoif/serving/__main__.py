@@ -25,6 +25,7 @@ from autoif.files import UserError
 from autoif.models import servable
 from autoif.serving import engines, llamacpp
 from autoif.stage import Help, run
+from autoif.weights import half
 
 START_SECONDS = 1800  # a 72B model is read from a network disk in minutes
 PR_SET_PDEATHSIG = 1
@@ -40,12 +41,12 @@ def command_line(args: argparse.Namespace, folder: Path, port: int) -> list[str]
     """The server's command line; what it serves is made of the model in the empty `folder`."""
     template, memory = os.environ.get("SERVE"), engines.gpu_memory()
     if template:
-        return engines.own_command(template, servable(args.model, folder), port)
+        return engines.own_command(template, servable(half(args.model), folder), port)
     if memory:
         # first what can be refused: the folder may take minutes of download
         shape = engines.shape(args.model)
         line = engines.vllm_command(args.model, str(folder), port, shape, memory)
-        servable(args.model, folder)
+        servable(half(args.model), folder)
         return line
     gguf = llamacpp.converted(args.model, folder, args.weights)
     return engines.llama_command(gguf, args.model, port, args.slots, args.context)
@@ -124,7 +125,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     group.add_argument(
         "--weights",
-        choices=["q8_0", "bf16"],
+        choices=["q8_0", "bf16", "f32"],
         default="q8_0",
         help="of the copy in llama.cpp's format, which stays as .NAME.*.gguf beside the model",
     )

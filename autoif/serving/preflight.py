@@ -190,8 +190,8 @@ def model_problems(
         return [f"BASE {error}"]
     problems = training(args.base, shape, memory)
     problems += serving(args.base, shape, memory)
-    # the checkpoints, and one resume point
-    need = shape.parameters * (2 * (2 + args.online_iterations) + 14)
+    # the checkpoints in float32 with the bf16 copies that vLLM serves, and one resume point
+    need = shape.parameters * ((4 + 2) * (2 + args.online_iterations) + 14)
     free = shutil.disk_usage(args.out if Path(args.out).exists() else ".").free
     if need > free:
         problems.append(

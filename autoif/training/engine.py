@@ -9,6 +9,7 @@ import os
 import warnings
 from pathlib import Path
 
+from autoif import weights
 from autoif.files import UserError
 from autoif.models import read_config
 from autoif.stage import positive_int, within
@@ -37,6 +38,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         choices=["bf16", "fp32"],
         default="bf16",
         help="of weights and activations; master weights are always fp32 (paper: bf16)",
+    )
+    parser.add_argument(
+        "--export-dtype",
+        choices=weights.EXPORTS,
+        default="fp32",
+        help="of the trained model: fp32 hands on all that was learned, bf16 takes half the disk "
+        "and, rounded to nearest, erases small updates (default: fp32)",
     )
     parser.add_argument(
         "--zero",
@@ -276,6 +284,29 @@ def trainable(
     )[0]
     engine.train()
     return engine
+
+
+def restore_masters(engine, model: str) -> None:
+    """Give the fp32 master weights what `model` has in float32: they were made of its bf16 copy."""
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+
+    tensors = weights.stored(model)
+    for name, parameter in engine.module.model.named_parameters():
+        if name not in tensors or tensors[name].get_dtype() != "F32":
+            continue
+        value = tensors[name][:]
+        if engine.zero_optimization_stage() == 3:
+            safe_set_local_fp32_param(parameter, own_part(value, parameter.ds_tensor.numel()))
+        else:
+            safe_set_full_fp32_param(parameter, value)
+
+
+def own_part(value, size: int):
+    """This rank's part of a tensor that ZeRO-3 cuts into parts of `size`; zeros fill the last."""
+    import torch
+
+    part = value.flatten()[torch.distributed.get_rank() * size :][:size]
+    return torch.nn.functional.pad(part, (0, size - len(part)))
 
 
 def sum_over_ranks(numbers) -> list[float]:
