@@ -245,6 +245,7 @@ fi
 [ "$OUT/report.html" -nt "$OUT/07_results.json" ] || python -m autoif.report "$OUT"
 echo "everything is in $OUT: rows 01-06, models 05_sft, 06_offline, online_*/06_dpo, 07_results.{json,md,png}, logs/"
 echo "look at it: $OUT/report.html"
-copies=(find "$OUT" -name '.*.gguf' -o -name '.*.bf16')
-[ -z "$("${copies[@]}")" ] || echo "the models' copies for the servers ($("${copies[@]}" -print0 | du -ch --files0-from=- | tail -1 | cut -f1))" \
-    "are made again when needed; to delete them: find $OUT -name '.*.gguf' -o -name '.*.bf16' | xargs rm -r"
+copies="find $OUT ( -name .*.gguf -o -name .*.bf16 ) -prune"
+set -f  # the patterns are find's
+[ -z "$($copies)" ] || echo "the models' copies for the servers ($($copies -print0 | du -ch --files0-from=- | tail -1 | cut -f1)) are made" \
+    "again when needed; to delete them: find $OUT '(' -name '.*.gguf' -o -name '.*.bf16' ')' -prune -exec rm -r {} +"

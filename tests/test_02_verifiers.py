@@ -258,7 +258,7 @@ def test_check_names_functions_that_err_at_every_call_but_not_those_that_err_on_
         stage.main(command(check=own(tmp_path, LOWER, CRASH, ON_TEXT, UNKNOWN)))
     named = capsys.readouterr().out.splitlines()
     assert "o1, function 1 (Constraint 1): exception" in named[0]
-    assert "o3, function 1 (Constraint 3): exception NameError, on an empty" in named[1]
+    assert "o3, function 1 (Constraint 3): exception: NameError, on an empty" in named[1]
 
 
 def test_check_names_a_split_that_is_missing_with_what_to_write(tmp_path, capsys):
