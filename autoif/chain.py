@@ -95,10 +95,12 @@ def changes(settings: dict, args: argparse.Namespace) -> Iterator[str]:
             before.append(inputs.get(each, each) if isinstance(each, str) else each)
         for each in listed(value):
             after.append((identity(each) or each) if isinstance(each, str) else each)
-        if before == after:
+        recorded = inputs.keys() & set(map(str, listed(flags[name])))
+        # earlier versions recorded no checkpoints: of one at the same path nothing is known
+        if before == after or (flags[name] == value and not recorded):
             continue
         flag = "--in" if name == "input" else f"--{name.replace('_', '-')}"
-        if inputs.keys() & set(map(str, listed(flags[name]))):
+        if recorded:
             yield f"{flag} {value} is not what it was made of"
         else:
             yield f"{flag} was {flags[name]}, is {value}"

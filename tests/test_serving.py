@@ -248,7 +248,7 @@ def test_the_converted_file_is_kept_until_the_weights_change(smollm2, tmp_path, 
         (copy / file.name).write_bytes(file.read_bytes())
     first = llamacpp.converted(str(copy), tmp_path / "a", "q8_0")
     said = capsys.readouterr().out
-    assert said.startswith(f"{first}: llama.cpp's copy") and "MB; delete it" in said
+    assert said.startswith(f"{first}: a copy of {copy}, ") and "MB; delete it at will" in said
     made = os.stat(first).st_mtime_ns
     assert llamacpp.converted(str(copy), tmp_path / "b", "q8_0") == first
     assert os.stat(first).st_mtime_ns == made
