@@ -22,8 +22,19 @@ Shapes: R responses of a pack.
 
 import argparse
 from collections.abc import Iterator
+from pathlib import Path
 
-from autoif.stage import natural, non_negative, positive, positive_int, run, within
+from autoif.stage import (
+    Help,
+    natural,
+    non_negative,
+    positive,
+    positive_int,
+    run,
+    within,
+    write_settings,
+    wrote,
+)
 from autoif.training import engine as train
 from autoif.training.rows import (
     batches,
@@ -58,9 +69,7 @@ def read_rows(path: str, tokenizer) -> Iterator[dict]:
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     # what changes the result stands here; speed, memory and bookkeeping in train.add_flags
     parser.add_argument("--in", dest="input", required=True, metavar="FILE", help="04_sft.jsonl")
     parser.add_argument(
@@ -121,6 +130,8 @@ def main(argv=None):
     # bring up the policy where the last resume point left it, under the same settings only
     settings = {**binding(vars(args), rows, world), "date": date}
     checkpoints = Checkpoints(args.out, settings, rank, args.keep_checkpoints)
+    if rank == 0:
+        write_settings(args, args.out)
     config = train.deepspeed_config(args.ds_config, args.zero, args.precision, args.offload)
     model = train.load_model(args.model, config, args.precision, rows)
     train.checkpoint_activations(
@@ -162,6 +173,13 @@ def main(argv=None):
             checkpoints.save(engine, step)
     log.close()
     checkpoints.export(engine, tokenizer, rows, args.model, args.export_dtype)
+    if rank == 0:
+        pairs = Path(args.out).with_name("06_pairs.jsonl")
+        wrote(
+            args.out,
+            then="python 06_dpo.py pairs --in 03_instructions.jsonl 04_responses.jsonl "
+            f"--sft {args.input} --out {pairs}",
+        )
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ from autoif.files import UserError
 from autoif.prompt import has_scores
 from autoif.stage import (
     Funnel,
+    Help,
     non_negative,
     positive,
     positive_int,
@@ -49,6 +50,7 @@ from autoif.stage import (
     share,
     within,
     write_settings,
+    wrote,
 )
 from autoif.training import engine as train
 from autoif.training.rows import (
@@ -263,11 +265,13 @@ def pairs(args):
     with files.writer(args.out) as write:
         for pair in made:
             write(pair)
+        write_settings(args, args.out)
     levels = Counter(pair["level"] for pair in made)
-    write_settings(args, args.out, [*args.input, args.sft])
     funnel.finish(pairs=dict(levels))
     counted = [f"{count:,} pairs of level {level}" for level, count in levels.items()]
     print("06_dpo pairs: " + ", ".join(counted))
+    out = Path(args.out).with_name("06_dpo")
+    wrote(args.out, then=f"python 06_dpo.py train --in {args.out} --model SFT_MODEL --out {out}")
 
 
 def dpo_loss(policy_B2, reference_B2, beta):
@@ -360,11 +364,9 @@ def add_reference(rows: list[dict], args, rank: int, world: int) -> None:
 
 
 def parse(argv):
-    whole = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    whole = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     commands = whole.add_subparsers(required=True, metavar="{pairs,train}")
-    parser = commands.add_parser("pairs", help="make pairs of verified rows")
+    parser = commands.add_parser("pairs", help="make pairs of verified rows", formatter_class=Help)
     parser.add_argument(
         "--in",
         dest="input",
@@ -428,7 +430,7 @@ def parse(argv):
     )
     parser.add_argument("--seed", type=int, default=0, help="of the choice of pairs")
     parser.set_defaults(command=pairs)
-    parser = commands.add_parser("train", help="train on the pairs")
+    parser = commands.add_parser("train", help="train on the pairs", formatter_class=Help)
     parser.add_argument("--in", dest="input", required=True, metavar="FILE", help="06_pairs.jsonl")
     parser.add_argument(
         "--model", required=True, help="policy to begin with: the SFT model, or the last online one"
@@ -504,6 +506,8 @@ def learn(args):
     # bring up the policy where the last resume point left it, under the same settings only
     settings = {**binding(vars(args), rows, world), "date": date}
     checkpoints = Checkpoints(args.out, settings, rank, args.keep_checkpoints)
+    if rank == 0:
+        write_settings(args, args.out)
     add_reference(rows, args, rank, world)
     config = train.deepspeed_config(args.ds_config, args.zero, args.precision, args.offload)
     model = train.load_model(args.model, config, args.precision, rows)
@@ -554,6 +558,12 @@ def learn(args):
             checkpoints.save(engine, step)
     log.close()
     checkpoints.export(engine, tokenizer, rows, args.model, args.export_dtype)
+    if rank == 0:
+        wrote(
+            args.out,
+            then=f"python -m autoif.serving {args.out} -- python 07_eval.py --model {args.out} "
+            "--benchmarks heldout --heldout 03_instructions.jsonl --queries 04_queries.jsonl",
+        )
 
 
 def main(argv=None):

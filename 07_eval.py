@@ -39,7 +39,7 @@ from autoif.evaluation.benchmarks import NotSetUp, heldout
 from autoif.evaluation.benchmarks.choice import by_likelihood
 from autoif.evaluation.conversation import converse
 from autoif.files import UserError
-from autoif.stage import positive_int, run, versions
+from autoif.stage import Help, positive_int, run, versions, write_settings, wrote
 
 # The paper's tables 1 and 2, in per cent.
 PAPER_COLUMNS = ["Pr(S)", "Pr(L)", "Ins(S)", "Ins(L)", "FB SSR"]
@@ -198,9 +198,7 @@ def evaluate(name: str, data: benchmarks.Data, client, judge_client, args) -> bo
 
 
 def parse(argv) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     parser.add_argument("--out", default="out/07_results.json", help="default: %(default)s")
     parser.add_argument("--name", help="in the table (default: the last part of --model)")
     benchmarks.add_flags(parser)
@@ -296,6 +294,10 @@ def main(argv=None):
     print(table.write(args.out, rows, paper, PAPER_COLUMNS))
     if not complete:
         sys.exit(1)
+    # beside the items: what this call measured, and that it has finished
+    name = args.benchmarks[0] if len(args.benchmarks) == 1 else "benchmarks"
+    write_settings(args, results.items_path(args.out, args.name, name))
+    wrote(args.out, then=f"python -m autoif.report {Path(args.out).parent}")
 
 
 if __name__ == "__main__":

@@ -5,15 +5,15 @@
 fills a folder with links to the model and with what it lacks to answer in a chat.
 """
 
+import argparse
 import hashlib
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 from autoif.files import UserError, write_whole
-from autoif.stage import run
+from autoif.stage import Help, run, write_settings
 
 # For base models without a template: plain words and the model's own end token, since new special
 # tokens are untrained. A line break, not a blank, stands before the answer: "Assistant: " + "Paris"
@@ -79,6 +79,8 @@ def beside(model: str, form: str, write) -> Path:
         for older in place.glob(f".{name}.*.{form}"):
             remove(older)
         os.replace(partial, path)
+        size = sum(file.stat().st_size for file in [path, *path.rglob("*")])
+        print(f"{path}: a copy of {model}, {size / 1e6:,.0f} MB; delete it at will", flush=True)
     finally:
         remove(partial)
     return path
@@ -241,10 +243,19 @@ def servable(model: str, folder: str | Path) -> str:
     return str(folder)
 
 
-def main() -> None:
-    if len(sys.argv) != 3:
-        raise UserError("usage: python -m autoif.models MODEL FOLDER")
-    print(servable(*sys.argv[1:]))
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m autoif.models", description=__doc__, formatter_class=Help
+    )
+    parser.add_argument("model", help="a directory, or a name on the hub")
+    parser.add_argument("folder", help="to fill")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    print(servable(args.model, args.folder))
+    write_settings(args, args.folder)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 import importlib
 import json
 import os
+import re
 from collections import Counter
 from functools import partial
 
@@ -142,6 +143,21 @@ def test_responses_keep_their_verdicts_and_only_the_good_ones_become_sft_rows(tm
     assert (
         stats["dropped"] == {"accuracy": 2, "duplicate": 2, "score under 8": 2} and stats["in"] == 8
     )
+
+
+def test_queries_that_are_dropped_are_accounted_for_and_the_files_and_the_next_step_named(
+    tmp_path, capsys
+):
+    _, _, stats = run(tmp_path, answers)
+    said = capsys.readouterr().out.splitlines()
+    [line] = [line for line in said if line.startswith("04_responses queries:")]
+    numbers = [int(number) for number in re.findall(r"\d+", line.split(":")[1])]
+    came, kept, *lost = numbers
+    assert came == len(QUERIES) == kept + sum(lost) and kept == stats["queries"]
+    for reason, count in stats["queries_dropped"].items():
+        assert f"{reason} {count}" in line
+    out, sft = tmp_path / "04_responses.jsonl", tmp_path / "04_sft.jsonl"
+    assert said[-1].startswith(f"wrote {out} and {sft}; next: python 05_sft.py --in {sft}")
 
 
 def test_without_scores_every_accepted_response_is_kept_and_nobody_is_asked(tmp_path, capsys):

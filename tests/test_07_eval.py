@@ -651,6 +651,21 @@ def test_what_is_there_and_broken_is_an_error_and_no_gap(tmp_path, folder, capsy
         run(tmp_path, *flags)
 
 
+def test_without_held_out_constraints_the_benchmarks_are_measured_all_the_same(
+    tmp_path, folder, capsys
+):
+    trained = lines(tmp_path / "03.jsonl", [{**CONSTRAINTS[0], "split": "train"}])
+    asked = lines(tmp_path / "q.jsonl", [{"query": QUERIES[0]}])
+    flags = command("--allow-gaps", model="m", data_dir=folder, benchmarks="heldout,gsm8k")
+    with FakeServer(everything) as server:
+        urls = command(base_url=server.url, heldout=trained, queries=asked)
+        rows = run(tmp_path, *flags, *urls)
+    assert {row["benchmark"]: "metrics" in row for row in rows} == {"heldout": False, "gsm8k": True}
+    assert "heldout: left out" in capsys.readouterr().err
+    settings = json.loads((tmp_path / "out/07_items/m/benchmarks.settings.json").read_text())
+    assert settings["flags"]["benchmarks"] == ["heldout", "gsm8k"]
+
+
 def test_the_recorded_settings_say_what_was_sent(tmp_path, folder):
     flags = command(data_dir=folder, benchmarks="gsm8k,mtbench,mmlu", judge_model="j")
     with FakeServer(everything) as server:

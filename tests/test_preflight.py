@@ -1,4 +1,7 @@
+import json
+
 import pytest
+import transformers
 from fake_server import FakeServer, always, without
 from tiny_models import checkpoint, qwen2
 
@@ -64,6 +67,42 @@ def test_a_large_model_wants_a_gpu_and_data_alone_does_not(monkeypatch, tmp_path
     with pytest.raises(UserError) as error:
         check(monkeypatch, tmp_path, base=base, gpus=0, until="04")
     assert "GPU" not in str(error.value) and "benchmark data" not in str(error.value)
+
+
+def plan(tmp_path, *lines):
+    (tmp_path / "plan").write_text("\n".join(lines) + "\n")
+    return str(tmp_path / "plan")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma2", "mamba"])
+def test_a_base_that_stage_05_does_not_train_is_told_before_anything_is_spent(
+    monkeypatch, tmp_path, kind
+):
+    transformers.AutoConfig.for_model(kind).save_pretrained(tmp_path / "base")
+    with pytest.raises(UserError, match=f"BASE .* is a '{kind}' model.*llama, mistral, qwen2"):
+        check(monkeypatch, tmp_path, base=str(tmp_path / "base"))
+
+
+def test_benchmarks_without_data_are_named_one_by_one(monkeypatch, tmp_path):
+    folder = tmp_path / "data" / "gsm8k"
+    folder.mkdir(parents=True)
+    (folder / "test.jsonl").write_text(json.dumps({"question": "1 + 1?", "answer": "#### 2"}))
+    asked = "python 07_eval.py --model m --data-dir {} --benchmarks heldout,ifeval,gsm8k,mmlu"
+    line = f"07 {tmp_path}/none " + asked.format(folder.parent)
+    settings = {"data-dir": str(folder.parent), "plan": plan(tmp_path, line)}
+    with pytest.raises(UserError) as error:
+        check(monkeypatch, tmp_path, **settings)
+    told = [
+        name for name in ("heldout", "ifeval", "gsm8k", "mmlu") if f"k {name}:" in str(error.value)
+    ]
+    assert told == ["ifeval", "mmlu"] and 'FLAGS_07="--benchmarks' in str(error.value)
+
+
+def test_flags_that_hold_nothing_out_are_warned_about(monkeypatch, tmp_path, capsys):
+    line = f"03 {tmp_path}/none python 03_backtranslate.py --model m --heldout 0"
+    with pytest.raises(UserError):
+        check(monkeypatch, tmp_path, plan=plan(tmp_path, line))
+    assert "--heldout 0: stage 07 measures benchmarks only" in capsys.readouterr().out
 
 
 def test_a_judge_that_wrote_the_data_is_warned_about(monkeypatch, tmp_path, capsys):

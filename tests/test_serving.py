@@ -91,6 +91,15 @@ def test_a_server_that_does_not_start_ends_with_its_own_last_words(start):
     assert process.returncode == 2 and "no such model" in error
 
 
+def test_help_says_how_to_call_it_and_a_forgotten_command_is_named():
+    line = [sys.executable, "-m", "autoif.serving"]
+    shown = subprocess.run([*line, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 0 and "MODEL -- COMMAND" in shown.stdout
+    assert "default: 4096" in " ".join(shown.stdout.split()) and ".gguf" in shown.stdout
+    lacking = subprocess.run([*line, "model"], cwd=ROOT, capture_output=True, text=True)
+    assert lacking.returncode == 2 and "give the command after --" in lacking.stderr
+
+
 # ---- vLLM's command lines ----
 
 
@@ -232,12 +241,14 @@ def test_a_checkpoints_own_sampling_settings_are_not_used(smollm2, tmp_path):
     assert len(set(sampled)) == 8
 
 
-def test_the_converted_file_is_kept_until_the_weights_change(smollm2, tmp_path):
+def test_the_converted_file_is_kept_until_the_weights_change(smollm2, tmp_path, capsys):
     copy = tmp_path / "copy"
     copy.mkdir()
     for file in Path(smollm2).iterdir():
         (copy / file.name).write_bytes(file.read_bytes())
     first = llamacpp.converted(str(copy), tmp_path / "a", "q8_0")
+    said = capsys.readouterr().out
+    assert said.startswith(f"{first}: a copy of {copy}, ") and "MB; delete it at will" in said
     made = os.stat(first).st_mtime_ns
     assert llamacpp.converted(str(copy), tmp_path / "b", "q8_0") == first
     assert os.stat(first).st_mtime_ns == made

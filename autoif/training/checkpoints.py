@@ -144,7 +144,6 @@ class Checkpoints:
             os.replace(partial, self.out)
             if not self.keep:
                 shutil.rmtree(self.state)
-            print(f"wrote {self.out}", flush=True)
         dist.barrier()
 
     def gather(self, engine, start: str, form: str) -> dict:
