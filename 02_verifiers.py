@@ -30,11 +30,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
+from pathlib import Path
 
 from autoif import files, llm, replies, reward, sandbox
 from autoif.files import UserError
-from autoif.stage import Funnel, positive_int, run, share, through, write_settings
-from autoif.verifiers import ROW, broken, compiles
+from autoif.stage import Funnel, Help, positive_int, run, share, through, write_settings, wrote
+from autoif.verifiers import ROW, SPLIT, compiles, tried
 
 VERIFIER_PROMPT = """\
 A user may add this constraint to a question:
@@ -269,21 +270,26 @@ def jobs(item: tuple[dict, list[str], list[dict], int], probe: bool) -> list[dic
 
 
 def check(path: str, **options) -> None:
-    """Try the functions of a file and say which cannot be called: `--check`."""
+    """Try the functions of a file, say which cannot be called or err at every call: `--check`."""
     rows = files.read_all(path, ROW, "02_verifiers.py, or write the file by hand,")
-    lines = broken(rows, **options)
+    broken, erring = tried(rows, **options)
     count = sum(len(row["verifiers"]) for row in rows)
-    for line in lines:
+    for line in broken + erring:
         print(line)
-    if lines:
-        raise UserError(f"{path}: {len(lines)} of {count} functions cannot be called; mend them")
+    # rows with cases are stage 02's, whose split stage 03 makes
+    without = [row["id"] for row in rows if "split" not in row and "cases" not in row]
+    if without:
+        print(f"{len(without)} of {len(rows)} rows have no 'split', first {without[0]}: {SPLIT}")
+    if broken or erring:
+        bad = len(broken) + len(erring)
+        raise UserError(f"{path}: {bad} of {count} functions cannot be used; mend or delete them")
+    if without:
+        raise UserError(f"{path}: stage 04 needs a 'split' in each row; {SPLIT}")
     print(f"{path}: all {count} functions of {len(rows)} constraints can be called")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     parser.add_argument("--in", dest="input", default="out/01_instructions.jsonl")
     parser.add_argument("--out", default="out/02_verifiers.jsonl")
     parser.add_argument(
@@ -397,8 +403,13 @@ def main(argv: list[str] | None = None) -> None:
             write({**row, "verifiers": verifiers, "cases": kept_cases})
             funnel.keep()
         funnel.refuse_empty("Is the model able to write Python, and to answer with JSON?")
-    write_settings(args, args.out, [args.input])
+        write_settings(args, args.out)
     funnel.finish(**counts)
+    out = Path(args.out).with_name("03_instructions.jsonl")
+    wrote(
+        args.out,
+        then=f"python 03_backtranslate.py --model {args.model} --in {args.out} --out {out}",
+    )
 
 
 if __name__ == "__main__":

@@ -45,7 +45,17 @@ from pathlib import Path
 from autoif import files, llm, queries, relevance, replies, sandbox, several, verifiers
 from autoif.files import UserError
 from autoif.prompt import accuracy, has_scores, join
-from autoif.stage import Funnel, non_negative, positive_int, run, share, through, write_settings
+from autoif.stage import (
+    Funnel,
+    Help,
+    non_negative,
+    positive_int,
+    run,
+    share,
+    through,
+    write_settings,
+    wrote,
+)
 
 RESPONSE_PROMPT = """\
 Query: {query}
@@ -342,9 +352,7 @@ def show(args: argparse.Namespace) -> None:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     parser.add_argument("--in", dest="input", default="out/03_instructions.jsonl")
     parser.add_argument("--out", default="out/04_responses.jsonl")
     parser.add_argument("--sft-out", help="(default: 04_sft.jsonl beside --out)")
@@ -461,8 +469,22 @@ def read_queries(args: argparse.Namespace) -> tuple[list[str], dict]:
         with files.writer(kept) as write:
             for row in rows:
                 write(row)
+    lost = "".join(f", {reason} {count:,}" for reason, count in dropped.most_common())
+    print(
+        f"04_responses queries: {len(rows) + dropped.total():,} in -> {len(pool):,} kept "
+        f"(held out {len(rows) - len(pool):,}{lost})"
+    )
     numbers = {"queries": len(pool), "queries held out": len(rows) - len(pool)}
     return pool, {**numbers, "queries_dropped": dict(dropped)}
+
+
+def next_command(args: argparse.Namespace) -> str:
+    """What to run on the output: training, or the pairs of the online loop."""
+    if args.sft:
+        pairs = Path(args.out).with_name("06_pairs.jsonl")
+        return f"python 06_dpo.py pairs --level online --in {args.out} --out {pairs}"
+    model = Path(args.out).with_name("05_sft")
+    return f"python 05_sft.py --in {args.sft_out} --model BASE --out {model}"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -470,7 +492,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.show:
         return show(args)
     out, counts = Path(args.out), Counter()
-    rows = files.read_all(args.input, FORM, "03_backtranslate.py")
+    made_by = f"03_backtranslate.py (a file of your own: {verifiers.SPLIT})"
+    rows = files.read_all(args.input, FORM, made_by)
     train = [row for row in rows if row["split"] == "train"]
     if not train:
         raise UserError(f"{args.input} has no row with split 'train'; lower --heldout of stage 03")
@@ -538,13 +561,13 @@ def main(argv: list[str] | None = None) -> None:
                 "Does the model follow such constraints at all? See --max-tokens where answers are "
                 "truncated, and --score topic where it is no judge"
             )
+            write_settings(args, out)
     between.unlink()
 
     # count: a function that says the same of all responses may check nothing, though cases agreed
     constant = [f"functions always {min(each)}" for each in said.values() if len(each) == 1]
     counts.update(constant)
     above = round(counts["scored above 8"] / counts["scored"], 4) if counts["scored"] else None
-    write_settings(args, out, [args.input, args.queries or args.sft])
     funnel.finish(
         **counts,
         **{"share above 8": above},
@@ -552,6 +575,7 @@ def main(argv: list[str] | None = None) -> None:
         **numbers,
         paper_table_5=PAPER_TABLE_5,
     )
+    wrote(out, args.sft_out, then=next_command(args))
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ from autoif.files import UserError
 from autoif.prompt import has_scores
 from autoif.stage import (
     Funnel,
+    Help,
     non_negative,
     positive,
     positive_int,
@@ -49,16 +50,19 @@ from autoif.stage import (
     share,
     within,
     write_settings,
+    wrote,
 )
 from autoif.training import engine as train
 from autoif.training.rows import (
     batches,
-    check_messages,
     digest,
     encode,
+    encoded_rows,
+    first_day,
     load_tokenizer,
     micro_steps,
     packed_tokens,
+    read_messages,
     usable,
 )
 
@@ -261,11 +265,13 @@ def pairs(args):
     with files.writer(args.out) as write:
         for pair in made:
             write(pair)
+        write_settings(args, args.out)
     levels = Counter(pair["level"] for pair in made)
-    write_settings(args, args.out, [*args.input, args.sft])
     funnel.finish(pairs=dict(levels))
     counted = [f"{count:,} pairs of level {level}" for level, count in levels.items()]
     print("06_dpo pairs: " + ", ".join(counted))
+    out = Path(args.out).with_name("06_dpo")
+    wrote(args.out, then=f"python 06_dpo.py train --in {args.out} --model SFT_MODEL --out {out}")
 
 
 def dpo_loss(policy_B2, reference_B2, beta):
@@ -287,19 +293,19 @@ def read_rows(path: str, tokenizer) -> Iterator[dict]:
     A row with `"truncated": ["rejected"]` gets no end token behind that side: none was ever there.
     """
     sides = ("chosen", "rejected")
-    for number, row in files.numbered(path, ["prompt", *sides], "06_dpo.py pairs"):
-        where, truncated = f"{path}:{number}", row.get("truncated", [])
-        for name in ("prompt", *sides):
-            check_messages(row[name], name, where)
+
+    def encode_row(row, where):
+        prompt, *responses = [read_messages(row[name], name, where) for name in ("prompt", *sides)]
         # the margin of equal sides is 0 whatever the policy: such a pair teaches nothing
         if row["chosen"] == row["rejected"]:
             raise UserError(f"{where}: chosen and rejected are equal; delete the row")
-        if not isinstance(truncated, list) or not set(truncated) <= set(sides):
+        truncated = row.get("truncated", [])
+        if not isinstance(truncated, list) or not all(side in sides for side in truncated):
             raise UserError(f"{where}: truncated must be a list of {sides}, not {truncated!r}")
         cut = [sides.index(side) for side in truncated]
-        encoded = encode(tokenizer, row["prompt"], [row[side] for side in sides], where, cut)
-        # one's own rows may have no id: their line is it
-        yield {"id": row.get("id", str(number)), **encoded}
+        return encode(tokenizer, prompt, responses, where, cut, row.get("tools"))
+
+    return encoded_rows(path, ["prompt", *sides], "06_dpo.py pairs", encode_row)
 
 
 def reference_logprobs(rows: list[dict], engine, micro_tokens: int, rank: int, world: int):
@@ -340,9 +346,10 @@ def add_reference(rows: list[dict], args, rank: int, world: int) -> None:
     key = digest([models.fingerprint(model), args.precision, tokens])
     file = Path(f"{args.input}.reference-{key}.jsonl")
     if not file.exists():
+        train.check_shape(model, args.max_length)
         # nothing is kept for a backward pass: shared out weights, and packs of twice the tokens
         config = train.deepspeed_config(args.ds_config, 3, args.precision, offload=False)
-        reference = train.load_model(model, config, args.precision, args.max_length)
+        reference = train.load_model(model, config, args.precision, rows)
         engine = train.frozen(reference, config)
         found = reference_logprobs(rows, engine, 2 * args.micro_tokens, rank, world).tolist()
         train.release(engine)  # the policy takes its place: there are never two models in memory
@@ -357,11 +364,9 @@ def add_reference(rows: list[dict], args, rank: int, world: int) -> None:
 
 
 def parse(argv):
-    whole = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    whole = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     commands = whole.add_subparsers(required=True, metavar="{pairs,train}")
-    parser = commands.add_parser("pairs", help="make pairs of verified rows")
+    parser = commands.add_parser("pairs", help="make pairs of verified rows", formatter_class=Help)
     parser.add_argument(
         "--in",
         dest="input",
@@ -425,7 +430,7 @@ def parse(argv):
     )
     parser.add_argument("--seed", type=int, default=0, help="of the choice of pairs")
     parser.set_defaults(command=pairs)
-    parser = commands.add_parser("train", help="train on the pairs")
+    parser = commands.add_parser("train", help="train on the pairs", formatter_class=Help)
     parser.add_argument("--in", dest="input", required=True, metavar="FILE", help="06_pairs.jsonl")
     parser.add_argument(
         "--model", required=True, help="policy to begin with: the SFT model, or the last online one"
@@ -484,10 +489,11 @@ def parse(argv):
 def learn(args):
     rank, world = train.start(args.seed, args.precision)
 
-    # read and check every row before anything is written: a bad one ends the run with its line
-    tokenizer = load_tokenizer(args.model, args.chat_template)
-    encoded = read_rows(args.input, tokenizer)
-    rows = usable("06_dpo train", encoded, tokenizer, args.max_length, args.input, args.out, rank)
+    # check model and rows before anything is written: bad rows end the run with their lines
+    train.check_shape(args.model, args.max_length)
+    date = first_day(args.out)
+    tokenizer = load_tokenizer(args.model, args.chat_template, date)
+    rows = usable("06_dpo train", read_rows(args.input, tokenizer), tokenizer, args, rank)
     plan = batches(len(rows), args.batch, args.epochs, args.seed)
 
     # not at the top of the file: --help does not wait for torch
@@ -498,11 +504,13 @@ def learn(args):
     from autoif.training.packed import pack
 
     # bring up the policy where the last resume point left it, under the same settings only
-    settings = binding(vars(args), rows, world)
+    settings = {**binding(vars(args), rows, world), "date": date}
     checkpoints = Checkpoints(args.out, settings, rank, args.keep_checkpoints)
+    if rank == 0:
+        write_settings(args, args.out)
     add_reference(rows, args, rank, world)
     config = train.deepspeed_config(args.ds_config, args.zero, args.precision, args.offload)
-    model = train.load_model(args.model, config, args.precision, args.max_length)
+    model = train.load_model(args.model, config, args.precision, rows)
     train.checkpoint_activations(
         model, rows, args.activation_checkpointing, args.micro_tokens, config, world
     )
@@ -550,6 +558,12 @@ def learn(args):
             checkpoints.save(engine, step)
     log.close()
     checkpoints.export(engine, tokenizer, rows, args.model, args.export_dtype)
+    if rank == 0:
+        wrote(
+            args.out,
+            then=f"python -m autoif.serving {args.out} -- python 07_eval.py --model {args.out} "
+            "--benchmarks heldout --heldout 03_instructions.jsonl --queries 04_queries.jsonl",
+        )
 
 
 def main(argv=None):

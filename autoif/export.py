@@ -32,6 +32,7 @@ from autoif import files, queries
 from autoif.card import card
 from autoif.files import UserError, write_whole
 from autoif.prompt import join
+from autoif.stage import Help
 from autoif.stage import run as run_command
 
 SOURCE = "autoif"  # the name by which verl and open-instruct find the reward
@@ -266,16 +267,17 @@ FORMATS: dict[str, Callable[[dict, Path], None]] = {
 def push(folder: Path, repo: str) -> None:
     """Upload the folder as a dataset to the hub ($HF_ENDPOINT, $HF_TOKEN), private at first."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi()
     try:
         api.create_repo(repo, repo_type="dataset", private=True, exist_ok=True)
         done = api.upload_folder(repo_id=repo, repo_type="dataset", folder_path=folder)
-    except HfHubHTTPError as error:
+    # the hub's own errors, those of whatever HTTP library it uses, and of a name that is none
+    except Exception as error:
+        words = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
-            f"--push {repo}: the hub refused it ({str(error).splitlines()[0]}); "
-            f"see HF_TOKEN and the name of the repository; {folder} is written"
+            f"--push {repo}: the hub refused it or cannot be reached ({words}); see HF_TOKEN, "
+            f"HF_HUB_OFFLINE and the name of the repository; {folder} is written"
         ) from None
     print(f"pushed to {repo} (private): {done.commit_url}")
 
@@ -284,7 +286,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m autoif.export",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     parser.add_argument("out", type=Path, help="the folder of a run")
     parser.add_argument("dir", type=Path, help="the folder to write")

@@ -34,6 +34,7 @@ from typing import NamedTuple
 from autoif import files, sandbox
 from autoif.files import UserError
 from autoif.prompt import accuracy, join
+from autoif.stage import Help
 from autoif.stage import run as run_command
 
 GATHERING = 0.002  # seconds without a further call after which several that came are answered
@@ -320,7 +321,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m autoif.reward",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     parser.add_argument(
         "--probe",

@@ -9,7 +9,8 @@ import json
 import shutil
 from pathlib import Path
 
-from autoif.models import beside
+from autoif.files import UserError
+from autoif.models import beside, empty_model, read_config, refuse_pointers
 
 # How a trained model is written. The next stage trains from it, so the default loses nothing.
 EXPORTS = ("fp32", "bf16-stochastic", "bf16")
@@ -21,17 +22,80 @@ def stored(model: str) -> dict:
     Empty where the weights lie in another format.
     """
     from huggingface_hub import snapshot_download
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     folder = Path(model)
     if not folder.is_dir():
         folder = Path(snapshot_download(model, allow_patterns=["*.safetensors*"]))
     slices = {}
     for path in sorted(folder.glob("*.safetensors")):
-        file = safe_open(path, "pt")
+        try:
+            file = safe_open(path, "pt")
+        except SafetensorError as error:
+            raise UserError(f"{path} is cut off or damaged ({error}); download it again") from None
         names = file.keys()
         slices.update({name: file.get_slice(name) for name in names})
     return slices
+
+
+def check_whole(model: str) -> None:
+    """UserError unless a model can be trained and its folder has all that config.json describes.
+
+    Of safetensors the headers are read: what is cut off, and which tensors are missing or of
+    another shape, is known before a weight is loaded. Other files are left to whoever loads them.
+    """
+    folder, config = Path(model), read_config(model)
+    if getattr(config, "quantization_config", None):
+        raise UserError(
+            f"{model} is quantized, and cannot be trained; name the model it was made of"
+        )
+    if not folder.is_dir():  # the hub's client checks what it downloads
+        return
+    refuse_pointers(model)
+    for shard in shards(folder):
+        if not (folder / shard).exists():
+            raise UserError(f"{folder / shard} is missing, and the index names it; download it")
+    tensors = stored(model)
+    if tensors:
+        refuse_missing(model, differing(config, tensors))
+    elif not any(folder.glob("pytorch_model*.bin")):
+        raise UserError(f"{model} has no weights, neither safetensors nor .bin; download them")
+
+
+def shards(folder: Path) -> list[str]:
+    """The files that the index of a folder names; none where the weights are one file."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").exists() or not index.exists():
+        return []
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(f"{index} names no files; download it again") from None
+
+
+def differing(config, tensors: dict) -> list[str]:
+    """The names of a configuration's weights that `tensors` lack or have in another shape."""
+    whole, names = empty_model(config), []
+    for name, weight in whole.named_parameters():  # tied ones come once
+        # saved without its output layer, a model's names have no prefix
+        bare = name.removeprefix(f"{whole.base_model_prefix}.")
+        tensor = tensors.get(name, tensors.get(bare))
+        if tensor is None:
+            names.append(name)
+        elif tensor.get_shape() != list(weight.shape):
+            names.append(f"{name} ({tensor.get_shape()}, not {list(weight.shape)})")
+    return names
+
+
+def refuse_missing(model: str, names: list[str]) -> None:
+    """UserError that names the weights which a checkpoint lacks, if there are any."""
+    if names:
+        shown = ", ".join(names[:5])
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        raise UserError(
+            f"{model} lacks tensors as its config.json describes them: {shown}{more}; they would "
+            "be random: name a whole checkpoint, or mend config.json"
+        )
 
 
 def exported(weights, form: str, generator):

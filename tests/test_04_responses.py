@@ -1,6 +1,7 @@
 import importlib
 import json
 import os
+import re
 from collections import Counter
 from functools import partial
 
@@ -144,6 +145,21 @@ def test_responses_keep_their_verdicts_and_only_the_good_ones_become_sft_rows(tm
     )
 
 
+def test_queries_that_are_dropped_are_accounted_for_and_the_files_and_the_next_step_named(
+    tmp_path, capsys
+):
+    _, _, stats = run(tmp_path, answers)
+    said = capsys.readouterr().out.splitlines()
+    [line] = [line for line in said if line.startswith("04_responses queries:")]
+    numbers = [int(number) for number in re.findall(r"\d+", line.split(":")[1])]
+    came, kept, *lost = numbers
+    assert came == len(QUERIES) == kept + sum(lost) and kept == stats["queries"]
+    for reason, count in stats["queries_dropped"].items():
+        assert f"{reason} {count}" in line
+    out, sft = tmp_path / "04_responses.jsonl", tmp_path / "04_sft.jsonl"
+    assert said[-1].startswith(f"wrote {out} and {sft}; next: python 05_sft.py --in {sft}")
+
+
 def test_without_scores_every_accepted_response_is_kept_and_nobody_is_asked(tmp_path, capsys):
     _, sft, stats = run(tmp_path, answers, "--no-score")
     assert len(sft) == 4 and "score under 8" not in stats["dropped"]
@@ -202,9 +218,10 @@ def test_the_released_flags_keep_what_a_mean_without_errors_keeps(tmp_path):
         run(tmp_path, answers, *flags, verifiers=(never, CRASH))
 
 
-def test_truncated_answers_are_counted_apart_and_never_trained_on(tmp_path, monkeypatch):
+@pytest.mark.parametrize("reason", ["length", "MAX_TOKENS", "content_filter"])
+def test_truncated_answers_are_counted_apart_and_never_trained_on(tmp_path, monkeypatch, reason):
     defaults = FakeServer.__init__.__kwdefaults__
-    monkeypatch.setitem(defaults, "finish_reason", "length")
+    monkeypatch.setitem(defaults, "finish_reason", reason)
     refused(tmp_path, "truncated 8", answers, "--no-score")
 
 

@@ -5,6 +5,7 @@ import inspect
 import json
 import math
 import random
+from pathlib import Path
 
 import pytest
 import shared_data
@@ -365,8 +366,8 @@ def test_equal_sides_are_an_error(tmp_path):
             }
         ],
     )
-    with pytest.raises(UserError, match="pairs.jsonl:1: chosen and rejected are equal"):
-        list(dpo.read_rows(path, tiny_models.tokenizer("smollm2")))
+    [row] = dpo.read_rows(path, tiny_models.tokenizer("smollm2"))
+    assert "pairs.jsonl:1: chosen and rejected are equal" in row["error"]
 
 
 def pair(**changes):
@@ -387,8 +388,40 @@ def pair(**changes):
 )
 def test_pairs_of_strings_are_named_with_file_and_line(tmp_path, changes, message):
     path = tiny_models.write(tmp_path / "pairs.jsonl", [pair(), pair(**changes)])
-    with pytest.raises(UserError, match=f"pairs.jsonl:2: {message}"):
-        list(dpo.read_rows(path, tiny_models.tokenizer("smollm2")))
+    good, bad = dpo.read_rows(path, tiny_models.tokenizer("smollm2"))
+    assert "error" not in good and f"pairs.jsonl:2: {message}" in bad["error"]
+
+
+def test_all_bad_pairs_are_named_at_once_or_left_out(tmp_path, capsys):
+    side = [{"role": "assistant", "content": "Hi"}]
+    made = [pair(), pair(chosen=side, rejected=side), {"prompt": "Say hi."}]
+    path = tiny_models.write(tmp_path / "own.jsonl", made)
+    tokenizer = tiny_models.tokenizer("smollm2")
+
+    def usable(skip_bad):
+        encoded, out = dpo.read_rows(path, tokenizer), tmp_path / "model"
+        return tiny_models.usable("06_dpo train", encoded, tokenizer, out, skip_bad=skip_bad)
+
+    with pytest.raises(UserError, match="2 of 3 rows of") as error:
+        usable(skip_bad=False)
+    assert "own.jsonl:2: chosen and rejected are equal" in str(error.value)
+    assert "own.jsonl:3 has no 'chosen'" in str(error.value) and "pairs first" not in str(
+        error.value
+    )
+    assert [row["id"] for row in usable(skip_bad=True)] == ["1"]
+    assert "3 in -> 1 kept (bad row 2)" in capsys.readouterr().out
+
+
+def test_a_pair_may_follow_several_turns_and_text_parts(tmp_path):
+    turns = [*pair()["prompt"], *pair()["chosen"], {"role": "user", "content": [{"text": "So?"}]}]
+    path = tiny_models.write(tmp_path / "own.jsonl", [pair(prompt=turns)])
+    tokenizer = tiny_models.tokenizer("smollm2")
+    [row] = dpo.read_rows(path, tokenizer)
+    assert "So?<|im_end|>" in tokenizer.decode(row["prompt"])
+    assert [tokenizer.decode(side) for side in row["responses"]] == [
+        "assistant<|im_end|>",
+        "No<|im_end|>",
+    ]
 
 
 def test_a_response_that_was_cut_off_has_no_end_token_and_rows_without_id_are_numbered(tmp_path):
@@ -521,8 +554,14 @@ def test_a_run_learns_the_pairs_and_computes_the_reference_once(tmp_path):
     # of one batch of all pairs, the reference being the policy: log 2, and the SFT loss added to it
     added = str(tmp_path / "added")
     more = ["--batch", "6", "--epochs", "1", "--sft-weight", "0.5", "--out", added]
-    tiny_models.finish(tiny_models.start("06_dpo.py", "train", *flags, *more))
-    tokens = [row["responses"][0] for row in dpo.read_rows(path, dpo.load_tokenizer(model, None))]
+    output = tiny_models.finish(tiny_models.start("06_dpo.py", "train", *flags, *more))
+    # the only step has no warm-up, in which its rate would be 0
+    assert "there is one step: it is taken at the full learning rate, 1.0e-02" in output
+    assert tiny_models.metrics(added)[0]["lr"] == 1e-2
+    weights = [Path(folder, "model.safetensors").read_bytes() for folder in (model, added)]
+    assert weights[0] != weights[1]
+    tokenizer = dpo.load_tokenizer(model, None, "2026-01-31")
+    tokens = [row["responses"][0] for row in dpo.read_rows(path, tokenizer)]
     [kept] = tmp_path.glob("pairs.jsonl.reference-*.jsonl")
     chosen = [json.loads(line)["logprobs"][0] for line in kept.open()]
     assert tiny_models.metrics(added)[0]["loss"] == pytest.approx(

@@ -352,6 +352,13 @@ def test_push_uploads_every_file_to_a_private_dataset(whole_run, tmp_path, hub):
     assert "hf_test" not in done.stdout + done.stderr
 
 
+def test_a_push_without_a_network_is_one_line(whole_run, tmp_path):
+    done = pushed(whole_run, tmp_path / "to", "http://127.0.0.1:9")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    [line] = [line for line in done.stderr.splitlines() if "--push me/autoif" in line]
+    assert "cannot be reached" in line and str(tmp_path / "to") in line
+
+
 def test_a_refused_push_ends_with_code_2_and_the_next_step(whole_run, tmp_path, hub, monkeypatch):
     monkeypatch.setattr(Hub, "do_POST", lambda self: self.send_error(403))
     done = pushed(whole_run, tmp_path / "to", hub.url)

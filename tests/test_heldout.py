@@ -163,6 +163,16 @@ def test_functions_that_cannot_be_called_are_named_instead_of_failing_every_answ
         heldout.load(None, args)
 
 
+def test_where_nothing_is_held_out_the_measure_is_a_gap_and_no_error(tmp_path, args):
+    row = {**json.loads(open(args.heldout).readline()), "split": "train"}
+    args.heldout = write(tmp_path / "trained.jsonl", [row])
+    with pytest.raises(NotSetUp, match="no row with split 'heldout'; see --heldout"):
+        heldout.load(None, args)
+    args.queries = write(tmp_path / "q.jsonl", [{"query": "Fine?", "split": "train"}])
+    with pytest.raises(NotSetUp, match="no query of split 'heldout'"):
+        heldout.load(None, args)
+
+
 def test_a_file_without_a_held_out_query_names_the_flag(tmp_path, args):
     args.queries = write(tmp_path / "q.jsonl", [{"query": "Fine?", "split": "train"}])
     with pytest.raises(UserError, match="no query of split 'heldout'.*--heldout-queries"):

@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -270,11 +271,51 @@ def test_bad_input_ends_a_stage_with_exit_code_2_and_no_traceback(tmp_path):
 
 def test_how_an_output_was_made_stands_beside_it(tmp_path):
     (tmp_path / "in.jsonl").write_text("{}\n")
-    args = argparse.Namespace(k=8, model="m", command=print)
-    write_settings(args, tmp_path / "02.jsonl", [tmp_path / "in.jsonl", None])
+    source = str(tmp_path / "in.jsonl")
+    args = argparse.Namespace(k=8, model="m", input=source, command=print)
+    write_settings(args, tmp_path / "02.jsonl")
     settings = json.loads((tmp_path / "02.settings.json").read_text())
-    assert settings["flags"] == {"k": 8, "model": "m"} and settings["versions"]["python"]
-    assert settings["inputs"] == {str(tmp_path / "in.jsonl"): hashlib.sha256(b"{}\n").hexdigest()}
+    assert settings["flags"] == {"k": 8, "model": "m", "input": source}
+    assert settings["versions"]["python"] and settings["date"]
+    assert settings["inputs"] == {source: hashlib.sha256(b"{}\n").hexdigest()}
+
+
+TRAINING = "--in x --model m --out o"
+COMMANDS = {
+    "01_seed_augment": "--model m",
+    "02_verifiers": "--model m",
+    "03_backtranslate": "--model m",
+    "04_responses": "--model m --queries q",
+    "05_sft": TRAINING,
+    "06_dpo pairs": "--in x --out o",
+    "06_dpo train": TRAINING,
+    "07_eval": "--model m",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_the_default_of_every_flag(command, capsys):
+    name, *first = command.split()
+    module, given = importlib.import_module(name), COMMANDS[command].split()
+    with pytest.raises(SystemExit):
+        module.main([*first, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    of_flag = dict(re.findall(r"(?<!\[)(--[a-z0-9-]+) (.*?)(?= --[a-z]|$)", shown))
+    for name, value in vars(module.parse([*first, *given])).items():
+        flag = "--in" if name == "input" else f"--{name.replace('_', '-')}"
+        if flag in of_flag and flag not in given and value not in (None, True, False):
+            assert "default" in of_flag[flag], flag
+
+
+@pytest.mark.parametrize("command", [["01_seed_augment.py"], ["-m", "autoif.report", "out"]])
+def test_a_package_that_is_missing_is_named_with_the_environment_to_activate(command, tmp_path):
+    (tmp_path / "jsonlines.py").write_text("import no_such_package")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "no package 'no_such_package'" in done.stderr and ".venv/bin/activate" in done.stderr
 
 
 @pytest.mark.parametrize("stage", ["04_responses.py", "07_eval.py"])

@@ -27,7 +27,7 @@ from autoif import files
 from autoif.evaluation import benchmarks, judge, table
 from autoif.evaluation.conversation import Conversation, ask_judge, converse, user
 from autoif.files import UserError, write_whole
-from autoif.stage import run
+from autoif.stage import Help, run, write_settings
 
 WORDS = 13
 # kana and Han, whose words no blanks part
@@ -220,7 +220,7 @@ def parse(argv) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m autoif.evaluation.contamination",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     parser.add_argument("training", metavar="FILE", help="JSONL that is trained on, of any stage")
     parser.add_argument("--out", help="default: 07_contamination.json beside FILE")
@@ -258,6 +258,7 @@ def main(argv=None) -> None:
         "benchmarks": found,
         "not checked": {name: str(gap) for name, gap in gaps.items()},
     }
+    write_settings(args, args.out)
     write_whole(args.out, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     print(markdown(found))
     for name, gap in gaps.items():

@@ -2,7 +2,7 @@
 
     python -m autoif.serving.llamacpp model.gguf NAME PORT SLOTS CONTEXT
 
-Weights are 8-bit integers with a scale for each 32 (Q8_0), or bf16 as they were trained.
+Weights are 8-bit integers with a scale for each 32 (Q8_0), bf16 or float32.
 """
 
 import os
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from autoif.files import UserError
 from autoif.models import beside, servable
+from autoif.weights import half
 
 # The bits by which llama.cpp notes what was set on purpose; what is not, a checkpoint's
 # generation config may set.
@@ -22,11 +23,12 @@ ALL_SET = (1 << 12) - 1
 def converted(model: str, folder: Path, weights: str) -> str:
     """The GGUF file of `model`, kept beside it and made anew when its weights change.
 
-    `folder` is empty and takes the servable form that is converted. `weights` is q8_0 or bf16.
+    `folder` is empty and takes the servable form that is converted. `weights` is q8_0, bf16 or f32.
     """
 
     def write(path: Path) -> None:
-        command = [sys.executable, "-m", "convert_hf_to_gguf", servable(model, folder)]
+        source = half(model) if weights == "bf16" else model
+        command = [sys.executable, "-m", "convert_hf_to_gguf", servable(source, folder)]
         command += ["--outfile", str(path), "--outtype", weights]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:

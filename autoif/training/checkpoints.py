@@ -23,6 +23,7 @@ FREE = (
     "activation_checkpointing",
     "ds_config",
     "chat_template",
+    "skip_bad",
     "export_dtype",
     "save_every",
     "keep_checkpoints",
@@ -57,7 +58,8 @@ class Checkpoints:
             before = json.loads(self.file.read_text())
             changed = []
             for name, value in settings.items():
-                if before.get(name) != value:
+                # the day changes nothing but the rows, whose hash is among the settings
+                if name != "date" and before.get(name) != value:
                     changed.append(f"{name} was {before.get(name)}, is {value}")
             if changed:
                 raise UserError(
@@ -142,7 +144,6 @@ class Checkpoints:
             os.replace(partial, self.out)
             if not self.keep:
                 shutil.rmtree(self.state)
-            print(f"wrote {self.out}", flush=True)
         dist.barrier()
 
     def gather(self, engine, start: str, form: str) -> dict:

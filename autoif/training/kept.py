@@ -20,7 +20,7 @@ from pathlib import Path
 
 from autoif import files, weights
 from autoif.files import UserError
-from autoif.stage import positive_int, run
+from autoif.stage import Help, positive_int, run
 
 
 def q8_0(tensor):
@@ -95,9 +95,7 @@ def worth(policy, reference, rows: list[dict], beta: float) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m autoif.training.kept",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="python -m autoif.training.kept", description=__doc__, formatter_class=Help
     )
     parser.add_argument("model", help="the trained model, in fp32")
     parser.add_argument("start", help="the model that it was trained from")
