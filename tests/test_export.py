@@ -233,18 +233,25 @@ def test_a_run_without_pairs_is_exported_without_them(whole_run, tmp_path):
         export.main([str(tmp_path / "nothing"), str(tmp_path / "to"), "--to", "trl"])
 
 
-def test_what_a_run_has_no_more_is_gone_from_its_export_and_the_description(whole_run, tmp_path):
-    run, to = tmp_path / "run", tmp_path / "to"
-    shutil.copytree(whole_run, run)
-    for kind in ("trl", "llamafactory"):
-        export.main([str(run), str(to / kind), "--to", kind])
-    (run / "06_pairs.jsonl").write_text("")
-    for kind in ("trl", "llamafactory"):
-        export.main([str(run), str(to / kind), "--to", kind])
-    assert (to / "trl/sft.jsonl").is_file() and not (to / "trl/dpo.jsonl").exists()
-    described = json.loads((to / "llamafactory/dataset_info.json").read_text())
-    assert list(described) == ["autoif_sft"]
-    assert not (to / "llamafactory/autoif_dpo.json").exists()
+def test_what_a_run_has_no_more_is_gone_from_its_export_and_the_description(tmp_path):
+    run, ask, tell = tmp_path / "run", {"role": "user", "content": "a"}, {"role": "assistant"}
+    run.mkdir()
+    sides = {"chosen": [{**tell, "content": "b"}], "rejected": [{**tell, "content": "c"}]}
+    pair = {"id": "i0.0/1", "level": "instruction", "prompt": [ask], **sides}
+    constraint = {"id": "i0", "instruction": "Be brief", "split": "train", "verifiers": []}
+    tiny_models.write(run / "03_instructions.jsonl", [constraint])
+    tiny_models.write(run / "04_sft.jsonl", [{"id": "x", "messages": [ask, *sides["chosen"]]}])
+    tiny_models.write(run / "06_pairs.jsonl", [pair])
+    for pairs in ({"dpo.jsonl", "autoif_dpo.json"}, set()):
+        written = set()
+        for kind in ("trl", "llamafactory"):
+            export.main([str(run), str(tmp_path / kind), "--to", kind])
+            written |= {file.name for file in (tmp_path / kind).iterdir()}
+        there = {"sft.jsonl", "autoif_sft.json", "dataset_info.json", "README.md"}
+        assert written == pairs | there | {"verifiers.jsonl"}
+        described = json.loads((tmp_path / "llamafactory/dataset_info.json").read_text())
+        assert len(described) == 2 if pairs else list(described) == ["autoif_sft"]
+        (run / "06_pairs.jsonl").unlink(missing_ok=True)
 
 
 # ---- the card and the hub ----

@@ -8,8 +8,8 @@ sum(numerators) / sum(denominators):
     FollowBench's average      a stratum for each of six categories
 
 Points that share a cluster (a prompt, a question, a group of levels) are resampled together. Of one
-cluster nothing can be resampled, nor of ratings and lengths that are all equal: the interval is
-(None, None), which the table shows as n/a.
+cluster nothing can be resampled, nor of values that are all equal (a share of 0 or 1 apart): the
+interval is (None, None), which the table shows as n/a.
 
 Shapes: C clusters, S strata, R resamples.
 """
