@@ -50,6 +50,33 @@ Answer with one JSON object and nothing else:
 {{"func": "<the source code of the function>",
   "cases": [{{"input": "<text>", "output": true or false}}, ...]}}"""
 
+# Structured outputs: what a server that takes it lets the model write, so that nothing is lost to
+# fences, triple quotes and the like.
+RESPONSE_FORMAT = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "verifier",
+        "strict": True,
+        "schema": {
+            "type": "object",
+            "properties": {
+                "func": {"type": "string"},
+                "cases": {
+                    "type": "array",
+                    "items": {
+                        "type": "object",
+                        "properties": {"input": {"type": "string"}, "output": {"type": "boolean"}},
+                        "required": ["input", "output"],
+                        "additionalProperties": False,
+                    },
+                },
+            },
+            "required": ["func", "cases"],
+            "additionalProperties": False,
+        },
+    },
+}
+
 # Of the five probes of autoif.reward, answers that say nothing, so many pass a weak constraint.
 WEAK = 4
 ON_EMPTY = "passes an empty answer"
@@ -62,14 +89,25 @@ OUTPUTS = {"true": True, "1": True, "false": False, "0": False}
 def parse_verifier(text: str) -> tuple[str, list[dict]] | str:
     """(code, cases) out of a completion, or the reason why there are none."""
     # the first candidate that is an answer: an object in the prose around it has no function
-    for found in replies.objects(text):
-        if isinstance(found, dict) and isinstance(found.get("func"), str) and found["func"].strip():
-            return found["func"], parse_cases(found.get("cases"))
-    return "no function in the JSON" if "{" in text else "no JSON"
+    for answer in replies.objects(text):
+        code = replies.source(answer.get("func")) if isinstance(answer, dict) else None
+        if code:
+            cases = parse_cases(answer)
+            break
+    else:
+        code, cases = replies.script(text), []
+    if code is None:
+        return "no function in the JSON" if "{" in text else "no JSON"
+    # the cases may stand beside it, in a block or under a name of their own
+    for value in [] if cases else replies.values(text):
+        cases += parse_cases(value)
+    return code, cases
 
 
 def parse_cases(cases: object) -> list[dict]:
     """The well-formed cases as {"input": "One. Two.", "output": true}; others are left out."""
+    if isinstance(cases, dict):
+        cases = cases.get("cases")
     if not isinstance(cases, list):
         return []
     found = []
@@ -209,11 +247,12 @@ def too_weak(verifiers: list[dict], codes: list[str], results: list[dict]) -> st
     return "fooled by probes" if passed >= WEAK else None
 
 
-def request(row: dict, k: int) -> dict:
+def request(row: dict, k: int, structured: bool = False) -> dict:
     # the prompt names what the sandbox has: a function with another import falls to criterion (a)
     modules = ", ".join(sandbox.MODULES)
     content = VERIFIER_PROMPT.format(instruction=row["instruction"], modules=modules)
-    return {"messages": [{"role": "user", "content": content}], "k": k}
+    asked = {"messages": [{"role": "user", "content": content}], "k": k}
+    return {**asked, "response_format": RESPONSE_FORMAT} if structured else asked
 
 
 def parse_samples(
@@ -325,6 +364,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="take only what the released code can read, functions distinct as text",
     )
     parser.add_argument(
+        "--no-structured-outputs",
+        action="store_true",
+        help="send no JSON schema (response_format); a server that refuses it is asked without",
+    )
+    parser.add_argument(
         "--drop-weak",
         action="store_true",
         help="also drop functions with one verdict for every case, and constraints under which "
@@ -350,9 +394,11 @@ def main(argv: list[str] | None = None) -> None:
     rows = files.read_all(args.input, fields, "01_seed_augment.py")[: args.limit]
     funnel, counts = Funnel("02_verifiers", args.out), Counter()
     judge = partial(sandbox.run, **sandbox.options(args))
+    # the released code wants a fence, which a schema forbids
+    structured = not (args.no_structured_outputs or args.released_parsing)
     with llm.LLM.from_args(args, stage="02_verifiers") as client, files.writer(args.out) as write:
         # ask: K completions a constraint, each a function with its cases
-        asked = through(client.complete, rows, lambda row: [request(row, args.k)])
+        asked = through(client.complete, rows, lambda row: [request(row, args.k, structured)])
         written = with_functions(asked, counts, args.released_parsing)
         expand = partial(jobs, probe=args.drop_weak)
 
