@@ -17,6 +17,8 @@ Departures from the paper:
 2. Functions that differ only in layout or comments count once (same syntax tree), cases once by
    value.
 3. A verdict is pass, fail or error; an error agrees with nothing.
+4. The answer is asked for with a JSON schema where the server takes one, and read without it in any
+   wrapping: `--no-structured-outputs` and `--released-parsing` are without the two.
 `--no-cross-validation` is the paper's ablation (table 3): only (a) is left, since what does not
 compile cannot be called. The released code's behaviour: `--case-agreement 0 --min-accuracy 0.7999
 --min-functions 3 --min-cases 10 --released-parsing`.
@@ -98,6 +100,8 @@ def parse_verifier(text: str) -> tuple[str, list[dict]] | str:
         code, cases = replies.script(text), []
     if code is None:
         return "no function in the JSON" if "{" in text else "no JSON"
+    if not (replies.parsed(code) and re.search(r"\bdef\s+evaluate\b|\bevaluate\s*=", code)):
+        code = replies.script(text) or code  # the object only names or sketches what is beside it
     # the cases may stand beside it, in a block or under a name of their own
     for value in [] if cases else replies.values(text):
         cases += parse_cases(value)
@@ -107,7 +111,7 @@ def parse_verifier(text: str) -> tuple[str, list[dict]] | str:
 def parse_cases(cases: object) -> list[dict]:
     """The well-formed cases as {"input": "One. Two.", "output": true}; others are left out."""
     if isinstance(cases, dict):
-        cases = cases.get("cases")
+        cases = cases.get("cases", [cases])
     if not isinstance(cases, list):
         return []
     found = []

@@ -22,14 +22,15 @@ CONSTRAINT = re.compile("constraint|instruction|requirement|rule", re.IGNORECASE
 
 FENCE = re.compile(r"```(?:json|JSON)?[ \t]*\n(.*?)\n[ \t]*```", re.DOTALL)
 BLOCK = re.compile(r"^[ \t]*```.*\n((?s:.*?))(?:^[ \t]*```|\Z)", re.MULTILINE)
-# A list or an object that begins a line, perhaps after a name that it is assigned to.
-VALUE = re.compile(r"^[ \t]*(?:\w+\s*=\s*)?(?=[\[{])", re.MULTILINE)
+# A list or an object that begins a line, perhaps after its name: `cases = [`, `"cases": [`.
+VALUE = re.compile(r"""^[ \t]*(?:\w+\s*=\s*|["']\w+["']\s*:\s*)?(?=[\[{])""", re.MULTILINE)
 STRING = re.compile(
     r"""([rRbBuUfF]{0,2})(?:\"{3}(?:\\.|[^\\])*?\"{3}|'{3}(?:\\.|[^\\])*?'{3}|"""
     r"""\"(?:\\.|[^"\\])*\"|'(?:\\.|[^'\\])*')""",
     re.DOTALL,
 )
 BRACKET = re.compile(rf"{STRING.pattern}|[\[\](){{}}]", re.DOTALL)  # or a string, to step over
+DEFINITION = (ast.FunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
 JSON_NAMES = {"true": True, "false": False, "null": None}
 ESCAPED = {"n": "\n", "t": "\t", '"': '"', "\\": "\\"}
 
@@ -219,12 +220,22 @@ def parsed(code: str) -> ast.Module | None:
 
 
 def script(text: str) -> str | None:
-    """The first code block (or the whole text) that defines `evaluate`, None where none does."""
+    """The first code block (or the whole text) that defines `evaluate`, None where none does.
+
+    What follows `evaluate` and defines nothing is left out: cases, loops that try them, and objects
+    around them that may be no Python.
+    """
     for block in [*BLOCK.findall(text), text]:
-        tree = parsed(block)
-        for node in tree.body if tree else []:
+        lines = block.splitlines()
+        ends = [end for end, line in enumerate(lines) if line and not line[0].isspace()]
+        for end in [len(lines), *reversed(ends)]:
+            if tree := parsed("\n".join(lines[:end])):
+                break
+        for place, node in enumerate(tree.body if tree else []):
             if isinstance(node, ast.FunctionDef) and node.name == "evaluate":
-                return block
+                rest = tree.body[place + 1 :]
+                tree.body[place + 1 :] = [later for later in rest if isinstance(later, DEFINITION)]
+                return ast.unparse(tree)
     return None
 
 

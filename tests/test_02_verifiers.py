@@ -33,17 +33,16 @@ def test_json_is_found_fenced_bare_or_in_prose(wrap):
     ]
 
 
-CASES_OF_LOWER = [{"input": "abc", "output": True}, {"input": "ABC", "output": False}]
 LIST = """\
 test_cases = [
     {"input": "abc", "output": True},
     {"input": "ABC", "output": False},
 ]"""
-OBJECT = json.dumps(completion())
+OBJECT, JSON_CASES = json.dumps(completion()), json.dumps(completion()["cases"])
 FENCED = json.dumps(completion(f"```python\n{LOWER}\n```"))
 LINES = json.dumps(completion(LOWER.splitlines()))
 DOUBLED = json.dumps(completion(LOWER.replace("\n", "\\n")))
-TRIPLE = f'{{"func": """{LOWER}""", "cases": {json.dumps(completion()["cases"])}}}'
+TRIPLE = f'{{"func": """{LOWER}""", "cases": {JSON_CASES}}}'
 
 
 @pytest.mark.parametrize(
@@ -51,9 +50,12 @@ TRIPLE = f'{{"func": """{LOWER}""", "cases": {json.dumps(completion()["cases"])}
     [
         f"```python\n{LOWER}\n\n{LIST}\n```\nIt lowers the text.",
         f"First the function:\n\n```python\n{LOWER}\n```\nThen the cases:\n```python\n{LIST}\n```",
-        f"```\n{LOWER}\n```\n```json\n{json.dumps(completion()['cases'], indent=2)}\n```",
+        f"```\n{LOWER}\n```\n```json\n{JSON_CASES}\n```",
         f"{LOWER}\n\n{LIST}",
-        json.dumps({"func": LOWER}) + "\n\n" + json.dumps({"cases": completion()["cases"]}),
+        f"```python\n{LOWER}\n\n{LIST}\nfor case in test_cases:\n    assert evaluate(case)\n```",
+        f'```python\n{LOWER}\n```\n{{\n  "func": evaluate,\n  "cases": {JSON_CASES}\n}}',
+        f'```python\n{LOWER}\n```\n```json\n{{"func": "evaluate", "cases": {JSON_CASES}}}\n```',
+        json.dumps({"func": LOWER}) + f'\n\n{{"cases": {JSON_CASES}}}',
         FENCED,
         f"```json\n{FENCED}\n```",
         LINES,
@@ -62,12 +64,17 @@ TRIPLE = f'{{"func": """{LOWER}""", "cases": {json.dumps(completion()["cases"])}
         f"Here:\n```json\n{TRIPLE}\n```",
         f"```python\n{TRIPLE.replace('true', 'True').replace('false', 'False')}\n```",
         str(completion()),
+        f'```\n{LOWER}\n```\n{{"func": "def evaluate(response)", "cases": {JSON_CASES}}}',
+        f'```\n{LOWER}\n```\n{{"func": "evaluate(response)", "cases": [...]}}\n{JSON_CASES}',
+        f'```python\n{LOWER}\n\n{LIST}\nresult = {{"func": "def evaluate(": x "y}}\n```',
+        f"```python\n{LOWER}\n```\n"
+        + "\n".join(f"case = {case}" for case in completion()["cases"]),
     ],
 )
 def test_a_function_and_its_cases_are_read_in_every_wrapping_that_models_write(text):
     code, cases = stage.parse_verifier(text)
-    assert stage.distinct_functions([LOWER, code.split("test_cases")[0]]) == [LOWER]
-    assert cases == CASES_OF_LOWER
+    assert stage.distinct_functions([LOWER, code]) == [LOWER]
+    assert cases == completion()["cases"]
 
 
 @pytest.mark.parametrize("pattern", [r'r"\bcat\b"', r"R'\bcat\b'", r'"\bcat\b"', r'"""\bcat\b"""'])
