@@ -13,6 +13,7 @@ Departures from the paper:
    later stage trains on them or on their siblings in other numbers and words, and stage 07 measures
    on them. `--heldout 0` trains on all, as the paper does.
 3. `--nli llm` asks the supervisor instead of mDeBERTa, where no such model can be loaded.
+4. Sampling (greedy, at most 512 tokens) is ours; the paper does not state it.
 `--no-back-translation` is the paper's ablation (table 3): nothing is asked, nothing dropped, all is
 split.
 """
@@ -22,10 +23,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 from autoif import families, files, llm, replies
 from autoif.files import UserError
-from autoif.stage import Funnel, positive_int, run, share, through, write_settings
+from autoif.stage import Funnel, Help, positive_int, run, share, through, write_settings, wrote
 from autoif.verifiers import ROW
 
 BACKTRANSLATE_PROMPT = """\
@@ -178,9 +180,7 @@ def held_out_in(path: str) -> set[str]:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     parser.add_argument("--in", dest="input", default="out/02_verifiers.jsonl")
     parser.add_argument("--out", default="out/03_instructions.jsonl")
     parser.add_argument(
@@ -269,8 +269,20 @@ def main(argv: list[str] | None = None) -> None:
             counts[row["split"]] += 1
             names.add(row["family"])
             write(row)
-    write_settings(args, args.out, [args.input, args.split_of])
+        write_settings(args, args.out)
     funnel.finish(**counts, families=len(names))
+    print(
+        f"03_backtranslate: {counts['train']:,} to train on, {counts['heldout']:,} held out, "
+        f"of {len(names):,} families"
+    )
+    if not counts["heldout"]:
+        print("03_backtranslate: nothing is held out to measure on (--heldout, or more families)")
+    out = Path(args.out).with_name("04_responses.jsonl")
+    wrote(
+        args.out,
+        then=f"python 04_responses.py --model {args.model or 'NAME'} --in {args.out} "
+        f"--queries FILE --out {out}",
+    )
 
 
 if __name__ == "__main__":

@@ -63,7 +63,9 @@ def items(text: str) -> list[str]:
     lines = [line for line in text.splitlines() if not MARKUP.fullmatch(line)]
     marked = [BULLET.sub("", line) for line in lines if BULLET.match(line)]
     tagged = [content for _, content in TAGGED.findall(text)]
-    return [clean(item) for item in listed or column(text) or marked or tagged or lines]
+    # the longest list: an item may have a small one inside, and prose around a list may be marked
+    longest = max(listed, column(text), marked, tagged, key=len)
+    return [clean(item) for item in longest or lines]
 
 
 def texts(value: object) -> list[str]:
@@ -79,10 +81,10 @@ def texts(value: object) -> list[str]:
         return []
     named = [element for key, element in value.items() if CONSTRAINT.search(str(key))]
     lists = [element for element in value.values() if isinstance(element, list)]
-    found = texts(named or lists or list(value.values()))
+    inner = texts(named or lists or list(value.values()))
     if named or lists or all(str(key).isdigit() for key in value):
-        return found
-    return sorted(found, key=len)[-1:]  # what says most, beside a name or a category
+        return inner
+    return sorted(inner, key=len)[-1:]  # what says most, beside a name or a category
 
 
 def column(text: str) -> list[str]:

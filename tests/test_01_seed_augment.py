@@ -57,6 +57,8 @@ def test_a_json_list_inside_a_constraint_is_no_list_of_constraints():
         'Return a JSON array such as ["red", "blue"]',
         'End the answer with ["END"]',
     ]
+    nested = '- Use no commas\n- Answer with an object such as\n  {"answer": "red"}'
+    assert replies.items(nested) == ["Use no commas", "Answer with an object such as"]
 
 
 def test_openings_closings_and_refusals_are_no_constraints_but_counted_drops(tmp_path):

@@ -113,31 +113,31 @@ def ask(tmp_path, server, *flags):
     stage.main(command(*flags, model="m", in_=source, out=tmp_path / "02.jsonl", k=1))
 
 
-def test_a_schema_of_function_and_cases_is_sent_where_the_server_takes_it(tmp_path, capsys):
+def test_a_schema_of_function_and_cases_is_sent_where_it_is_wanted_and_taken(tmp_path, capsys):
     with FakeServer(lambda messages, request: OBJECT) as server:
-        ask(tmp_path, server)
-    schema = server.requests[0]["response_format"]["json_schema"]["schema"]
-    assert set(schema["required"]) == {"func", "cases"}
-    words = "This response_format type is unavailable now"
-    with FakeServer(
-        lambda messages, request: OBJECT, refuse=without("response_format", words)
-    ) as server:
-        ask(tmp_path / "refused", server)
+        ask(tmp_path / "plain", server)
+        ask(tmp_path / "schema", server, "--structured-outputs")
+    plain, structured = server.requests
+    schema = structured["response_format"]["json_schema"]["schema"]
+    assert "response_format" not in plain and schema["required"] == ["func", "cases"]
+
+    refuse = without("response_format", "This response_format type is unavailable now")
+    with FakeServer(lambda messages, request: OBJECT, refuse=refuse) as server:
+        ask(tmp_path / "refused", server, "--structured-outputs")
     assert len(server.answered) == 1 and "going on without it" in capsys.readouterr().err
 
 
-def test_no_schema_is_sent_where_it_is_switched_off_or_the_released_code_wants_a_fence(tmp_path):
-    with FakeServer(lambda messages, request: f"```json\n{OBJECT}\n```") as server:
-        ask(tmp_path / "off", server, "--no-structured-outputs")
-        ask(tmp_path / "released", server, "--released-parsing")
-    assert ["response_format" in request for request in server.requests] == [False, False]
+def test_a_schema_and_the_released_codes_fence_exclude_each_other(capsys):
+    with pytest.raises(SystemExit):
+        stage.parse(command("--structured-outputs", "--released-parsing", model="m"))
+    assert "--released-parsing wants a fence" in capsys.readouterr().err
 
 
 def test_completions_stored_without_a_schema_are_read_without_a_server(tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     with FakeServer(lambda messages, request: OBJECT) as server:
-        ask(tmp_path, server, "--no-structured-outputs")
-    ask(tmp_path, None)
+        ask(tmp_path, server)
+    ask(tmp_path, None, "--structured-outputs")
     assert len(list(files.read(tmp_path / "02.jsonl"))) == 1
 
 
@@ -332,27 +332,59 @@ def test_a_failing_rerun_leaves_the_dropped_rows_and_the_numbers_of_the_output_t
     assert found == kept and source.exists()
 
 
-def own(tmp_path, *codes):
+def own(tmp_path, *codes, split="train"):
     path = tmp_path / "own.jsonl"
-    rows = [
-        {"id": f"o{n}", "instruction": f"Constraint {n}", "verifiers": [{"code": code}]}
-        for n, code in enumerate(codes)
-    ]
+    rows = []
+    for n, code in enumerate(codes):
+        row = {"id": f"o{n}", "instruction": f"Constraint {n}", "verifiers": [{"code": code}]}
+        rows.append({**row, "split": split} if split else row)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 
 
 def test_check_tries_own_functions_and_names_what_cannot_be_called(tmp_path, capsys):
-    stage.main(command(check=own(tmp_path, LOWER, CRASH)))
+    stage.main(command(check=own(tmp_path, LOWER, LOWER)))
     assert "all 2 functions of 2 constraints can be called" in capsys.readouterr().out
     misnamed = LOWER.replace("evaluate", "check")
     missing = "import no_such_module\n" + LOWER
-    with pytest.raises(UserError, match="3 of 4 functions cannot be called"):
+    with pytest.raises(UserError, match="3 of 4 functions cannot be used"):
         stage.main(command(check=own(tmp_path, LOWER, misnamed, BROKEN, missing)))
     named = capsys.readouterr().out.splitlines()
     assert "o1, function 1 (Constraint 1): no evaluate" in named[0]
     assert "o2, function 1 (Constraint 2): syntax" in named[1]
     assert "o3, function 1 (Constraint 3): missing module" in named[2]
+
+
+ON_TEXT = "def evaluate(response):\n    return 1 / len(response) < 1"
+UNKNOWN = "def evaluate(response):\n    return respons.islower()"
+
+
+def test_check_names_functions_that_err_at_every_call_but_not_those_that_err_on_nothing(
+    tmp_path, capsys
+):
+    with pytest.raises(UserError, match="2 of 4 functions cannot be used"):
+        stage.main(command(check=own(tmp_path, LOWER, CRASH, ON_TEXT, UNKNOWN)))
+    named = capsys.readouterr().out.splitlines()
+    assert "o1, function 1 (Constraint 1): exception" in named[0]
+    assert "o3, function 1 (Constraint 3): exception: NameError, on an empty" in named[1]
+
+
+def test_check_names_a_split_that_is_missing_with_what_to_write(tmp_path, capsys):
+    path = own(tmp_path, LOWER, LOWER, split=None)
+    with pytest.raises(UserError, match="'split' in each row; write .split.: .train."):
+        stage.main(command(check=path))
+    assert "2 of 2 rows have no 'split', first o0" in capsys.readouterr().out
+    four = importlib.import_module("04_responses")
+    with pytest.raises(UserError, match="a file of your own: write .split.: .train."):
+        four.main(
+            ["--model", "m", "--queries", path, "--in", path, "--out", f"{tmp_path}/04.jsonl"]
+        )
+
+
+def test_check_takes_the_rows_of_stage_02_whose_split_is_stage_03s(tmp_path, capsys):
+    run(tmp_path, [completion()])
+    stage.main(command(check=tmp_path / "02.jsonl"))
+    assert "can be called" in capsys.readouterr().out
 
 
 # Accuracies of the functions that the authors' script 3 keeps of their sample, and the number of

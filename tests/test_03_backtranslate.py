@@ -128,6 +128,17 @@ def test_without_back_translation_nothing_is_asked_or_dropped_but_all_is_split(t
     assert len(rows) == 3 and {"family", "split"} <= set(rows[0]) and rows[0]["nli"] == []
 
 
+def test_it_says_how_the_split_fell_what_it_wrote_and_what_comes_next(tmp_path, capsys):
+    source, out = tmp_path / "02.jsonl", tmp_path / "03.jsonl"
+    tiny = json.dumps(verified(1)[0])
+    source.write_text(tiny + "\n")
+    stage.main(command("--no-back-translation", in_=source, out=out))
+    *_, split, nothing, last = capsys.readouterr().out.splitlines()
+    assert split == "03_backtranslate: 1 to train on, 0 held out, of 1 families"
+    assert "nothing is held out" in nothing
+    assert last.startswith(f"wrote {out}; next: python 04_responses.py") and f"--in {out}" in last
+
+
 def test_another_runs_split_is_taken_over_in_whole_families(tmp_path):
     main = tmp_path / "main.jsonl"
     with files.writer(main) as write:

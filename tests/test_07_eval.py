@@ -574,6 +574,18 @@ def test_answers_from_a_file_are_scored_and_one_that_lacks_has_failed(tmp_path, 
     )
 
 
+@pytest.mark.parametrize(
+    "flags, share",
+    [([], 2 / 3), (["--keep-think"], 0), (["--think-tags", "<hm>", "</hm>"], 1)],
+)
+def test_thoughts_in_a_file_of_answers_are_no_part_of_them(tmp_path, folder, flags, share):
+    thoughts = ["<think>\nno, none\n</think>\n\n", "[THINK]no, none[/THINK]", "<hm>no, none</hm>"]
+    rows = [{"prompt": f"Prompt {n}.", "response": f"{thoughts[n]}tea"} for n in range(3)]
+    answers = lines(tmp_path / "answers.jsonl", rows)
+    (row,) = run(tmp_path, *flags, responses=answers, data_dir=folder, benchmarks="ifeval")
+    assert row["metrics"]["Pr(S)"]["value"] == pytest.approx(share)
+
+
 def test_bad_input_ends_with_exit_code_2_and_says_what_to_do(tmp_path):
     for flags, words in (
         (["--benchmarks", "ifevil"], "choose from"),
@@ -637,6 +649,21 @@ def test_what_is_there_and_broken_is_an_error_and_no_gap(tmp_path, folder, capsy
     (folder / "gsm8k/test.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="test.jsonl cannot be read"):
         run(tmp_path, *flags)
+
+
+def test_without_held_out_constraints_the_benchmarks_are_measured_all_the_same(
+    tmp_path, folder, capsys
+):
+    trained = lines(tmp_path / "03.jsonl", [{**CONSTRAINTS[0], "split": "train"}])
+    asked = lines(tmp_path / "q.jsonl", [{"query": QUERIES[0]}])
+    flags = command("--allow-gaps", model="m", data_dir=folder, benchmarks="heldout,gsm8k")
+    with FakeServer(everything) as server:
+        urls = command(base_url=server.url, heldout=trained, queries=asked)
+        rows = run(tmp_path, *flags, *urls)
+    assert {row["benchmark"]: "metrics" in row for row in rows} == {"heldout": False, "gsm8k": True}
+    assert "heldout: left out" in capsys.readouterr().err
+    settings = json.loads((tmp_path / "out/07_items/m/benchmarks.settings.json").read_text())
+    assert settings["flags"]["benchmarks"] == ["heldout", "gsm8k"]
 
 
 def test_the_recorded_settings_say_what_was_sent(tmp_path, folder):

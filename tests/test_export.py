@@ -224,9 +224,27 @@ def test_a_run_without_pairs_is_exported_without_them(whole_run, tmp_path):
     shutil.copy(whole_run / "03_instructions.jsonl", tmp_path)
     for name in export.FORMATS:
         export.main([str(tmp_path), str(tmp_path / name), "--to", name])
-    assert rows(tmp_path / "trl", "dpo.jsonl") == []
+    for name in export.FORMATS:
+        assert {file.name for file in (tmp_path / name).iterdir()} == {
+            "verifiers.jsonl",
+            "README.md",
+        }
     with pytest.raises(UserError, match="03_backtranslate.py behind it"):
         export.main([str(tmp_path / "nothing"), str(tmp_path / "to"), "--to", "trl"])
+
+
+def test_what_a_run_has_no_more_is_gone_from_its_export_and_the_description(whole_run, tmp_path):
+    run, to = tmp_path / "run", tmp_path / "to"
+    shutil.copytree(whole_run, run)
+    for kind in ("trl", "llamafactory"):
+        export.main([str(run), str(to / kind), "--to", kind])
+    (run / "06_pairs.jsonl").write_text("")
+    for kind in ("trl", "llamafactory"):
+        export.main([str(run), str(to / kind), "--to", kind])
+    assert (to / "trl/sft.jsonl").is_file() and not (to / "trl/dpo.jsonl").exists()
+    described = json.loads((to / "llamafactory/dataset_info.json").read_text())
+    assert list(described) == ["autoif_sft"]
+    assert not (to / "llamafactory/autoif_dpo.json").exists()
 
 
 # ---- the card and the hub ----
@@ -325,6 +343,13 @@ def test_push_uploads_every_file_to_a_private_dataset(whole_run, tmp_path, hub):
     assert sorted(sent) == sorted(file.name for file in (tmp_path / "to").iterdir())
     assert "pushed to me/autoif (private)" in done.stdout
     assert "hf_test" not in done.stdout + done.stderr
+
+
+def test_a_push_without_a_network_is_one_line(whole_run, tmp_path):
+    done = pushed(whole_run, tmp_path / "to", "http://127.0.0.1:9")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    [line] = [line for line in done.stderr.splitlines() if "--push me/autoif" in line]
+    assert "cannot be reached" in line and str(tmp_path / "to") in line
 
 
 def test_a_refused_push_ends_with_code_2_and_the_next_step(whole_run, tmp_path, hub, monkeypatch):
