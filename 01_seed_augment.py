@@ -107,6 +107,15 @@ NOT_FORMAT = re.compile(
 )
 
 
+# Lines of a reply that are none of its list: openings, closings and refusals.
+PROSE = re.compile(
+    r"^(?:sure|certainly|of course|okay|here (?:are|is)|here['’]s|below are|these are|"
+    r"(?:i['’]m |i am )?sorry|i apologi[sz]e|unfortunately|as an ai|i (?:cannot|can['’]t)|"
+    r"i hope|hope this|let me know|feel free)\b|\bconstraints?\b.*:$",
+    re.IGNORECASE,
+)
+
+
 def form(instruction: str) -> str:
     """What exact duplicates share: words and numbers in lower case, and signs.
 
@@ -153,6 +162,8 @@ def drop_reason(instruction: str, max_chars: int, style_filter: bool) -> str | N
     """Why a single constraint is unusable, whatever the others are; None when it is fine."""
     if not re.search(r"\w", instruction):
         return "empty"
+    if PROSE.search(instruction):
+        return "prose"
     if len(instruction) > max_chars:
         return "over-long"
     # 'use the word "metaphor"' can be checked: only words that are meant count

@@ -20,7 +20,7 @@ split.
 
 import argparse
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -48,7 +48,12 @@ Both are constraints on the form of an answer. Take the premise as given: does t
 from it (entailment), is it impossible to obey both (contradiction), or neither (neutral)?
 Reply with one word: entailment, neutral or contradiction."""
 
-LABELS = ("entailment", "neutral", "contradiction")
+# The labels, and the words that a supervisor says for each.
+LABELS = {
+    "entailment": r"entail\w*",
+    "neutral": r"neutral\w*",
+    "contradiction": r"contradict\w*",
+}
 
 
 def clean(text: str) -> str:
@@ -56,8 +61,8 @@ def clean(text: str) -> str:
     return replies.unquoted(" ".join(text.split()).strip("*` ")).strip()
 
 
-def nli_model(pairs: Iterable[tuple[str, str]], name: str, batch_size: int) -> Iterator[str]:
-    """Yield the NLI label of each (premise, hypothesis), from a classifier that is loaded once."""
+def nli_model(name: str, batch_size: int) -> Callable[[Iterable[tuple[str, str]]], Iterator[str]]:
+    """Load a classifier, once; the function yields its NLI label of each (premise, hypothesis)."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -78,16 +83,20 @@ def nli_model(pairs: Iterable[tuple[str, str]], name: str, batch_size: int) -> I
             f"--nli {name} has the labels {sorted(labels.values())}; "
             f"a model with {', '.join(LABELS)} is needed"
         )
-    pairs = iter(pairs)
-    # loaded once, pairs in batches: the released code loads it again for each pair
-    while batch := list(islice(pairs, batch_size)):
-        premises, hypotheses = zip(*batch)
-        inputs = tokenizer(
-            list(premises), list(hypotheses), truncation=True, padding=True, return_tensors="pt"
-        ).to(device)
-        with torch.inference_mode():
-            best = model(**inputs).logits.argmax(-1).tolist()
-        yield from (labels[index] for index in best)
+
+    # in batches: the released code loads the model again for each pair
+    def judge(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
+        pairs = iter(pairs)
+        while batch := list(islice(pairs, batch_size)):
+            premises, hypotheses = zip(*batch)
+            inputs = tokenizer(
+                list(premises), list(hypotheses), truncation=True, padding=True, return_tensors="pt"
+            ).to(device)
+            with torch.inference_mode():
+                best = model(**inputs).logits.argmax(-1).tolist()
+            yield from (labels[index] for index in best)
+
+    return judge
 
 
 def nli_requests(pairs: Iterable[tuple[str, str]]) -> Iterator[dict]:
@@ -217,16 +226,15 @@ def consistent(
 ) -> list[dict]:
     """The rows that no back-translation contradicts, with their back-translations and labels."""
     kept = []
+    # loaded before anything is asked: where it cannot be had nothing has been paid for
+    nli = None if args.nli == "llm" else nli_model(args.nli, args.nli_batch_size)
     with llm.LLM.from_args(args, stage="03_backtranslate") as client:
         # ask: what does each function check, told by someone who has not seen the constraint; all
         # of it before the judging, since both may need the one client
         rows = list(translated(rows, client, args.max_functions))
 
         # judge: does it contradict the constraint?
-        if args.nli == "llm":
-            nli = partial(nli_supervisor, client=client)
-        else:
-            nli = partial(nli_model, name=args.nli, batch_size=args.nli_batch_size)
+        nli = nli or partial(nli_supervisor, client=client)
         for row, labels in through(nli, rows, pairs):
             row = {**row, "nli": labels}
             counts.update(label or "no label" for label in labels)

@@ -22,7 +22,6 @@ Shapes: R responses of a pack.
 
 import argparse
 from collections.abc import Iterator
-from pathlib import Path
 
 from autoif.stage import (
     Help,
@@ -45,6 +44,11 @@ from autoif.training.rows import (
     micro_steps,
     read_messages,
     usable,
+)
+
+NEXT = (
+    "python 06_dpo.py pairs --in 03_instructions.jsonl 04_responses.jsonl --sft {args.input} "
+    "--out 06_pairs.jsonl"
 )
 
 
@@ -174,12 +178,7 @@ def main(argv=None):
     log.close()
     checkpoints.export(engine, tokenizer, rows, args.model, args.export_dtype)
     if rank == 0:
-        pairs = Path(args.out).with_name("06_pairs.jsonl")
-        wrote(
-            args.out,
-            then="python 06_dpo.py pairs --in 03_instructions.jsonl 04_responses.jsonl "
-            f"--sft {args.input} --out {pairs}",
-        )
+        wrote(args.out, then=NEXT.format(args=args))
 
 
 if __name__ == "__main__":

@@ -66,6 +66,11 @@ from autoif.training.rows import (
     usable,
 )
 
+NEXT = (
+    "python -m autoif.serving {args.out} -- python 07_eval.py --model {args.out} "
+    "--benchmarks heldout --heldout 03_instructions.jsonl --queries 04_queries.jsonl"
+)
+
 
 def candidates(row: dict) -> list[dict]:
     """`{text, verdicts, accuracy}` of a row of 04 (its responses) or of 03 (its cases)."""
@@ -559,11 +564,7 @@ def learn(args):
     log.close()
     checkpoints.export(engine, tokenizer, rows, args.model, args.export_dtype)
     if rank == 0:
-        wrote(
-            args.out,
-            then=f"python -m autoif.serving {args.out} -- python 07_eval.py --model {args.out} "
-            "--benchmarks heldout --heldout 03_instructions.jsonl --queries 04_queries.jsonl",
-        )
+        wrote(args.out, then=NEXT.format(args=args))
 
 
 def main(argv=None):

@@ -47,11 +47,12 @@ class Output(NamedTuple):
 
 def parser_of(words: list[str]) -> tuple[str, list[str]] | None:
     """(module, its arguments) of a command: of a numbered file, or of `-m autoif...`."""
+    # a numbered file may stand behind a server or a launcher, which are modules too
     for place, word in enumerate(words):
         if re.fullmatch(r"0\d_\w+\.py", word):
             return word.removesuffix(".py"), words[place + 1 :]
+    for place, word in enumerate(words):
         if word == "-m" and words[place + 1].startswith("autoif."):
-            # a server around a command: the command is what makes the output
             return words[place + 1], words[place + 2 :]
     return None
 

@@ -2,7 +2,7 @@ import importlib
 import json
 
 import pytest
-from fake_server import FakeServer, command
+from fake_server import FakeServer, command, without
 from shared_data import needs, rows
 
 from autoif import files, sandbox
@@ -31,6 +31,114 @@ def test_json_is_found_fenced_bare_or_in_prose(wrap):
         {"input": "abc", "output": True},
         {"input": "ABC", "output": False},
     ]
+
+
+LIST = """\
+test_cases = [
+    {"input": "abc", "output": True},
+    {"input": "ABC", "output": False},
+]"""
+OBJECT, JSON_CASES = json.dumps(completion()), json.dumps(completion()["cases"])
+FENCED = json.dumps(completion(f"```python\n{LOWER}\n```"))
+LINES = json.dumps(completion(LOWER.splitlines()))
+DOUBLED = json.dumps(completion(LOWER.replace("\n", "\\n")))
+TRIPLE = f'{{"func": """{LOWER}""", "cases": {JSON_CASES}}}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"```python\n{LOWER}\n\n{LIST}\n```\nIt lowers the text.",
+        f"First the function:\n\n```python\n{LOWER}\n```\nThen the cases:\n```python\n{LIST}\n```",
+        f"```\n{LOWER}\n```\n```json\n{JSON_CASES}\n```",
+        f"{LOWER}\n\n{LIST}",
+        f"```python\n{LOWER}\n\n{LIST}\nfor case in test_cases:\n    assert evaluate(case)\n```",
+        f'```python\n{LOWER}\n```\n{{\n  "func": evaluate,\n  "cases": {JSON_CASES}\n}}',
+        f'```python\n{LOWER}\n```\n```json\n{{"func": "evaluate", "cases": {JSON_CASES}}}\n```',
+        json.dumps({"func": LOWER}) + f'\n\n{{"cases": {JSON_CASES}}}',
+        FENCED,
+        f"```json\n{FENCED}\n```",
+        LINES,
+        DOUBLED,
+        TRIPLE,
+        f"Here:\n```json\n{TRIPLE}\n```",
+        f"```python\n{TRIPLE.replace('true', 'True').replace('false', 'False')}\n```",
+        str(completion()),
+        f'```\n{LOWER}\n```\n{{"func": "def evaluate(response)", "cases": {JSON_CASES}}}',
+        f'```\n{LOWER}\n```\n{{"func": "evaluate(response)", "cases": [...]}}\n{JSON_CASES}',
+        f'```python\n{LOWER}\n\n{LIST}\nresult = {{"func": "def evaluate(": x "y}}\n```',
+        f"```python\n{LOWER}\n```\n"
+        + "\n".join(f"case = {case}" for case in completion()["cases"]),
+    ],
+)
+def test_a_function_and_its_cases_are_read_in_every_wrapping_that_models_write(text):
+    code, cases = stage.parse_verifier(text)
+    assert stage.distinct_functions([LOWER, code]) == [LOWER]
+    assert cases == completion()["cases"]
+
+
+@pytest.mark.parametrize("pattern", [r'r"\bcat\b"', r"R'\bcat\b'", r'"\bcat\b"', r'"""\bcat\b"""'])
+def test_backspaces_of_json_are_the_word_boundaries_that_the_code_meant(tmp_path, pattern):
+    """They matched nothing, and cases that expect a failure kept the function."""
+    code = f"import re\ndef evaluate(response):\n    return bool(re.search({pattern}, response))"
+    answer = completion(code, [("a cat", True), ("a dog", False), ("cats", False)])
+    answer["func"] = answer["func"].replace(r"\b", "\b")  # what JSON makes of a single backslash
+    [row] = run(tmp_path, [answer])
+    assert [verifier["accuracy"] for verifier in row["verifiers"]] == [1.0]
+    assert len(row["cases"]) == 3
+
+
+def test_form_feeds_of_json_are_the_escapes_that_the_code_meant():
+    answer = completion('def evaluate(response):\n    return r"\f" in response')
+    assert 'return r"\\f" in' in stage.parse_verifier(json.dumps(answer))[0]
+
+
+def test_nothing_that_a_completion_holds_is_executed(tmp_path):
+    trap = f"__import__('pathlib').Path({str(tmp_path / 'trap')!r}).touch()"
+    for text in (
+        f'{{"func": {trap}, "cases": []}}',
+        f"```python\n{LOWER}\ntest_cases = [{trap}]\n```",
+        f"[{trap}]",
+    ):
+        stage.parse_verifier(text)
+    assert not (tmp_path / "trap").exists()
+
+
+def ask(tmp_path, server, *flags):
+    tmp_path.mkdir(exist_ok=True)
+    source = tmp_path / "01.jsonl"
+    source.write_text(json.dumps({"id": "i0", "instruction": "Use lower case"}) + "\n")
+    base_url = getattr(server, "url", None)
+    flags = [*flags, *(["--base-url", base_url] if base_url else [])]
+    stage.main(command(*flags, model="m", in_=source, out=tmp_path / "02.jsonl", k=1))
+
+
+def test_a_schema_of_function_and_cases_is_sent_where_it_is_wanted_and_taken(tmp_path, capsys):
+    with FakeServer(lambda messages, request: OBJECT) as server:
+        ask(tmp_path / "plain", server)
+        ask(tmp_path / "schema", server, "--structured-outputs")
+    plain, structured = server.requests
+    schema = structured["response_format"]["json_schema"]["schema"]
+    assert "response_format" not in plain and schema["required"] == ["func", "cases"]
+
+    refuse = without("response_format", "This response_format type is unavailable now")
+    with FakeServer(lambda messages, request: OBJECT, refuse=refuse) as server:
+        ask(tmp_path / "refused", server, "--structured-outputs")
+    assert len(server.answered) == 1 and "going on without it" in capsys.readouterr().err
+
+
+def test_a_schema_and_the_released_codes_fence_exclude_each_other(capsys):
+    with pytest.raises(SystemExit):
+        stage.parse(command("--structured-outputs", "--released-parsing", model="m"))
+    assert "--released-parsing wants a fence" in capsys.readouterr().err
+
+
+def test_completions_stored_without_a_schema_are_read_without_a_server(tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    with FakeServer(lambda messages, request: OBJECT) as server:
+        ask(tmp_path, server)
+    ask(tmp_path, None, "--structured-outputs")
+    assert len(list(files.read(tmp_path / "02.jsonl"))) == 1
 
 
 def test_real_newlines_and_trailing_commas_are_repaired():

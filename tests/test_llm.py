@@ -130,6 +130,37 @@ def test_a_server_without_seed_or_top_p_is_asked_without_and_it_is_said_once(
     assert capsys.readouterr().err.count(f"takes no {name} from m") == 1
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "This response_format type is unavailable now",
+        "This model does not support response format `json_schema`",
+        {"detail": [{"loc": ["body", "response_format"], "msg": "Extra inputs are not permitted"}]},
+        "Structured outputs need a guided decoding backend",
+    ],
+)
+def test_a_server_without_structured_outputs_is_asked_without_and_it_is_said_once(
+    path, capsys, words
+):
+    requests = [{"messages": user(name), "response_format": {"type": "x"}} for name in "abc"]
+    with FakeServer(refuse=without("response_format", words)) as server:
+        with client(server, path, concurrency=1, k=2) as model:
+            assert [len(samples) for samples in model.complete(requests)] == [2, 2, 2]
+        assert sum("response_format" in request for request in server.requests) == 1
+        assert all(request["n"] == 2 for request in server.requests)
+    assert capsys.readouterr().err.count("takes no response_format from m") == 1
+
+
+def test_an_answer_is_found_whether_or_not_it_was_asked_for_with_a_response_format(path):
+    form = {"type": "x"}
+    with FakeServer() as server, client(server, path) as model:
+        for name, more in [("a", {}), ("a", {"response_format": form})]:
+            list(model.complete([{"messages": user(name), **more}]))
+        for name, more in [("b", {"response_format": form}), ("b", {})]:
+            list(model.complete([{"messages": user(name), **more}]))
+    assert [request.get("response_format") for request in server.requests] == [None, form]
+
+
 def test_a_refused_prompt_about_seeds_is_no_reason_to_send_none(path, capsys):
     refuse = but_not("seed", "filtered: how to plant a seed")
     with FakeServer(refuse=refuse) as server:

@@ -113,7 +113,11 @@ def add_flags(
 
 
 def key(model: str, messages: list[dict], temperature: float, max_tokens: int, **more) -> str:
-    """The store's name of a request: a digest of what shapes its samples, but for their index."""
+    """The store's name of a request: a digest of what shapes its samples, but for their index.
+
+    Without `response_format`: not every server takes it, and what was stored without it counts.
+    """
+    more.pop("response_format", None)
     temperature = float(temperature)
     if temperature == 0:  # greedy: nothing is drawn, so another seed would buy the same answer
         more = {name: value for name, value in more.items() if name not in ("top_p", "seed")}

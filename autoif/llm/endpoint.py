@@ -40,6 +40,8 @@ ADVICE = {
     403: "check $OPENAI_API_KEY",
     404: "check --model, and --base-url, which usually ends in /v1",
 }
+# How servers call `response_format`, when they refuse it.
+FORMAT_WORDS = "response.?format|json.?(?:schema|object)|structured|grammar|guided"
 INSTEAD = {
     "n": "with one request a sample",
     "max_tokens": "with max_completion_tokens",
@@ -478,6 +480,9 @@ def refused_parameter(words: str, status: int, body: dict) -> str | None:
     for name in ("top_p", "seed"):
         if name in body and re.search(rf"\b{name}\b", words):
             return name
+    # servers call it by many names; it was that only if the request is taken without it
+    if "response_format" in body and re.search(FORMAT_WORDS, words):
+        return "response_format"
     # one out of range must be mended; left out is one where the model takes none but its own
     if "temperature" in body and "unsupported" in words and "'temperature'" in words:
         return "temperature"

@@ -258,6 +258,7 @@ AFTER = {ord("M"): b"RSNUL", ord("R"): b"PFXIBZ", **dict.fromkeys(b"SNULZ", b"")
 # Only these names are ever told: no text of a reason is of a function's choosing.
 TYPES = {name: kind for name, kind in vars(builtins).items() if isinstance(kind, type)}
 NAMES = ["", "other", "NoneType", *sorted(name for name in TYPES if not name.startswith("_"))]
+PLAIN = {bool, int, str}  # what a verdict may be, and numpy's: its truths equal Python's
 NAME_BYTE = {id(TYPES.get(name, type(None))): bytes([n]) for n, name in enumerate(NAMES)}
 
 
@@ -337,7 +338,7 @@ def calling(nonce: bytes, failure):
     """The function that calls `evaluate` on inputs and writes a frame for each."""
     write, exact_type, identity, name_byte = os.write, type, id, NAME_BYTE
     base_exception, other = BaseException, b"\1"
-    text, plain = str, {identity(kind) for kind in (bool, int, str)}
+    text, plain = str, {identity(kind) for kind in PLAIN}
     passed, failed = nonce + b"P\0", nonce + b"F\0"
     frames = {True: passed, False: failed, "true": passed, "false": failed}
 
@@ -597,8 +598,10 @@ def load(modules: list[str], packages: list[str], folders: list[str]) -> None:
     if "nltk" in sys.modules:
         with suppress(ImportError):
             load_sentence_model()
-    if "numpy" in sys.modules:
+    if numpy := sys.modules.get("numpy"):
         importlib.import_module("numpy.random").seed(0)
+        kinds = set(numpy.sctypeDict.values())
+        PLAIN.update(kind for kind in kinds if issubclass(kind, numpy.bool_ | numpy.integer))
     sys.meta_path.remove(finder)
     sys.path_importer_cache.clear()
     for descriptor in descriptors:

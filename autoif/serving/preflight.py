@@ -198,11 +198,14 @@ def model_problems(
     if shape is None and (unknown := on_hub(args.base, "BASE")):
         return [unknown]
     longest = [each.args.max_length for each in outputs if hasattr(each.args, "max_length")]
+    problems = []
     try:
         check_shape(args.base, max(longest, default=0))
     except UserError as error:
-        return [f"BASE {error}"]
-    problems = training(args.base, shape, memory)
+        problems.append(f"BASE {error}")
+    if shape is None:
+        return problems
+    problems += training(args.base, shape, memory)
     problems += serving(args.base, shape, memory)
     # the checkpoints in float32 with the bf16 copies that vLLM serves, and one resume point
     need = shape.parameters * ((4 + 2) * (2 + args.online_iterations) + 14)

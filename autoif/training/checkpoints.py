@@ -169,8 +169,7 @@ class Checkpoints:
         if export.weights:
             print(
                 f"update: rms {export.rms:.1e}; the export ({form}) keeps {export.share:.1%}; "
-                f"rounded to the nearest bf16, {nearest.share:.1%} are left and "
-                f"{nearest.changed / nearest.weights:.1%} of the weights change",
+                f"rounded to the nearest bf16, {nearest.share:.1%} would be left",
                 flush=True,
             )
         return tensors
