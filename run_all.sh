@@ -202,9 +202,11 @@ pipeline() {
     evaluate offline "$OUT/06_offline"
     evaluate online "$policy"
     # are the benchmarks' tests in what was trained on? (table 4); one judgement a test
-    [ "$RECORDED" ] || [ -z "${DATA_DIR:-}" ] || make "$OUT/07_contamination.json" python -m autoif.evaluation.contamination \
-        "$OUT/04_sft.jsonl" --benchmarks ifeval,followbench --data-dir "$DATA_DIR" --out "$OUT/07_contamination.json" \
-        --judge-model "${JUDGE:-$SUPERVISOR}" --judge-base-url "${OPENAI_BASE_URL:-}"
+    if [ -z "$RECORDED" ] && { [ -d "${DATA_DIR:-}/ifeval" ] || [ -d "${DATA_DIR:-}/followbench" ]; }; then
+        make "$OUT/07_contamination.json" python -m autoif.evaluation.contamination "$OUT/04_sft.jsonl" \
+            --benchmarks ifeval,followbench --data-dir "$DATA_DIR" --out "$OUT/07_contamination.json" \
+            --judge-model "${JUDGE:-$SUPERVISOR}" --judge-base-url "${OPENAI_BASE_URL:-}"
+    fi
 }
 
 # ---- the plan, and what is missing or out of date, before anything is spent -------------------------
