@@ -22,6 +22,7 @@ Shapes: R responses of a pack.
 
 import argparse
 from collections.abc import Iterator
+from pathlib import Path
 
 from autoif.stage import (
     Help,
@@ -48,7 +49,7 @@ from autoif.training.rows import (
 
 NEXT = (
     "python 06_dpo.py pairs --in 03_instructions.jsonl 04_responses.jsonl --sft {args.input} "
-    "--out 06_pairs.jsonl"
+    "--out {folder}/06_pairs.jsonl"
 )
 
 
@@ -178,7 +179,7 @@ def main(argv=None):
     log.close()
     checkpoints.export(engine, tokenizer, rows, args.model, args.export_dtype)
     if rank == 0:
-        wrote(args.out, then=NEXT.format(args=args))
+        wrote(args.out, then=NEXT.format(args=args, folder=Path(args.out).parent))
 
 
 if __name__ == "__main__":

@@ -564,7 +564,7 @@ def learn(args):
     log.close()
     checkpoints.export(engine, tokenizer, rows, args.model, args.export_dtype)
     if rank == 0:
-        wrote(args.out, then=NEXT.format(args=args))
+        wrote(args.out, then=NEXT.format(args=args, folder=Path(args.out).parent))
 
 
 def main(argv=None):
