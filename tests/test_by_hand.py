@@ -29,7 +29,7 @@ INPUTS = [
     ("02_verifiers", jsonl(SEED, SEED), [], "in:2 has the id 'i0' of line 1"),
     ("02_verifiers", jsonl({"instruction": "x"}), [], "in:1 has no 'id'.*01_seed_augment.py"),
     ("02_verifiers", "", [], "in is empty; run 01_seed_augment.py again"),
-    ("02_verifiers", b"\x80\x81\x00", [], "in:1 is no JSON object"),
+    ("02_verifiers", b"\x80\x81\x00", [], "in:1 is not UTF-8"),
     ("02_verifiers", "Use lower case\n", [], "in:1 is no JSON object"),
     ("02_verifiers", None, [], "in is a directory, not a file"),
     ("03_backtranslate", jsonl(SEED), [], "in:1 has no 'verifiers'.*02_verifiers.py"),
@@ -40,7 +40,7 @@ INPUTS = [
         [],
         "'verifiers' has 'code', which must be a text",
     ),
-    ("04_responses", jsonl(VERIFIED), [], "in:1 has no 'split'.*run 03_backtranslate.py first"),
+    ("04_responses", jsonl(VERIFIED), [], "in:1 has no 'split'.*run 03_backtranslate.py"),
     ("04_responses", jsonl({**SPLIT, "verifiers": []}), [], "at least one element"),
     ("04_responses", jsonl({**SPLIT, "split": "test"}), [], 'one of heldout, train, but is "test"'),
     ("04_responses", jsonl({**SPLIT, "split": ["test"]}), [], "one of heldout, train, but is"),
@@ -84,7 +84,7 @@ QUERIES = [
     ("short\n", "none is left of 0 .*'length': 1.*--min-chars"),
     (jsonl({"query": QUERY, "split": "Train"}), "the split 'Train' is neither train nor heldout"),
     (jsonl({"query": QUERY, "split": "heldout"}), "none is left of 1 .*--heldout-queries"),
-    ("\0\1\2binary", "is no text file"),
+    ("\0\1\2binary", "is no text in UTF-8"),
 ]
 
 

@@ -265,7 +265,7 @@ def test_a_model_of_other_settings_is_out_of_date_with_all_that_was_made_of_it(r
     out, *_ = run
     for path in ("06_offline", "online_1/06_dpo", "07_items/sft/heldout.settings.json"):
         assert f"{out / path}: made of" in changed.stderr
-    assert "07_items/base" not in changed.stderr and "06_pairs.jsonl:" not in changed.stderr
+    assert "07_items/base" not in changed.stderr and f"{out}/06_pairs.jsonl:" not in changed.stderr
 
 
 def test_what_was_made_of_a_deleted_model_is_out_of_date(run):

@@ -356,31 +356,33 @@ def test_what_is_served_is_what_was_learned_though_bf16_would_erase_it(smollm2, 
     tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2)
     model = transformers.AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
     asked = tokenizer.apply_chat_template(SEA, add_generation_prompt=True, tokenize=False)
-    prompt, answer = tokenizer(asked)["input_ids"], tokenizer("Fish swim.")["input_ids"]
-    ids = torch.tensor([prompt + answer])
+    prompt = tokenizer(asked)["input_ids"]
 
-    def logprob():
-        logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-        return logits.gather(1, torch.tensor(answer)[:, None]).sum()
+    def logprob(text):
+        answer = tokenizer(text)["input_ids"]
+        logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+        return logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None]).sum()
 
-    def logprob_with(rounded):
+    def logprob_with(rounded, text):
         with torch.no_grad():
             for parameter, learned in zip(model.parameters(), master):
                 parameter.copy_(rounded(learned))
-            return logprob().item()
+            return logprob(text).item()
 
-    logprob().backward()
+    logprob("Fish swim.").backward()
     with torch.no_grad():
-        master = [p + 2e-5 * p.grad.sign() for p in model.parameters()]
-    trained = logprob_with(lambda tensor: tensor)
+        master = [p + 4e-5 * p.grad.sign() for p in model.parameters()]
+        for parameter, learned in zip(model.parameters(), master):
+            parameter.copy_(learned)
     model.save_pretrained(tmp_path / "learned")
     tokenizer.save_pretrained(tmp_path / "learned")
     with Served(str(tmp_path / "learned"), tmp_path) as server:
-        reply = server.chat(SEA, temperature=0.0, max_tokens=len(answer), logprobs=True)
+        reply = server.chat(SEA, temperature=0.0, max_tokens=3, logprobs=True)
     tokens = reply["choices"][0]["logprobs"]["content"]
-    assert "".join(token["token"] for token in tokens) == "Fish swim."
-    served = sum(token["logprob"] for token in tokens)
-    # Q8_0 and its 8-bit activations explain what differs; rounded to bf16 it would not be said
-    assert served == pytest.approx(logprob_with(q8_0), abs=0.5)
-    assert served == pytest.approx(trained, abs=0.5)
-    assert logprob_with(lambda tensor: tensor.bfloat16()) < trained - 3
+    text, served = "".join(t["token"] for t in tokens), sum(t["logprob"] for t in tokens)
+    assert len(tokenizer(text)["input_ids"]) == len(tokens)
+    # Q8_0 and its 8-bit activations explain what differs; rounded to bf16 most is gone
+    assert served == pytest.approx(logprob_with(q8_0, text), abs=0.3)
+    trained = logprob_with(lambda tensor: tensor, text)
+    erased = abs(logprob_with(lambda tensor: tensor.bfloat16(), text) - trained)
+    assert erased > 0.8 and abs(served - trained) < erased / 2
