@@ -1,13 +1,24 @@
-"""JSONL files: UTF-8, one object a line, read with named errors and written whole."""
+"""JSONL files: UTF-8, one object a line, read with named errors and written whole; fingerprints."""
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import jsonlines
+
+# the files that make a checkpoint what it is
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
+SETTINGS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
 
 
 class UserError(Exception):
@@ -214,3 +225,22 @@ def writer(path: str | Path):
     """`with writer(path) as write: write(row)`: the file appears when the block ends well."""
     with whole_file(path) as file:
         yield lambda row: file.write(dump(row) + "\n")
+
+
+def fingerprint(model: str) -> str:
+    """`model`, or for a checkpoint directory a hash: retraining at the same path changes it."""
+    folder = Path(model)
+    weights = sorted(path for pattern in WEIGHTS for path in folder.glob(pattern))
+    if not weights:
+        return model
+    settings = [folder / name for name in SETTINGS if (folder / name).exists()]
+    digest = hashlib.sha256()
+    for path in weights + settings:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size} ".encode())
+        with open(path, "rb") as file:
+            # 128 blocks of 4 KB: whole when small, milliseconds when it is 15 GB
+            for block in range(128):
+                file.seek(max(block * 4096, size * block // 128))
+                digest.update(file.read(4096))
+    return f"checkpoint:{digest.hexdigest()}"

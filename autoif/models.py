@@ -6,13 +6,12 @@ fills a folder with links to the model and with what it lacks to answer in a cha
 """
 
 import argparse
-import hashlib
 import json
 import os
 import shutil
 from pathlib import Path
 
-from autoif.files import UserError, write_whole
+from autoif.files import UserError, fingerprint, write_whole
 from autoif.stage import Help, run, write_settings
 
 # For base models without a template: plain words and the model's own end token, since new special
@@ -29,35 +28,8 @@ FALLBACK_TEMPLATE = (
 # A base model was never trained on that template: it goes on as the user where its answer ends.
 FALLBACK_STOP = ["\nUser:"]
 
-WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
 # What git leaves in place of a large file where Git LFS is not installed.
 LFS_POINTER = b"version https://git-lfs"
-SETTINGS = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-)
-
-
-def fingerprint(model: str) -> str:
-    """`model`, or for a checkpoint directory a hash: retraining at the same path changes it."""
-    folder = Path(model)
-    weights = sorted(path for pattern in WEIGHTS for path in folder.glob(pattern))
-    if not weights:
-        return model
-    settings = [folder / name for name in SETTINGS if (folder / name).exists()]
-    digest = hashlib.sha256()
-    for path in weights + settings:
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size} ".encode())
-        with open(path, "rb") as file:
-            # 128 blocks of 4 KB: whole when small, milliseconds when it is 15 GB
-            for block in range(128):
-                file.seek(max(block * 4096, size * block // 128))
-                digest.update(file.read(4096))
-    return f"checkpoint:{digest.hexdigest()}"
 
 
 def beside(model: str, form: str, write) -> Path:

@@ -18,7 +18,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from autoif.files import UserError, dump, refuse_unwritable, whole_file, write_whole
+from autoif.files import (
+    UserError,
+    dump,
+    fingerprint,
+    refuse_unwritable,
+    whole_file,
+    write_whole,
+)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -149,8 +156,6 @@ def settings_path(out: str | Path) -> Path:
 @functools.cache
 def identity(path: str) -> str | None:
     """What lies at `path`: a file's SHA-256, a checkpoint's fingerprint; None for neither."""
-    from autoif.models import fingerprint  # here: models is itself run by this module
-
     if Path(path).is_file():
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
