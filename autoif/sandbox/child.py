@@ -222,7 +222,7 @@ def probe(settings: dict) -> list[str]:
     }
 
     def attempt(_):
-        went = [name for name, worked in here.items() if worked]
+        went = []
         for name, way in in_child.items():
             with suppress(OSError, MemoryError):  # denied, as it should be
                 went += [name] * bool(way())
@@ -232,7 +232,8 @@ def probe(settings: dict) -> list[str]:
     os.set_blocking(child.pipe, True)
     text = os.read(child.pipe, 1 << 16)
     child.end()
-    return json.loads(text or '["the probing child died"]')
+    went = json.loads(text or '["the probing child died"]')
+    return [name for name, worked in here.items() if worked] + went
 
 
 FRAME = 10
@@ -439,7 +440,7 @@ def verdicts(message: mmap.mmap, count: int, stays: bool, child: Child | None, s
     stayed says nothing else counts, so that what stays of one message is no error in another.
     """
     given, reason, bad, timeouts = "", "", 0, 0
-    while len(given) < count or not given:
+    while True:
         if stayed := child is not None:
             try:
                 os.write(child.pipe, message)  # unread: the worker's later children could find it
@@ -462,14 +463,15 @@ def verdicts(message: mmap.mmap, count: int, stays: bool, child: Child | None, s
         if not said.startswith("R"):  # it could not be loaded
             return given.ljust(count, "E"), reason or f"load: {how}", None
         given += answered
+        if len(given) >= count:
+            return given, reason, None
         # "done" without an answer would leave the input to children without end
-        if len(given) < count and not (answered and said.endswith("Z")):
+        if not (answered and said.endswith("Z")):
             given, reason = given + "E", reason or ("protocol" if said.endswith("Z") else how)
             bad, timeouts = bad + 1, timeouts + (how == "timeout")
             hopeless = timeouts == FIRST_TIMEOUTS * settings["patience"] == len(given)
-            if hopeless or bad == BAD_INPUTS * settings["patience"]:
+            if hopeless or bad == BAD_INPUTS * settings["patience"] or len(given) >= count:
                 return given.ljust(count, "D"), reason, None
-    return given, reason, None
 
 
 def keep(kept: dict, key: int, child: Child) -> None:
