@@ -12,6 +12,9 @@ Departures from the paper:
    them.
 3. Lines about style, metaphor or translation, which the prompt forbids, are dropped by their words;
    `--no-style-filter` keeps them.
+4. Lines longer than 200 characters are dropped (`--max-chars`), and exact duplicates are those that
+   are equal but for case and punctuation.
+5. Sampling (temperature 1, at most 4,096 tokens) is ours; the paper does not state it.
 """
 
 import argparse
@@ -22,7 +25,7 @@ from pathlib import Path
 
 from autoif import files, llm, replies
 from autoif.files import UserError
-from autoif.stage import Funnel, non_negative, positive_int, run, write_settings
+from autoif.stage import Funnel, Help, non_negative, positive_int, run, write_settings, wrote
 
 # The paper's 36 seed constraints, in our words.
 SEEDS = """\
@@ -104,6 +107,15 @@ NOT_FORMAT = re.compile(
 )
 
 
+# Lines of a reply that are none of its list: openings, closings and refusals.
+PROSE = re.compile(
+    r"^(?:sure|certainly|of course|okay|here (?:are|is)|here['’]s|below are|these are|"
+    r"(?:i['’]m |i am )?sorry|i apologi[sz]e|unfortunately|as an ai|i (?:cannot|can['’]t)|"
+    r"i hope|hope this|let me know|feel free)\b|\bconstraints?\b.*:$",
+    re.IGNORECASE,
+)
+
+
 def form(instruction: str) -> str:
     """What exact duplicates share: words and numbers in lower case, and signs.
 
@@ -150,6 +162,8 @@ def drop_reason(instruction: str, max_chars: int, style_filter: bool) -> str | N
     """Why a single constraint is unusable, whatever the others are; None when it is fine."""
     if not re.search(r"\w", instruction):
         return "empty"
+    if PROSE.search(instruction):
+        return "prose"
     if len(instruction) > max_chars:
         return "over-long"
     # 'use the word "metaphor"' can be checked: only words that are meant count
@@ -187,9 +201,7 @@ def read_seeds(path: str | None) -> list[str]:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     parser.add_argument(
         "--seeds", help="text file, one constraint a line (default: the paper's 36, in our words)"
     )
@@ -268,8 +280,13 @@ def main(argv: list[str] | None = None) -> None:
                 continue
             write({"id": f"i{funnel.kept:05d}", "instruction": instruction, "source": source})
             funnel.keep()
-    write_settings(args, args.out, [args.seeds])
+        write_settings(args, args.out)
     funnel.finish(seeds=len(seeds), requests=args.k)
+    out = Path(args.out).with_name("02_verifiers.jsonl")
+    wrote(
+        args.out,
+        then=f"python 02_verifiers.py --model {args.model} --in {args.out} --out {out}",
+    )
 
 
 if __name__ == "__main__":

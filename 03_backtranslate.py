@@ -13,19 +13,21 @@ Departures from the paper:
    later stage trains on them or on their siblings in other numbers and words, and stage 07 measures
    on them. `--heldout 0` trains on all, as the paper does.
 3. `--nli llm` asks the supervisor instead of mDeBERTa, where no such model can be loaded.
+4. Sampling (greedy, at most 512 tokens) is ours; the paper does not state it.
 `--no-back-translation` is the paper's ablation (table 3): nothing is asked, nothing dropped, all is
 split.
 """
 
 import argparse
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 from autoif import families, files, llm, replies
 from autoif.files import UserError
-from autoif.stage import Funnel, positive_int, run, share, through, write_settings
+from autoif.stage import Funnel, Help, positive_int, run, share, through, write_settings, wrote
 from autoif.verifiers import ROW
 
 BACKTRANSLATE_PROMPT = """\
@@ -46,7 +48,12 @@ Both are constraints on the form of an answer. Take the premise as given: does t
 from it (entailment), is it impossible to obey both (contradiction), or neither (neutral)?
 Reply with one word: entailment, neutral or contradiction."""
 
-LABELS = ("entailment", "neutral", "contradiction")
+# The labels, and the words that a supervisor says for each.
+LABELS = {
+    "entailment": r"entail\w*",
+    "neutral": r"neutral\w*",
+    "contradiction": r"contradict\w*",
+}
 
 
 def clean(text: str) -> str:
@@ -54,8 +61,8 @@ def clean(text: str) -> str:
     return replies.unquoted(" ".join(text.split()).strip("*` ")).strip()
 
 
-def nli_model(pairs: Iterable[tuple[str, str]], name: str, batch_size: int) -> Iterator[str]:
-    """Yield the NLI label of each (premise, hypothesis), from a classifier that is loaded once."""
+def nli_model(name: str, batch_size: int) -> Callable[[Iterable[tuple[str, str]]], Iterator[str]]:
+    """Load a classifier, once; the function yields its NLI label of each (premise, hypothesis)."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -76,16 +83,20 @@ def nli_model(pairs: Iterable[tuple[str, str]], name: str, batch_size: int) -> I
             f"--nli {name} has the labels {sorted(labels.values())}; "
             f"a model with {', '.join(LABELS)} is needed"
         )
-    pairs = iter(pairs)
-    # loaded once, pairs in batches: the released code loads it again for each pair
-    while batch := list(islice(pairs, batch_size)):
-        premises, hypotheses = zip(*batch)
-        inputs = tokenizer(
-            list(premises), list(hypotheses), truncation=True, padding=True, return_tensors="pt"
-        ).to(device)
-        with torch.inference_mode():
-            best = model(**inputs).logits.argmax(-1).tolist()
-        yield from (labels[index] for index in best)
+
+    # in batches: the released code loads the model again for each pair
+    def judge(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
+        pairs = iter(pairs)
+        while batch := list(islice(pairs, batch_size)):
+            premises, hypotheses = zip(*batch)
+            inputs = tokenizer(
+                list(premises), list(hypotheses), truncation=True, padding=True, return_tensors="pt"
+            ).to(device)
+            with torch.inference_mode():
+                best = model(**inputs).logits.argmax(-1).tolist()
+            yield from (labels[index] for index in best)
+
+    return judge
 
 
 def nli_requests(pairs: Iterable[tuple[str, str]]) -> Iterator[dict]:
@@ -169,9 +180,7 @@ def held_out_in(path: str) -> set[str]:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     parser.add_argument("--in", dest="input", default="out/02_verifiers.jsonl")
     parser.add_argument("--out", default="out/03_instructions.jsonl")
     parser.add_argument(
@@ -217,16 +226,15 @@ def consistent(
 ) -> list[dict]:
     """The rows that no back-translation contradicts, with their back-translations and labels."""
     kept = []
+    # loaded before anything is asked: where it cannot be had nothing has been paid for
+    nli = None if args.nli == "llm" else nli_model(args.nli, args.nli_batch_size)
     with llm.LLM.from_args(args, stage="03_backtranslate") as client:
         # ask: what does each function check, told by someone who has not seen the constraint; all
         # of it before the judging, since both may need the one client
         rows = list(translated(rows, client, args.max_functions))
 
         # judge: does it contradict the constraint?
-        if args.nli == "llm":
-            nli = partial(nli_supervisor, client=client)
-        else:
-            nli = partial(nli_model, name=args.nli, batch_size=args.nli_batch_size)
+        nli = nli or partial(nli_supervisor, client=client)
         for row, labels in through(nli, rows, pairs):
             row = {**row, "nli": labels}
             counts.update(label or "no label" for label in labels)
@@ -261,8 +269,20 @@ def main(argv: list[str] | None = None) -> None:
             counts[row["split"]] += 1
             names.add(row["family"])
             write(row)
-    write_settings(args, args.out, [args.input, args.split_of])
+        write_settings(args, args.out)
     funnel.finish(**counts, families=len(names))
+    print(
+        f"03_backtranslate: {counts['train']:,} to train on, {counts['heldout']:,} held out, "
+        f"of {len(names):,} families"
+    )
+    if not counts["heldout"]:
+        print("03_backtranslate: nothing is held out to measure on (--heldout, or more families)")
+    out = Path(args.out).with_name("04_responses.jsonl")
+    wrote(
+        args.out,
+        then=f"python 04_responses.py --model {args.model or 'NAME'} --in {args.out} "
+        f"--queries FILE --out {out}",
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Fine-tune the base model on the responses that passed: all weights, the loss on responses only.
 
-Reads 04_sft.jsonl, or any JSONL whose rows have `messages` (the last one the assistant's). Writes a
+Reads 04_sft.jsonl, or any JSONL whose rows have `messages`, the last one the assistant's. Of
+several turns the loss is on that last answer alone: what stands before it (the system's words,
+earlier answers, tool calls and their results, with the row's `tools`) is context. Writes a
 directory that `from_pretrained` and vLLM load, with metrics.jsonl, curves.png and tensorboard/ in
 it (its numbers: autoif/training/log.py). Paper: section 4 and its table of settings, which are the
 defaults.
@@ -12,23 +14,42 @@ the paper:
 1. Rows longer than --max-length are dropped and counted, not cut.
 2. Every step has exactly --batch rows: batches run across epochs, and the last is filled from one
    more shuffle.
+3. The loss is the mean over the response tokens of the whole batch, not the mean of its parts'
+   means, as in the trainer of the released command.
 
 Shapes: R responses of a pack.
 """
 
 import argparse
 from collections.abc import Iterator
+from pathlib import Path
 
-from autoif import files
-from autoif.stage import natural, non_negative, positive, positive_int, run, within
+from autoif.stage import (
+    Help,
+    natural,
+    non_negative,
+    positive,
+    positive_int,
+    run,
+    within,
+    write_settings,
+    wrote,
+)
 from autoif.training import engine as train
 from autoif.training.rows import (
     batches,
-    check_messages,
     encode,
+    encoded_rows,
+    first_day,
     load_tokenizer,
     micro_steps,
+    read_messages,
     usable,
+)
+
+NEXT = (
+    "python 06_dpo.py pairs --in 03_instructions.jsonl 04_responses.jsonl --sft {args.input} "
+    "--out {folder}/06_pairs.jsonl"
 )
 
 
@@ -43,19 +64,17 @@ def sft_loss(logprobs_R, tokens):
 
 
 def read_rows(path: str, tokenizer) -> Iterator[dict]:
-    """Rows of 04_sft.jsonl as token ids: a prompt and one response."""
-    for number, row in enumerate(files.read(path, ["messages"], "04_responses.py"), 1):
-        where, messages = f"{path}:{number}", row["messages"]
-        check_messages(messages, "messages", where)
-        encoded = encode(tokenizer, messages[:-1], [messages[-1:]], where)
-        # one's own rows may have no id: their line is it
-        yield {"id": row.get("id", str(number)), **encoded}
+    """Rows of 04_sft.jsonl as token ids: a prompt and one response, of several turns the last."""
+
+    def encode_row(row, where):
+        messages = read_messages(row["messages"], "messages", where)
+        return encode(tokenizer, messages[:-1], [messages[-1:]], where, tools=row.get("tools"))
+
+    return encoded_rows(path, ["messages"], "04_responses.py", encode_row)
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     # what changes the result stands here; speed, memory and bookkeeping in train.add_flags
     parser.add_argument("--in", dest="input", required=True, metavar="FILE", help="04_sft.jsonl")
     parser.add_argument(
@@ -99,10 +118,11 @@ def main(argv=None):
     args = parse(argv)
     rank, world = train.start(args.seed, args.precision)
 
-    # read and check every row before anything is written: a bad one ends the run with its line
-    tokenizer = load_tokenizer(args.model, args.chat_template)
-    encoded = read_rows(args.input, tokenizer)
-    rows = usable("05_sft", encoded, tokenizer, args.max_length, args.input, args.out, rank)
+    # check model and rows before anything is written: bad rows end the run with their lines
+    train.check_shape(args.model, args.max_length)
+    date = first_day(args.out)
+    tokenizer = load_tokenizer(args.model, args.chat_template, date)
+    rows = usable("05_sft", read_rows(args.input, tokenizer), tokenizer, args, rank)
     plan = batches(len(rows), args.batch, args.epochs, args.seed)
 
     # not at the top of the file: --help does not wait for torch
@@ -113,10 +133,12 @@ def main(argv=None):
     from autoif.training.packed import pack
 
     # bring up the policy where the last resume point left it, under the same settings only
-    settings = binding(vars(args), rows, world)
+    settings = {**binding(vars(args), rows, world), "date": date}
     checkpoints = Checkpoints(args.out, settings, rank, args.keep_checkpoints)
+    if rank == 0:
+        write_settings(args, args.out)
     config = train.deepspeed_config(args.ds_config, args.zero, args.precision, args.offload)
-    model = train.load_model(args.model, config, args.precision, args.max_length)
+    model = train.load_model(args.model, config, args.precision, rows)
     train.checkpoint_activations(
         model, rows, args.activation_checkpointing, args.micro_tokens, config, world
     )
@@ -130,6 +152,7 @@ def main(argv=None):
         weight_decay=args.weight_decay,
         schedule=args.schedule,
     )
+    train.restore_masters(engine, args.model)
     done = checkpoints.restore(engine)
     log = Log(args.out, engine, len(plan), done, args.divergence, args.wandb)
 
@@ -154,7 +177,9 @@ def main(argv=None):
         if step % args.save_every == 0 or step == len(plan):
             checkpoints.save(engine, step)
     log.close()
-    checkpoints.export(engine, tokenizer, rows)
+    checkpoints.export(engine, tokenizer, rows, args.model, args.export_dtype)
+    if rank == 0:
+        wrote(args.out, then=NEXT.format(args=args, folder=Path(args.out).parent))
 
 
 if __name__ == "__main__":

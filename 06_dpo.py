@@ -18,12 +18,14 @@ Departures from the paper:
 1. Pairs longer than --max-length are dropped and counted, not cut.
 2. Every step has exactly --batch pairs: batches run across epochs, and the last is filled from one
    more shuffle.
-3. A verifier that crashed says nothing: its case or response is neither chosen nor rejected
-   (released code: rejected).
+3. A verifier that crashed says nothing: its case or response is neither chosen nor rejected. The
+   released code leaves errors out of the mean: all errors are rejected, pass and error is chosen.
 4. An answer that was cut off is neither chosen nor rejected, unless --reject-truncated; a chosen
-   one has the quality score of stage 04 where there are scores.
+   one has the quality score of stage 04 where its run gave scores.
 5. Weight decay (0) and Adam's betas (0.9, 0.999) are ours; the paper states neither.
 6. --sft-weight adds the SFT loss of the chosen responses; the paper has none (0).
+7. The accuracy of a case is that of a response with its text, the share of kept functions that it
+   passes, whatever output was expected of it; the paper does not say which.
 """
 
 import argparse
@@ -37,8 +39,10 @@ from pathlib import Path
 
 from autoif import files, models
 from autoif.files import UserError
+from autoif.prompt import has_scores
 from autoif.stage import (
     Funnel,
+    Help,
     non_negative,
     positive,
     positive_int,
@@ -46,17 +50,25 @@ from autoif.stage import (
     share,
     within,
     write_settings,
+    wrote,
 )
 from autoif.training import engine as train
 from autoif.training.rows import (
     batches,
-    check_messages,
     digest,
     encode,
+    encoded_rows,
+    first_day,
     load_tokenizer,
     micro_steps,
     packed_tokens,
+    read_messages,
     usable,
+)
+
+NEXT = (
+    "python -m autoif.serving {args.out} -- python 07_eval.py --model {args.out} "
+    "--benchmarks heldout --heldout 03_instructions.jsonl --queries 04_queries.jsonl"
 )
 
 
@@ -77,22 +89,19 @@ def sides(
 ) -> tuple[list[dict], list[dict]]:
     """The candidates to choose and those to reject, each text once (3.4).
 
-    chosen      accuracy above `min_accuracy`, and the quality score where there are scores
+    chosen      accuracy above `min_accuracy`, and a quality score of `min_score` (0: or none)
     rejected    accuracy 0: every verdict "fail", of several constraints those of one
 
     An answer that was cut off is on neither side: chosen, it would teach to stop early, and
     rejected, to be brief. `reject_truncated` rejects it all the same.
     """
-    # cases have no scores, nor have the responses of a run with --no-score
-    has_scores = any(each.get("score") is not None for each in candidates)
-    needed = min_score if has_scores else 0
     chosen, rejected = {}, {}
     for each in candidates:
         cut = each.get("finish_reason") == "length"
         # a function that crashed has not judged: the text is neither good nor bad
         if not each["text"].strip() or not each["verdicts"] or "error" in each["verdicts"]:
             continue
-        accepted = each["accuracy"] > min_accuracy and (each.get("score") or 0) >= needed
+        accepted = each["accuracy"] > min_accuracy and (each.get("score") or 0) >= min_score
         if accepted and not cut:
             chosen.setdefault(each["text"], each)
         if each["accuracy"] == 0 and (reject_truncated or not cut):
@@ -165,32 +174,40 @@ def training_samples(path: str | None) -> tuple[set[str], set[str]] | None:
     return prompts, constraints
 
 
-def read_verified(paths: list[str]) -> Iterator[dict]:
-    """Yield the rows of 03 and 04 in `paths`; cases without a split may be held out: an error."""
+def read_verified(path: str) -> Iterator[dict]:
+    """Yield the rows of 03 and 04 in `path`; cases without a split may be held out: an error."""
     case = {"input": str, "accuracy": (int, float)}
     response = {"text": str, "verdicts": list, "accuracy": (int, float)}
     forms = {
         "cases": {"instruction": str, "split": {"train", "heldout"}, "cases": [case]},
         "responses": {"prompt": str},
     }
+    for number, row in files.numbered(path, {"id": str}, "04_responses.py"):
+        kind = "responses" if "responses" in row else "cases"
+        if kind not in row:
+            raise UserError(
+                f"{path}:{number} has neither 'responses' nor 'cases'; pass files of 03 or 04"
+            )
+        if kind == "cases" and "split" not in row:
+            raise UserError(
+                f"{path}:{number} has no 'split', so that held-out constraints cannot be told; "
+                "pass 03_instructions.jsonl (run 03_backtranslate.py first)"
+            )
+        wrong = files.mismatch(row, forms[kind])
+        for each in row["responses"] if kind == "responses" else []:
+            wrong = wrong or files.mismatch(each, response)
+        if wrong:
+            raise UserError(f"{path}:{number} {wrong}; mend or delete the line")
+        yield row
+
+
+def of_runs(paths: list[str]) -> Iterator[tuple[dict, bool]]:
+    """Yield (row, whether its run scored responses) for the rows of 03 and 04 in `paths`."""
     for path in paths:
-        for number, row in enumerate(files.read(path, {"id": str}, "04_responses.py"), 1):
-            kind = "responses" if "responses" in row else "cases"
-            if kind not in row:
-                raise UserError(
-                    f"{path}:{number} has neither 'responses' nor 'cases'; pass files of 03 or 04"
-                )
-            if kind == "cases" and "split" not in row:
-                raise UserError(
-                    f"{path}:{number} has no 'split', so that held-out constraints cannot be told; "
-                    "pass 03_instructions.jsonl (run 03_backtranslate.py first)"
-                )
-            wrong = files.mismatch(row, forms[kind])
-            for each in row["responses"] if kind == "responses" else []:
-                wrong = wrong or files.mismatch(each, response)
-            if wrong:
-                raise UserError(f"{path}:{number} {wrong}; mend or delete the line")
-            yield row
+        # a file is a run's; read twice rather than held in memory
+        scored = has_scores(read_verified(path))
+        for row in read_verified(path):
+            yield row, scored
 
 
 def thinned(rows: list[dict], fraction: float, seed: int) -> list[dict]:
@@ -215,7 +232,7 @@ def pairs(args):
     )
 
     # pair: each row's good texts with its bad ones; the reasons are asked in the order of blame
-    for row in read_verified(args.input):
+    for row, scored in of_runs(args.input):
         of_responses = "responses" in row
         level = args.level if of_responses else "instruction"
 
@@ -225,8 +242,10 @@ def pairs(args):
             prompts, constraints = samples
             outside = row["prompt"] not in prompts if of_responses else row["id"] not in constraints
 
+        # cases have no scores, nor have the responses of a run with --no-score
+        min_score = args.min_score if of_responses and scored else 0
         chosen, rejected = sides(
-            candidates(row), args.min_accuracy, args.min_score, args.reject_truncated
+            candidates(row), args.min_accuracy, min_score, args.reject_truncated
         )
         if row.get("split", "train") != "train":
             funnel.drop(f"{level}: held out", row)
@@ -251,11 +270,13 @@ def pairs(args):
     with files.writer(args.out) as write:
         for pair in made:
             write(pair)
+        write_settings(args, args.out)
     levels = Counter(pair["level"] for pair in made)
-    write_settings(args, args.out, [*args.input, args.sft])
     funnel.finish(pairs=dict(levels))
     counted = [f"{count:,} pairs of level {level}" for level, count in levels.items()]
     print("06_dpo pairs: " + ", ".join(counted))
+    out = Path(args.out).with_name("06_dpo")
+    wrote(args.out, then=f"python 06_dpo.py train --in {args.out} --model SFT_MODEL --out {out}")
 
 
 def dpo_loss(policy_B2, reference_B2, beta):
@@ -277,19 +298,19 @@ def read_rows(path: str, tokenizer) -> Iterator[dict]:
     A row with `"truncated": ["rejected"]` gets no end token behind that side: none was ever there.
     """
     sides = ("chosen", "rejected")
-    for number, row in enumerate(files.read(path, ["prompt", *sides], "06_dpo.py pairs"), 1):
-        where, truncated = f"{path}:{number}", row.get("truncated", [])
-        for name in ("prompt", *sides):
-            check_messages(row[name], name, where)
+
+    def encode_row(row, where):
+        prompt, *responses = [read_messages(row[name], name, where) for name in ("prompt", *sides)]
         # the margin of equal sides is 0 whatever the policy: such a pair teaches nothing
         if row["chosen"] == row["rejected"]:
             raise UserError(f"{where}: chosen and rejected are equal; delete the row")
-        if not isinstance(truncated, list) or not set(truncated) <= set(sides):
+        truncated = row.get("truncated", [])
+        if not isinstance(truncated, list) or not all(side in sides for side in truncated):
             raise UserError(f"{where}: truncated must be a list of {sides}, not {truncated!r}")
         cut = [sides.index(side) for side in truncated]
-        encoded = encode(tokenizer, row["prompt"], [row[side] for side in sides], where, cut)
-        # one's own rows may have no id: their line is it
-        yield {"id": row.get("id", str(number)), **encoded}
+        return encode(tokenizer, prompt, responses, where, cut, row.get("tools"))
+
+    return encoded_rows(path, ["prompt", *sides], "06_dpo.py pairs", encode_row)
 
 
 def reference_logprobs(rows: list[dict], engine, micro_tokens: int, rank: int, world: int):
@@ -330,9 +351,10 @@ def add_reference(rows: list[dict], args, rank: int, world: int) -> None:
     key = digest([models.fingerprint(model), args.precision, tokens])
     file = Path(f"{args.input}.reference-{key}.jsonl")
     if not file.exists():
+        train.check_shape(model, args.max_length)
         # nothing is kept for a backward pass: shared out weights, and packs of twice the tokens
         config = train.deepspeed_config(args.ds_config, 3, args.precision, offload=False)
-        reference = train.load_model(model, config, args.precision, args.max_length)
+        reference = train.load_model(model, config, args.precision, rows)
         engine = train.frozen(reference, config)
         found = reference_logprobs(rows, engine, 2 * args.micro_tokens, rank, world).tolist()
         train.release(engine)  # the policy takes its place: there are never two models in memory
@@ -347,11 +369,9 @@ def add_reference(rows: list[dict], args, rank: int, world: int) -> None:
 
 
 def parse(argv):
-    whole = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    whole = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     commands = whole.add_subparsers(required=True, metavar="{pairs,train}")
-    parser = commands.add_parser("pairs", help="make pairs of verified rows")
+    parser = commands.add_parser("pairs", help="make pairs of verified rows", formatter_class=Help)
     parser.add_argument(
         "--in",
         dest="input",
@@ -382,7 +402,7 @@ def parse(argv):
         "--min-score",
         type=non_negative,
         default=8.0,
-        help="chosen has this quality score, where its prompt has scores (paper: 8, section 3.3)",
+        help="chosen has this quality score, where its run gave scores (paper: 8, 3.3)",
     )
     parser.add_argument(
         "--reject-truncated",
@@ -415,7 +435,7 @@ def parse(argv):
     )
     parser.add_argument("--seed", type=int, default=0, help="of the choice of pairs")
     parser.set_defaults(command=pairs)
-    parser = commands.add_parser("train", help="train on the pairs")
+    parser = commands.add_parser("train", help="train on the pairs", formatter_class=Help)
     parser.add_argument("--in", dest="input", required=True, metavar="FILE", help="06_pairs.jsonl")
     parser.add_argument(
         "--model", required=True, help="policy to begin with: the SFT model, or the last online one"
@@ -474,10 +494,11 @@ def parse(argv):
 def learn(args):
     rank, world = train.start(args.seed, args.precision)
 
-    # read and check every row before anything is written: a bad one ends the run with its line
-    tokenizer = load_tokenizer(args.model, args.chat_template)
-    encoded = read_rows(args.input, tokenizer)
-    rows = usable("06_dpo train", encoded, tokenizer, args.max_length, args.input, args.out, rank)
+    # check model and rows before anything is written: bad rows end the run with their lines
+    train.check_shape(args.model, args.max_length)
+    date = first_day(args.out)
+    tokenizer = load_tokenizer(args.model, args.chat_template, date)
+    rows = usable("06_dpo train", read_rows(args.input, tokenizer), tokenizer, args, rank)
     plan = batches(len(rows), args.batch, args.epochs, args.seed)
 
     # not at the top of the file: --help does not wait for torch
@@ -488,11 +509,13 @@ def learn(args):
     from autoif.training.packed import pack
 
     # bring up the policy where the last resume point left it, under the same settings only
-    settings = binding(vars(args), rows, world)
+    settings = {**binding(vars(args), rows, world), "date": date}
     checkpoints = Checkpoints(args.out, settings, rank, args.keep_checkpoints)
+    if rank == 0:
+        write_settings(args, args.out)
     add_reference(rows, args, rank, world)
     config = train.deepspeed_config(args.ds_config, args.zero, args.precision, args.offload)
-    model = train.load_model(args.model, config, args.precision, args.max_length)
+    model = train.load_model(args.model, config, args.precision, rows)
     train.checkpoint_activations(
         model, rows, args.activation_checkpointing, args.micro_tokens, config, world
     )
@@ -506,6 +529,7 @@ def learn(args):
         weight_decay=args.weight_decay,
         schedule=args.schedule,
     )
+    train.restore_masters(engine, args.model)
     done = checkpoints.restore(engine)
     log = Log(args.out, engine, len(plan), done, args.divergence, args.wandb)
 
@@ -538,7 +562,9 @@ def learn(args):
         if step % args.save_every == 0 or step == len(plan):
             checkpoints.save(engine, step)
     log.close()
-    checkpoints.export(engine, tokenizer, rows)
+    checkpoints.export(engine, tokenizer, rows, args.model, args.export_dtype)
+    if rank == 0:
+        wrote(args.out, then=NEXT.format(args=args, folder=Path(args.out).parent))
 
 
 def main(argv=None):

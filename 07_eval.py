@@ -29,6 +29,7 @@ import argparse
 import gc
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from autoif import files, llm, models, sandbox
@@ -38,7 +39,7 @@ from autoif.evaluation.benchmarks import NotSetUp, heldout
 from autoif.evaluation.benchmarks.choice import by_likelihood
 from autoif.evaluation.conversation import converse
 from autoif.files import UserError
-from autoif.stage import positive_int, run, versions
+from autoif.stage import Help, positive_int, run, versions, write_settings, wrote
 
 # The paper's tables 1 and 2, in per cent.
 PAPER_COLUMNS = ["Pr(S)", "Pr(L)", "Ins(S)", "Ins(L)", "FB SSR"]
@@ -104,7 +105,9 @@ def works_of(items: list[dict], settings: dict) -> list[dict]:
 def generate(name: str, works: list[dict], settings: dict, client, args) -> None:
     """Phase 1: add `answers` to each work, one for each turn; None where a request kept failing."""
     if args.responses:
-        responses.add_answers(args.responses, works)
+        # one rule for answers on two ways in: thoughts are none
+        strip = partial(llm.strip_think, tags=args.think_tags)
+        responses.add_answers(args.responses, works, str if args.keep_think else strip)
         return
     if settings.get("mode") == "loglik":
         # named by the weights: what is trained again at the same path is computed again
@@ -195,9 +198,7 @@ def evaluate(name: str, data: benchmarks.Data, client, judge_client, args) -> bo
 
 
 def parse(argv) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     parser.add_argument("--out", default="out/07_results.json", help="default: %(default)s")
     parser.add_argument("--name", help="in the table (default: the last part of --model)")
     benchmarks.add_flags(parser)
@@ -293,6 +294,10 @@ def main(argv=None):
     print(table.write(args.out, rows, paper, PAPER_COLUMNS))
     if not complete:
         sys.exit(1)
+    # beside the items: what this call measured, and that it has finished
+    name = args.benchmarks[0] if len(args.benchmarks) == 1 else "benchmarks"
+    write_settings(args, results.items_path(args.out, args.name, name))
+    wrote(args.out, then=f"python -m autoif.report {Path(args.out).parent}")
 
 
 if __name__ == "__main__":

@@ -5,13 +5,22 @@ from pathlib import Path
 
 
 def _say_goodbye(kind, error, trace) -> None:
-    """Ctrl-C while a stage still imports what it needs: one line, as `stage.run` says it later."""
+    """Ctrl-C while a stage still imports what it needs, or lacks it: one line."""
     if issubclass(kind, KeyboardInterrupt):
         print("\ninterrupted before anything was begun", file=sys.stderr)
+    elif issubclass(kind, ModuleNotFoundError):
+        name = "autoif" if sys.argv[0] == "-m" else Path(sys.argv[0]).name
+        print(
+            f"{name}: error: no package {error.name!r} in {sys.executable}; activate the "
+            "environment: source .venv/bin/activate (bash run_all.sh --env makes it)",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     else:
         sys.__excepthook__(kind, error, trace)
 
 
-# only where a numbered file is the program: whoever imports this package keeps his own hook
-if Path(sys.argv[0]).resolve().parent == Path(__file__).resolve().parents[1]:
+# only where a numbered file or `-m autoif...` is the program: others keep their own hook
+numbered = Path(sys.argv[0]).resolve().parent == Path(__file__).resolve().parents[1]
+if numbered or (sys.argv[0] == "-m" and any(w.startswith("autoif") for w in sys.orig_argv)):
     sys.excepthook = _say_goodbye

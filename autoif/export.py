@@ -5,7 +5,7 @@
     python -m autoif.export out --to trl out/trl --push USER/autoif      # with a dataset card
 
 Reads what is there of 03_instructions.jsonl, 04_responses.jsonl, 04_sft.jsonl, 04_queries.jsonl and
-06_pairs.jsonl; what is missing is left out and said. Every folder holds
+06_pairs.jsonl; what is missing is left out and said, without an empty file. A folder holds
 
     SFT rows, preference pairs, prompts for RL with their constraint's id and pass rate,
     prompts under held-out constraints (never trained on), verifiers.jsonl (the functions),
@@ -32,6 +32,7 @@ from autoif import files, queries
 from autoif.card import card
 from autoif.files import UserError, write_whole
 from autoif.prompt import join
+from autoif.stage import Help
 from autoif.stage import run as run_command
 
 SOURCE = "autoif"  # the name by which verl and open-instruct find the reward
@@ -118,7 +119,20 @@ def read_run(
 # ---- the forms ----
 
 
+def left_out(path: Path, rows: list | dict) -> bool:
+    """Whether there is nothing to write; a file of an earlier export goes, it would pass for ours.
+
+    Trainers end at an empty file.
+    """
+    if not rows:
+        path.unlink(missing_ok=True)
+    return not rows
+
+
 def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
+    rows = list(rows)
+    if left_out(path, rows):
+        return
     with files.writer(path) as write:
         for row in rows:
             write(row)
@@ -128,9 +142,11 @@ def write_parquet(path: Path, rows: Iterable[dict]) -> None:
     import pyarrow
     import pyarrow.parquet
 
+    rows = list(rows)
+    if left_out(path, rows):
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     # pyarrow takes the columns of the first row, and leaves out what only later ones have
-    rows = list(rows)
     columns = dict.fromkeys(chain.from_iterable(rows))
     whole = [{**dict.fromkeys(columns), **row} for row in rows]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(whole), path)
@@ -163,8 +179,9 @@ def conversations(run: dict) -> tuple[list[dict], list[dict]]:
     return sft, pairs
 
 
-def write_json(path: Path, value: object) -> None:
-    write_whole(path, json.dumps(value, indent=1) + "\n")
+def write_json(path: Path, value: list | dict) -> None:
+    if not left_out(path, value):
+        write_whole(path, json.dumps(value, indent=1) + "\n")
 
 
 def sharegpt(run: dict, folder: Path) -> None:
@@ -192,7 +209,8 @@ def llamafactory(run: dict, folder: Path) -> None:
             "columns": {**columns, "chosen": "chosen", "rejected": "rejected"},
         },
     }
-    write_json(folder / "dataset_info.json", described)
+    there = {name: each for name, each in described.items() if (folder / f"{name}.json").is_file()}
+    write_json(folder / "dataset_info.json", there)
 
 
 def verl_row(row: dict, index: int, split: str) -> dict:
@@ -249,16 +267,17 @@ FORMATS: dict[str, Callable[[dict, Path], None]] = {
 def push(folder: Path, repo: str) -> None:
     """Upload the folder as a dataset to the hub ($HF_ENDPOINT, $HF_TOKEN), private at first."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi()
     try:
         api.create_repo(repo, repo_type="dataset", private=True, exist_ok=True)
         done = api.upload_folder(repo_id=repo, repo_type="dataset", folder_path=folder)
-    except HfHubHTTPError as error:
+    # the hub's own errors, those of whatever HTTP library it uses, and of a name that is none
+    except Exception as error:
+        words = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
-            f"--push {repo}: the hub refused it ({str(error).splitlines()[0]}); "
-            f"see HF_TOKEN and the name of the repository; {folder} is written"
+            f"--push {repo}: the hub refused it or cannot be reached ({words}); see HF_TOKEN, "
+            f"HF_HUB_OFFLINE and the name of the repository; {folder} is written"
         ) from None
     print(f"pushed to {repo} (private): {done.commit_url}")
 
@@ -267,7 +286,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m autoif.export",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     parser.add_argument("out", type=Path, help="the folder of a run")
     parser.add_argument("dir", type=Path, help="the folder to write")

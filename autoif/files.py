@@ -4,7 +4,7 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import jsonlines
@@ -21,11 +21,18 @@ def absent(path: str | Path) -> str | None:
     return "is a directory, not a file" if Path(path).is_dir() else "does not exist"
 
 
+def target(path: str | Path) -> Path:
+    """The file that is written for `path`: where a symlink points, so that the link stays."""
+    return Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)
+
+
 def refuse_unwritable(path: str | Path) -> None:
     """UserError where `path` cannot become a file: before work is spent on what it is to hold."""
-    path = Path(path)
+    path = target(path)
     if path.is_dir():
         raise UserError(f"{path} is a directory; name a file in it")
+    if path.exists() and not path.is_file():  # /dev/null would be replaced by a file
+        raise UserError(f"{path} is a device or a pipe, not a file; choose another")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -39,7 +46,7 @@ def refuse_unwritable(path: str | Path) -> None:
 @contextlib.contextmanager
 def whole_file(path: str | Path):
     """`with whole_file(path) as file:` the file appears, whole, when the block ends well."""
-    path = Path(path)
+    path = target(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     refuse_unwritable(path)
     try:
@@ -123,10 +130,50 @@ def check(row: dict, fields: Iterable[str] | dict[str, object], where: str, hint
             )
 
 
-def read(
+def lines(path: str | Path, unpack: Callable = open) -> Iterator[tuple[int, str]]:
+    """Yield (number, text) of each line; UserError names line and byte of what is no UTF-8."""
+    # surrogateescape lets such bytes through as lone surrogates, which no UTF-8 decodes to
+    with unpack(path, "rt", encoding="utf-8-sig", errors="surrogateescape") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.encode("utf-8")
+            except UnicodeEncodeError as error:
+                byte, before = ord(line[error.start]) - 0xDC00, line[: error.start][-20:]
+                raise UserError(
+                    f"{path}:{number} is not UTF-8 (the byte 0x{byte:02x} after {before!r}); "
+                    "convert the file: iconv -f WINDOWS-1252 -t UTF-8"
+                ) from None
+            yield number, line
+
+
+def values(
+    path: str | Path, kind: type | None = None, advice: str = "mend or delete the line"
+) -> Iterator[tuple[int, object]]:
+    """Yield (line, value) of JSON lines, all of one `kind` if it is given; blank ones are none."""
+    number = 0
+
+    def counted() -> Iterator[str]:
+        nonlocal number
+        for line_number, line in lines(path):
+            number = line_number
+            yield line
+
+    reader = jsonlines.Reader(counted())
+    try:
+        for value in reader.iter(type=kind, allow_none=kind is None, skip_empty=True):
+            yield number, value
+    except jsonlines.InvalidLineError as error:
+        what = "JSON object" if kind is dict else "JSON"
+        raise UserError(
+            f"{path}:{number} is no {what} ({str(error).splitlines()[0][:120]}): "
+            f"{error.line[:80]!r}; {advice}"
+        ) from None
+
+
+def numbered(
     path: str | Path, fields: Iterable[str] | dict[str, object] = (), made_by: str = ""
-) -> Iterator[dict]:
-    """Yield the rows of `path`; UserError names file, line and value of one that cannot be used.
+) -> Iterator[tuple[int, dict]]:
+    """Yield (line, row) of `path`; UserError names file, line and value of an unusable row.
 
     `fields` are the names that every row must have, or {name: form}, forms as in `mismatch`.
     `made_by` is the stage to run when the file or a field is missing.
@@ -134,24 +181,23 @@ def read(
     hint = f"; run {made_by} first" if made_by else ""
     if why := absent(path):
         raise UserError(f"{path} {why}{hint}")
-    number = 0
-    try:
-        with jsonlines.open(path) as reader:
-            for number, row in enumerate(reader.iter(type=dict), 1):
-                check(row, fields, f"{path}:{number}", hint)
-                yield row
-    except (jsonlines.InvalidLineError, UnicodeDecodeError) as error:
-        line = getattr(error, "line", b"")
-        raise UserError(
-            f"{path}:{number + 1} is no JSON object ({str(error).splitlines()[0][:120]}): "
-            f"{str(line)[:80]!r}; mend or delete the line"
-        ) from None
+    for number, row in values(path, dict):
+        check(row, fields, f"{path}:{number}", hint)
+        yield number, row
+
+
+def read(
+    path: str | Path, fields: Iterable[str] | dict[str, object] = (), made_by: str = ""
+) -> Iterator[dict]:
+    """Yield the rows of `path`, checked as in `numbered`."""
+    for _, row in numbered(path, fields, made_by):
+        yield row
 
 
 def read_all(path: str | Path, fields: dict[str, object], made_by: str = "") -> list[dict]:
     """All rows of `path`, each checked, no id twice: for a stage that will spend money on them."""
     rows, seen = [], {}
-    for number, row in enumerate(read(path, fields, made_by), 1):
+    for number, row in numbered(path, fields, made_by):
         first = seen.setdefault(row["id"], number)
         if first != number:
             raise UserError(

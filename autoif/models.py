@@ -5,13 +5,15 @@
 fills a folder with links to the model and with what it lacks to answer in a chat.
 """
 
+import argparse
 import hashlib
 import json
-import sys
+import os
+import shutil
 from pathlib import Path
 
 from autoif.files import UserError, write_whole
-from autoif.stage import run
+from autoif.stage import Help, run, write_settings
 
 # For base models without a template: plain words and the model's own end token, since new special
 # tokens are untrained. A line break, not a blank, stands before the answer: "Assistant: " + "Paris"
@@ -28,6 +30,8 @@ FALLBACK_TEMPLATE = (
 FALLBACK_STOP = ["\nUser:"]
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
+# What git leaves in place of a large file where Git LFS is not installed.
+LFS_POINTER = b"version https://git-lfs"
 SETTINGS = (
     "config.json",
     "generation_config.json",
@@ -56,6 +60,40 @@ def fingerprint(model: str) -> str:
     return f"checkpoint:{digest.hexdigest()}"
 
 
+def beside(model: str, form: str, write) -> Path:
+    """The file or folder that `write(path)` makes of `model`: `.NAME.MARK.form` beside it.
+
+    Kept, and made anew when the model's weights change.
+    """
+    name = Path(model).name
+    place = Path(model).resolve().parent if Path(model).is_dir() else Path.home() / ".cache/autoif"
+    mark = fingerprint(model).split(":")[-1].replace("/", "_")[:16]
+    path = place / f".{name}.{mark}.{form}"
+    if path.exists():
+        return path
+
+    place.mkdir(parents=True, exist_ok=True)
+    partial = place / f".{name}.{mark}.{os.getpid()}.partial"
+    try:
+        write(partial)
+        for older in place.glob(f".{name}.*.{form}"):
+            remove(older)
+        os.replace(partial, path)
+        size = sum(file.stat().st_size for file in [path, *path.rglob("*")])
+        print(f"{path}: a copy of {model}, {size / 1e6:,.0f} MB; delete it at will", flush=True)
+    finally:
+        remove(partial)
+    return path
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def read_config(model: str):
     """The configuration as it lies with the model; UserError when there is none."""
     from transformers import AutoConfig
@@ -66,23 +104,45 @@ def read_config(model: str):
         raise UserError(f"{model} is no model: {str(error).splitlines()[0]}") from None
 
 
-def parameters(config) -> int:
-    """How many parameters a model of that configuration has; no weight is read or made."""
+def empty_model(config):
+    """A model of that configuration; no weight is read or made."""
     import torch
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config).num_parameters()
+        return AutoModelForCausalLM.from_config(config)
+
+
+def parameters(config) -> int:
+    """How many parameters a model of that configuration has."""
+    return empty_model(config).num_parameters()
+
+
+def refuse_pointers(model: str) -> None:
+    """UserError where Git LFS has left pointers in place of a model's files."""
+    for path in sorted(Path(model).glob("*.*")):
+        if not path.is_file():
+            continue
+        with open(path, "rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise UserError(
+                    f"{path} is a Git LFS pointer, not the file; run `git lfs pull` in {model}"
+                )
 
 
 def chat_tokenizer(model: str):
     """The tokenizer with a chat template, its own or FALLBACK_TEMPLATE, and an end token."""
     from transformers import AutoTokenizer
 
+    refuse_pointers(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as error:
         words = str(error).splitlines()[0]
+        if not Path(model).is_dir():
+            raise UserError(
+                f"there is no folder {model}, and no tokenizer of that name on the hub: {words}"
+            ) from None
         raise UserError(f"model {model} has no tokenizer: {words}") from None
     if tokenizer.chat_template is None:
         tokenizer.chat_template = FALLBACK_TEMPLATE
@@ -91,6 +151,15 @@ def chat_tokenizer(model: str):
             f"the tokenizer of {model} has no end token; set eos_token in its tokenizer_config.json"
         )
     return tokenizer
+
+
+def special_tokens(tokenizer) -> set[int]:
+    """All tokens that are marked special: those with a name, and those among the added ones.
+
+    Llama 3's <|start_header_id|> and <|eot_id|> have no name in its configuration.
+    """
+    added = tokenizer.added_tokens_decoder.items()
+    return {*tokenizer.all_special_ids, *(number for number, token in added if token.special)}
 
 
 def end_of_turn(tokenizer) -> int:
@@ -104,8 +173,9 @@ def end_of_turn(tokenizer) -> int:
     )
     text = tokenizer.apply_chat_template([question, answer], tokenize=False)
     tail = tokenizer(text[text.rindex("Yes") :], add_special_tokens=False)["input_ids"]
-    special = [token for token in tail if token in set(tokenizer.all_special_ids)]
-    return special[-1] if special else tokenizer.eos_token_id
+    special = special_tokens(tokenizer)
+    ends = [token for token in tail if token in special]
+    return ends[-1] if ends else tokenizer.eos_token_id
 
 
 def stop_strings(model: str) -> list[str]:
@@ -173,10 +243,19 @@ def servable(model: str, folder: str | Path) -> str:
     return str(folder)
 
 
-def main() -> None:
-    if len(sys.argv) != 3:
-        raise UserError("usage: python -m autoif.models MODEL FOLDER")
-    print(servable(*sys.argv[1:]))
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m autoif.models", description=__doc__, formatter_class=Help
+    )
+    parser.add_argument("model", help="a directory, or a name on the hub")
+    parser.add_argument("folder", help="to fill")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    print(servable(args.model, args.folder))
+    write_settings(args, args.folder)
 
 
 if __name__ == "__main__":

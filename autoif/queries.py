@@ -1,49 +1,85 @@
-"""User queries out of ShareGPT JSON, JSONL or plain text."""
+"""User queries out of ShareGPT JSON, JSONL, a CSV column or plain text."""
 
+import codecs
+import csv
 import hashlib
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 from autoif import files
 from autoif.files import UserError
 
+KINDS = "give ShareGPT JSON, JSONL rows with 'query', or a text file"
+LIST_LINES = re.compile(rb"\[.*\]\s*\n\s*\[")  # a list of messages a line: not one array
+COLUMNS = ("query", "question", "prompt")  # of a .csv or .tsv file, the first that is there
 
-def first_human_turn(row: dict) -> str | None:
-    """`query` of a row, or the first human turn of its `conversations` (ShareGPT) or `messages`."""
-    if isinstance(row.get("query"), str):
-        return row["query"]
-    for turn in row.get("conversations") or row.get("messages") or []:
-        if isinstance(turn, dict) and (turn.get("from") or turn.get("role")) in ("human", "user"):
-            text = turn.get("value") or turn.get("content")
-            return text if isinstance(text, str) else None
+
+def text_of(content: object) -> str | None:
+    """A turn's text; of content in parts the text of all, None where one is an image or a sound."""
+    if not isinstance(content, list):
+        return content if isinstance(content, str) else None
+    texts = []
+    for part in content:
+        text = part.get("text") if isinstance(part, dict) else part
+        if not isinstance(text, str):
+            return None
+        texts.append(text)
+    return "".join(texts)
+
+
+def first_human_turn(record: object) -> str | None:
+    """The query of a record, None where it has none.
+
+    A text is one; else `query`, or the first human turn of `conversations` (ShareGPT), of
+    `messages` or of a list of messages.
+    """
+    if isinstance(record, str):
+        return record
+    turns = record
+    if isinstance(record, dict):
+        if isinstance(record.get("query"), str):
+            return record["query"]
+        turns = record.get("conversations") or record.get("messages")
+    for turn in turns if isinstance(turns, list) else []:
+        if not isinstance(turn, dict):
+            continue
+        if str(turn.get("from") or turn.get("role")).lower() in ("human", "user"):
+            return text_of(turn.get("value") or turn.get("content"))
     return None
 
 
 class _Utf8:
-    """A text file as the bytes that ijson reads."""
+    """A file's bytes as ijson reads them: no byte order mark, no character that the end cut off."""
 
     def __init__(self, file):
-        self.file = file
+        self.file, self.decoder = file, codecs.getincrementaldecoder("utf-8-sig")()
 
     def read(self, size: int) -> bytes:
-        return self.file.read(size).encode()
+        return self.decoder.decode(self.file.read(size)).encode()
 
 
-def _json_array(path: str, file) -> Iterator[dict]:
+def _json_array(path: str) -> Iterator[object]:
     """Yield the records of a JSON array; of a cut-off file the whole ones, with a warning."""
     import ijson
 
     count = 0
     try:
-        for row in ijson.items(_Utf8(file), "item"):
-            count += 1
-            yield row
+        with open(path, "rb") as file:
+            for record in ijson.items(_Utf8(file), "item"):
+                count += 1
+                yield record
+    except UnicodeDecodeError:
+        for _ in files.lines(path):  # names the line
+            pass
     except ijson.JSONError as error:
         said = str(error).splitlines()[0]
         if "premature" not in said.lower() and "incomplete" not in said.lower():
             raise UserError(
-                f"{path}: record {count + 1:,} is no JSON ({said}); mend or delete it"
+                f"{path} begins with '[', as a JSON array does, but its record {count + 1:,} is no "
+                f"JSON ({said}); mend or delete it; a file of text lines is named .txt"
             ) from None
         print(
             f"warning: {path} breaks off after {count:,} whole records ({said}); these are used",
@@ -51,33 +87,64 @@ def _json_array(path: str, file) -> Iterator[dict]:
         )
 
 
-def read(path: str) -> Iterator[dict]:
-    """Yield `{"query": text or None}` of each record, and its `langdetect` and `split`, if any.
+def _column(path: str, delimiter: str) -> Iterator[str]:
+    """Yield the column of a table that holds the queries."""
+    reader = csv.DictReader((line for _, line in files.lines(path)), delimiter=delimiter)
+    try:
+        names = {name.strip().lower(): name for name in reader.fieldnames or []}
+        wanted = [names[name] for name in COLUMNS if name in names]
+        if not wanted:
+            raise UserError(
+                f"--queries {path} has no column {', '.join(COLUMNS)} (it has "
+                f"{', '.join(names)}); rename the one that holds the queries"
+            )
+        for row in reader:
+            yield row[wanted[0]]
+    except csv.Error as error:
+        raise UserError(
+            f"--queries {path}:{reader.line_num} is no line of a table ({error}); mend or delete it"
+        ) from None
 
-    The kind of file is seen from its first character.
+
+def records(path: str) -> Iterator[object]:
+    """Yield what the file holds, a record a query.
+
+    Its kind is that of its name (.txt, .csv, .tsv, .jsonl), else seen from its first character.
     """
     if why := files.absent(path):
-        raise UserError(
-            f"--queries {path} {why}; give ShareGPT JSON, JSONL rows with 'query', or a text file"
-        )
-    with open(path, encoding="utf-8-sig", errors="replace") as file:
-        head = file.read(4096).lstrip()
-        file.seek(0)
-        if "\0" in head:
-            raise UserError(
-                f"--queries {path} is no text file; give ShareGPT JSON, JSONL or a text file"
+        raise UserError(f"--queries {path} {why}; {KINDS}")
+    kind = Path(path).suffix.lower()
+    with open(path, "rb") as file:
+        head = file.read(65_536).removeprefix(codecs.BOM_UTF8).lstrip()
+    if b"\0" in head:
+        raise UserError(f"--queries {path} is no text in UTF-8; {KINDS}")
+    sign = head[:1].decode("ascii", "ignore")
+    if kind in (".csv", ".tsv"):
+        yield from _column(path, "\t" if kind == ".tsv" else ",")
+    elif kind == ".txt" or (sign not in ("[", "{") and kind != ".jsonl"):
+        if sign in ("[", "{"):
+            print(
+                f"note: {path} begins with {sign!r} and is read as lines of text, as its name "
+                "says; JSON is read from .json and .jsonl",
+                file=sys.stderr,
             )
-        if head[:1] == "[":
-            for row in _json_array(path, file):
-                yield {"query": first_human_turn(row) if isinstance(row, dict) else None}
-        elif head[:1] == "{":
-            for row in files.read(path):
-                known = {key: row[key] for key in ("langdetect", "split") if key in row}
-                yield {"query": first_human_turn(row), **known}
-        else:
-            for line in file:
-                if line.strip():
-                    yield {"query": line.strip()}
+        for _, line in files.lines(path):
+            if line.strip():
+                yield line.strip()
+    elif sign == "[" and not LIST_LINES.match(head):
+        yield from _json_array(path)
+    else:
+        advice = "mend or delete the line; a file of text lines is named .txt"
+        for _, record in files.values(path, advice=advice):
+            yield record
+
+
+def read(path: str) -> Iterator[dict]:
+    """Yield `{"query": text or None}` of each record, and its `langdetect` and `split`, if any."""
+    for record in records(path):
+        row = record if isinstance(record, dict) else {}
+        known = {key: row[key] for key in ("langdetect", "split") if isinstance(row.get(key), str)}
+        yield {"query": first_human_turn(record), **known}
 
 
 def side(query: str, heldout_share: float) -> str:

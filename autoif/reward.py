@@ -35,6 +35,7 @@ from typing import NamedTuple
 from autoif import files, sandbox
 from autoif.files import UserError
 from autoif.prompt import accuracy, join
+from autoif.stage import Help
 from autoif.stage import run as run_command
 
 GATHERING = 0.002  # seconds without a further call after which several that came are answered
@@ -163,7 +164,7 @@ class Verifiers:
     @classmethod
     def load(cls, path: str, **options) -> "Verifiers":
         rows, lines = {}, {}
-        for number, row in enumerate(files.read(path), 1):
+        for number, row in files.numbered(path):
             if not row.get("verifiers") and not row.get("instruction_id_list"):
                 raise UserError(
                     f"{path}:{number} has neither 'verifiers' nor 'instruction_id_list' (it has "
@@ -338,7 +339,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m autoif.reward",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     parser.add_argument(
         "--probe",

@@ -1,13 +1,16 @@
 """The shell around a stage: named errors, streaming, flags, the funnel that accounts for rows."""
 
 import argparse
+import functools
 import hashlib
 import json
 import math
 import platform
 import shutil
+import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
@@ -32,6 +35,23 @@ def run(main: Callable[[], None]) -> None:
             file=sys.stderr,
         )
         sys.exit(130)
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Shows a module's docstring as it stands, and the default of each flag that has one."""
+
+    def add_argument(self, action):
+        if action.help is None and action.default is not None:  # else nothing is shown of it
+            action.help = "default: %(default)s"
+        super().add_argument(action)
+
+    def _get_help_string(self, action):
+        text = action.help or ""
+        # True and False are no values to give, and 0 is one
+        silent = isinstance(action.default, bool) or action.default in (None, argparse.SUPPRESS)
+        if action.option_strings and not silent and "default" not in text:
+            text += " (default: %(default)s)"
+        return text.lstrip()
 
 
 def through(
@@ -110,19 +130,76 @@ def versions(libraries: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def write_settings(args: argparse.Namespace, out: str | Path, inputs: list[str | None]) -> None:
-    """Write how `out` was made beside it, as `<out>.settings.json`.
+# Flags that cannot change what a stage writes: where it goes, how fast, how much it may cost.
+FREE = set(
+    "out sft_out folder store command base_url judge_base_url concurrency timeout max_failed "
+    "price_in price_out workers unsafe_no_sandbox nli_batch_size micro_tokens zero offload "
+    "activation_checkpointing ds_config save_every keep_checkpoints divergence wandb no_paper "
+    "allow_gaps".split()
+)
 
-    {"flags": {"k": 8, ...}, "inputs": {"out/01_instructions.jsonl": "sha256 ..."}, "versions": ...}
-    """
-    hashes = {}
-    for path in filter(None, inputs):
+
+def settings_path(out: str | Path) -> Path:
+    """out/02_verifiers.jsonl -> out/02_verifiers.settings.json, of a folder as well."""
+    out = Path(out)
+    name = out.name.removesuffix(".settings.json").removesuffix(".json").removesuffix(".jsonl")
+    return out.with_name(f"{name}.settings.json")
+
+
+@functools.cache
+def identity(path: str) -> str | None:
+    """What lies at `path`: a file's SHA-256, a checkpoint's fingerprint; None for neither."""
+    from autoif.models import fingerprint  # here: models is itself run by this module
+
+    if Path(path).is_file():
         with open(path, "rb") as file:
-            hashes[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    mark = fingerprint(path) if path else path
+    return None if mark == path else mark
+
+
+def flags_of(args: argparse.Namespace) -> dict:
+    """The values of all flags, as JSON holds them."""
     flags = {name: value for name, value in vars(args).items() if not callable(value)}
-    settings = {"flags": flags, "inputs": hashes, "versions": versions(LIBRARIES)}
-    text = json.dumps(settings, indent=2, default=str) + "\n"
-    write_whole(Path(out).with_suffix(".settings.json"), text)
+    return json.loads(json.dumps(flags, default=str))
+
+
+def listed(value: object) -> list:
+    return value if isinstance(value, list) else [value]
+
+
+def write_settings(args: argparse.Namespace, out: str | Path) -> None:
+    """Write how `out` is made beside it: just before it appears, so that it never lacks them.
+
+    {"flags": {"k": 8, ...}, "inputs": {"out/01_instructions.jsonl": "sha256 ..."},
+     "versions": ..., "commit": ..., "date": "2026-11-29"}
+
+    `inputs` are all files and checkpoints that flags name.
+    """
+    identity.cache_clear()  # files change while a process runs
+    flags, inputs = flags_of(args), {}
+    for name in flags.keys() - FREE:
+        for value in listed(flags[name]):
+            if isinstance(value, str) and (mark := identity(value)):
+                inputs[value] = mark
+    settings = {"flags": flags, "inputs": inputs, "versions": versions(LIBRARIES)}
+    settings |= {"commit": commit(), "date": time.strftime("%Y-%m-%d", time.gmtime())}
+    write_whole(settings_path(out), json.dumps(settings, indent=2) + "\n")
+
+
+def commit() -> str | None:
+    """The checkout's commit, None where there is none or no git."""
+    line = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        done = subprocess.run(line, capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
+def wrote(*paths: str | Path, then: str) -> None:
+    """A stage's last line: what it wrote, and the command that comes next."""
+    print(f"wrote {' and '.join(map(str, paths))}; next: {then}", flush=True)
 
 
 class Funnel:
@@ -137,6 +214,7 @@ class Funnel:
         self.stage, self.out = stage, Path(out)
         self.total, self.kept, self.dropped = 0, 0, Counter()
         refuse_unwritable(self.out.with_suffix(".dropped.jsonl"))
+        refuse_unwritable(self.out)
         self._stats()  # a broken one is named before any work
         # without a name: it is gone with the process, however that ends
         self._rows = tempfile.TemporaryFile("w+", encoding="utf-8", dir=self.out.parent)

@@ -89,7 +89,7 @@ def ours(kind: str, args, folder: Path) -> dict:
     return {
         "tokens_per_second": 1 / seconds_per_token,
         "memory_gb": max(step["memory_gb"] for step in steps),
-        "mfu": statistics.mean(step["mfu"] for step in steps[1:]),
+        "tflops": statistics.mean(step["tflops"] for step in steps[1:]),
     }
 
 
@@ -200,6 +200,11 @@ def main(argv=None):
         "--one", nargs=3, metavar=("WHO", "KIND", "FOLDER"), help="(what the parent process calls)"
     )
     args = parser.parse_args(argv)
+    if args.rows < 2 * args.batch:
+        parser.error(
+            f"argument --rows: {args.rows} are {args.rows / args.batch:.3g} steps of --batch "
+            f"{args.batch}; the first is warm-up: pass {2 * args.batch} or more"
+        )
     if args.one:
         who, kind, folder = args.one
         print("RESULT " + json.dumps({"ours": ours, "trl": trl}[who](kind, args, Path(folder))))

@@ -185,7 +185,8 @@ def ours(kind: str, size: str, zero: int, device: str) -> dict:
     )
     timed = data[batch:]
     numbers = speed(kind, size, timed, sum(whole[1:]), device)
-    numbers["mfu of the passes"] = numbers["mfu"] * sum(whole[1:]) / sum(passes[1:])
+    if "mfu" in numbers:
+        numbers["mfu of the passes"] = numbers["mfu"] * sum(whole[1:]) / sum(passes[1:])
     numbers["memory_gb"] = memory_gb()
     numbers["memory by arithmetic_gb"] = (sum(expected.values()) - expected["cpu"]) / 1e9
     return numbers
@@ -267,17 +268,16 @@ def now(device: str) -> float:
 
 
 def speed(kind: str, size: str, data: list[dict], seconds: float, device: str) -> dict:
-    """Tokens/s and MFU of rows that took `seconds`."""
+    """Tokens/s, TFLOP/s and on a GPU the MFU of rows that took `seconds`."""
     import torch
 
     from autoif.training import arithmetic, rows
 
     once, repeated = rows.count_tokens(data)
     flops = arithmetic.step_flops(shape_of(size), data) / seconds
-    numbers = {
-        "tokens_per_second": once / seconds,
-        "mfu": flops / arithmetic.peak_flops(device, torch.bfloat16)[0],
-    }
+    numbers = {"tokens_per_second": once / seconds, "tflops": flops / 1e12}
+    if peak := arithmetic.peak_flops(device, torch.bfloat16):
+        numbers["mfu"] = flops / peak
     if kind == "dpo":
         numbers["tokens_per_second_prompt_repeated"] = repeated / seconds
     return numbers

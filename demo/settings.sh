@@ -13,7 +13,8 @@ FLAGS_02="--k 4"                     # four recorded verifiers, not 8
 # with most, one held out follows from a trained one ("End ... with an exclamation mark", "Include an exclamation mark").
 FLAGS_03="--heldout 0.25 --seed 59"
 FLAGS_04="--queries-per-instruction 2 --k 6 --max-tokens 96 --heldout-queries 0 --no-score --bare-prompt"  # 135M: no judge, and it talks about a template
-FLAGS_05="--batch 8 --lr 2e-5 --epochs 1 --warmup-steps 2 --max-length 512 --micro-tokens 1024"  # some 200 rows
-FLAGS_06="--batch 8 --lr 3e-5 --beta 0.1 --epochs 1 --max-length 512 --micro-tokens 1024"  # some 15 steps: larger ones
+# fp32: a CPU without bf16 products of its own computes them at half the speed, and the loss sees all that is learned
+FLAGS_05="--precision fp32 --batch 8 --lr 2e-5 --epochs 1 --warmup-steps 2 --max-length 512 --micro-tokens 1024"  # some 200 rows
+FLAGS_06="--precision fp32 --batch 8 --lr 3e-5 --beta 0.1 --epochs 1 --max-length 512 --micro-tokens 1024"  # some 15 steps: larger ones
 FLAGS_04_ONLINE="--max-tokens 96 --k 8"
 FLAGS_07_HELDOUT="--queries-per-instruction 4 --k 2 --max-tokens 96"

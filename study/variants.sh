@@ -67,6 +67,7 @@ online() {
     for file in base $(cd "$MAIN" && ls -d 0[1-6]*) online_1/04_responses.jsonl; do
         [ ! -e "$MAIN/$file" ] || ln -sfn "$PWD/$MAIN/$file" "$out/$file"
     done
+    rm -f "$out/06_pairs.settings.json"  # the offline pairs stay the main run's, though their flags are others here
     OUT=$out MORE_06_PAIRS=$2 bash run_all.sh --study --until 06
     evaluate "$1" "$out/online_$ONLINE_ITERATIONS/06_dpo"
 }

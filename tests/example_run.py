@@ -84,20 +84,18 @@ def constraints(out: Path) -> list[dict]:
     return list(files.read(out / "03_instructions.jsonl"))
 
 
-def train(out: Path) -> None:
-    """05 and 06 on a tiny model, for its metrics."""
+def trainings(out: Path) -> list:
+    """05 and 06 on a tiny model, for their metrics: side by side, so both begin at the base."""
     flags = ["--batch", "8", "--epochs", "1", "--max-length", "512", "--micro-tokens", "512"]
     base = tiny_models.checkpoint(out / "base")
     steps = [
-        ("05_sft.py", ["--in", out / "04_sft.jsonl", "--model", base, "--out", out / "05_sft"]),
-        (
-            "06_dpo.py",
-            ["train", "--in", out / "06_pairs.jsonl", "--model", out / "05_sft"]
-            + ["--out", out / "06_offline"],
-        ),
+        ("05_sft.py", ["--in", out / "04_sft.jsonl", "--out", out / "05_sft"]),
+        ("06_dpo.py", ["train", "--in", out / "06_pairs.jsonl", "--out", out / "06_offline"]),
     ]
+    started = []
     for name, arguments in steps:
-        tiny_models.finish(tiny_models.start(name, *map(str, arguments), *flags))
+        started.append(tiny_models.start(name, *map(str, arguments), "--model", base, *flags))
+    return started
 
 
 def make(out: Path) -> Path:
@@ -115,13 +113,15 @@ def make(out: Path) -> Path:
         )
         responses = out / "04_responses.jsonl"
         stage("06_dpo", "pairs", "--in", instructions, responses, "--out", out / "06_pairs.jsonl")
-        train(out)
+        training = trainings(out)
         for model in MODELS:
             stage(
                 "07_eval",
                 *("--model", model, "--benchmarks", "heldout", "--heldout", instructions),
                 *("--queries-per-instruction", 6, "--out", out / "07_results.json", *asking),
             )
+        for process in training:
+            tiny_models.finish(process)
     return out
 
 

@@ -25,6 +25,19 @@ stage = importlib.import_module("01_seed_augment")
         "**1. Use no commas**\n**2. End with a question**",
         "- **Commas:** Use no commas\n- **Ending**: End with a question",
         "Use no commas\nEnd with a question",
+        "1、Use no commas\n2、End with a question",
+        "- - Use no commas\n- -=- End with a question",
+        "- 1. Use no commas\n- 2) End with a question",
+        "['Use no commas', 'End with a question']",
+        "```python\nconstraints = [\n    'Use no commas',\n    \"End with a question\",\n]\n```",
+        '{"constraints": ["Use no commas", "End with a question"]}',
+        'Here:\n{\n  "1": "Use no commas",\n  "2": "End with a question"\n}',
+        '[{"id": 1, "rule": "Use no commas"}, {"id": 2, "rule": "End with a question"}]',
+        '{"constraint": "Use no commas", "kind": "signs"}\n{"constraint": "End with a question"}',
+        '[\n{"id": "A", "it": "Use no commas"},\n{"id": "B", "it": "End with a question"},\n{"i',
+        "| # | Constraint |\n|---|:---|\n| 1 | Use no commas |\n| 2 | End with a question |",
+        "<list>\n<item>Use no commas</item>\n<item>End with a question</item>\n</list>",
+        "<item>\nUse no commas\n</item>\n<item>\nEnd with a question\n</item>",
     ],
 )
 def test_a_list_is_read_in_every_shape_that_models_write(text):
@@ -44,6 +57,23 @@ def test_a_json_list_inside_a_constraint_is_no_list_of_constraints():
         'Return a JSON array such as ["red", "blue"]',
         'End the answer with ["END"]',
     ]
+    nested = '- Use no commas\n- Answer with an object such as\n  {"answer": "red"}'
+    assert replies.items(nested) == ["Use no commas", "Answer with an object such as"]
+
+
+def test_openings_closings_and_refusals_are_no_constraints_but_counted_drops(tmp_path):
+    texts = [
+        "I'm sorry, but I can't help with that.",
+        "Here are some constraints:\nUse no commas\nLet me know if you need more!",
+        "Sure! New constraints for you:\nUse no colons",
+        "- I cannot write more than one.\n- Use no dashes",
+    ]
+    with FakeServer(lambda messages, request: texts[len(server.requests) % 4]) as server:
+        rows = list(files.read(run(tmp_path, server, "--concurrency", 1)))
+    added = [row["instruction"] for row in rows if row["source"] == "augmented"]
+    assert sorted(added) == ["Use no colons", "Use no commas", "Use no dashes"]
+    stats = json.loads((tmp_path / "stats.json").read_text())["01_seed_augment"]
+    assert stats["dropped"] == {"prose": 5}
 
 
 @pytest.mark.parametrize(

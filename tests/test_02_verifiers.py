@@ -2,7 +2,7 @@ import importlib
 import json
 
 import pytest
-from fake_server import FakeServer, command
+from fake_server import FakeServer, command, without
 from shared_data import needs, rows
 
 from autoif import files, sandbox
@@ -31,6 +31,114 @@ def test_json_is_found_fenced_bare_or_in_prose(wrap):
         {"input": "abc", "output": True},
         {"input": "ABC", "output": False},
     ]
+
+
+LIST = """\
+test_cases = [
+    {"input": "abc", "output": True},
+    {"input": "ABC", "output": False},
+]"""
+OBJECT, JSON_CASES = json.dumps(completion()), json.dumps(completion()["cases"])
+FENCED = json.dumps(completion(f"```python\n{LOWER}\n```"))
+LINES = json.dumps(completion(LOWER.splitlines()))
+DOUBLED = json.dumps(completion(LOWER.replace("\n", "\\n")))
+TRIPLE = f'{{"func": """{LOWER}""", "cases": {JSON_CASES}}}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"```python\n{LOWER}\n\n{LIST}\n```\nIt lowers the text.",
+        f"First the function:\n\n```python\n{LOWER}\n```\nThen the cases:\n```python\n{LIST}\n```",
+        f"```\n{LOWER}\n```\n```json\n{JSON_CASES}\n```",
+        f"{LOWER}\n\n{LIST}",
+        f"```python\n{LOWER}\n\n{LIST}\nfor case in test_cases:\n    assert evaluate(case)\n```",
+        f'```python\n{LOWER}\n```\n{{\n  "func": evaluate,\n  "cases": {JSON_CASES}\n}}',
+        f'```python\n{LOWER}\n```\n```json\n{{"func": "evaluate", "cases": {JSON_CASES}}}\n```',
+        json.dumps({"func": LOWER}) + f'\n\n{{"cases": {JSON_CASES}}}',
+        FENCED,
+        f"```json\n{FENCED}\n```",
+        LINES,
+        DOUBLED,
+        TRIPLE,
+        f"Here:\n```json\n{TRIPLE}\n```",
+        f"```python\n{TRIPLE.replace('true', 'True').replace('false', 'False')}\n```",
+        str(completion()),
+        f'```\n{LOWER}\n```\n{{"func": "def evaluate(response)", "cases": {JSON_CASES}}}',
+        f'```\n{LOWER}\n```\n{{"func": "evaluate(response)", "cases": [...]}}\n{JSON_CASES}',
+        f'```python\n{LOWER}\n\n{LIST}\nresult = {{"func": "def evaluate(": x "y}}\n```',
+        f"```python\n{LOWER}\n```\n"
+        + "\n".join(f"case = {case}" for case in completion()["cases"]),
+    ],
+)
+def test_a_function_and_its_cases_are_read_in_every_wrapping_that_models_write(text):
+    code, cases = stage.parse_verifier(text)
+    assert stage.distinct_functions([LOWER, code]) == [LOWER]
+    assert cases == completion()["cases"]
+
+
+@pytest.mark.parametrize("pattern", [r'r"\bcat\b"', r"R'\bcat\b'", r'"\bcat\b"', r'"""\bcat\b"""'])
+def test_backspaces_of_json_are_the_word_boundaries_that_the_code_meant(tmp_path, pattern):
+    """They matched nothing, and cases that expect a failure kept the function."""
+    code = f"import re\ndef evaluate(response):\n    return bool(re.search({pattern}, response))"
+    answer = completion(code, [("a cat", True), ("a dog", False), ("cats", False)])
+    answer["func"] = answer["func"].replace(r"\b", "\b")  # what JSON makes of a single backslash
+    [row] = run(tmp_path, [answer])
+    assert [verifier["accuracy"] for verifier in row["verifiers"]] == [1.0]
+    assert len(row["cases"]) == 3
+
+
+def test_form_feeds_of_json_are_the_escapes_that_the_code_meant():
+    answer = completion('def evaluate(response):\n    return r"\f" in response')
+    assert 'return r"\\f" in' in stage.parse_verifier(json.dumps(answer))[0]
+
+
+def test_nothing_that_a_completion_holds_is_executed(tmp_path):
+    trap = f"__import__('pathlib').Path({str(tmp_path / 'trap')!r}).touch()"
+    for text in (
+        f'{{"func": {trap}, "cases": []}}',
+        f"```python\n{LOWER}\ntest_cases = [{trap}]\n```",
+        f"[{trap}]",
+    ):
+        stage.parse_verifier(text)
+    assert not (tmp_path / "trap").exists()
+
+
+def ask(tmp_path, server, *flags):
+    tmp_path.mkdir(exist_ok=True)
+    source = tmp_path / "01.jsonl"
+    source.write_text(json.dumps({"id": "i0", "instruction": "Use lower case"}) + "\n")
+    base_url = getattr(server, "url", None)
+    flags = [*flags, *(["--base-url", base_url] if base_url else [])]
+    stage.main(command(*flags, model="m", in_=source, out=tmp_path / "02.jsonl", k=1))
+
+
+def test_a_schema_of_function_and_cases_is_sent_where_it_is_wanted_and_taken(tmp_path, capsys):
+    with FakeServer(lambda messages, request: OBJECT) as server:
+        ask(tmp_path / "plain", server)
+        ask(tmp_path / "schema", server, "--structured-outputs")
+    plain, structured = server.requests
+    schema = structured["response_format"]["json_schema"]["schema"]
+    assert "response_format" not in plain and schema["required"] == ["func", "cases"]
+
+    refuse = without("response_format", "This response_format type is unavailable now")
+    with FakeServer(lambda messages, request: OBJECT, refuse=refuse) as server:
+        ask(tmp_path / "refused", server, "--structured-outputs")
+    assert len(server.answered) == 1 and "going on without it" in capsys.readouterr().err
+
+
+def test_a_schema_and_the_released_codes_fence_exclude_each_other(capsys):
+    with pytest.raises(SystemExit):
+        stage.parse(command("--structured-outputs", "--released-parsing", model="m"))
+    assert "--released-parsing wants a fence" in capsys.readouterr().err
+
+
+def test_completions_stored_without_a_schema_are_read_without_a_server(tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    with FakeServer(lambda messages, request: OBJECT) as server:
+        ask(tmp_path, server)
+    ask(tmp_path, None, "--structured-outputs")
+    assert len(list(files.read(tmp_path / "02.jsonl"))) == 1
 
 
 def test_real_newlines_and_trailing_commas_are_repaired():
@@ -224,27 +332,59 @@ def test_a_failing_rerun_leaves_the_dropped_rows_and_the_numbers_of_the_output_t
     assert found == kept and source.exists()
 
 
-def own(tmp_path, *codes):
+def own(tmp_path, *codes, split="train"):
     path = tmp_path / "own.jsonl"
-    rows = [
-        {"id": f"o{n}", "instruction": f"Constraint {n}", "verifiers": [{"code": code}]}
-        for n, code in enumerate(codes)
-    ]
+    rows = []
+    for n, code in enumerate(codes):
+        row = {"id": f"o{n}", "instruction": f"Constraint {n}", "verifiers": [{"code": code}]}
+        rows.append({**row, "split": split} if split else row)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 
 
 def test_check_tries_own_functions_and_names_what_cannot_be_called(tmp_path, capsys):
-    stage.main(command(check=own(tmp_path, LOWER, CRASH)))
+    stage.main(command(check=own(tmp_path, LOWER, LOWER)))
     assert "all 2 functions of 2 constraints can be called" in capsys.readouterr().out
     misnamed = LOWER.replace("evaluate", "check")
     missing = "import no_such_module\n" + LOWER
-    with pytest.raises(UserError, match="3 of 4 functions cannot be called"):
+    with pytest.raises(UserError, match="3 of 4 functions cannot be used"):
         stage.main(command(check=own(tmp_path, LOWER, misnamed, BROKEN, missing)))
     named = capsys.readouterr().out.splitlines()
     assert "o1, function 1 (Constraint 1): no evaluate" in named[0]
     assert "o2, function 1 (Constraint 2): syntax" in named[1]
     assert "o3, function 1 (Constraint 3): missing module" in named[2]
+
+
+ON_TEXT = "def evaluate(response):\n    return 1 / len(response) < 1"
+UNKNOWN = "def evaluate(response):\n    return respons.islower()"
+
+
+def test_check_names_functions_that_err_at_every_call_but_not_those_that_err_on_nothing(
+    tmp_path, capsys
+):
+    with pytest.raises(UserError, match="2 of 4 functions cannot be used"):
+        stage.main(command(check=own(tmp_path, LOWER, CRASH, ON_TEXT, UNKNOWN)))
+    named = capsys.readouterr().out.splitlines()
+    assert "o1, function 1 (Constraint 1): exception" in named[0]
+    assert "o3, function 1 (Constraint 3): exception: NameError, on an empty" in named[1]
+
+
+def test_check_names_a_split_that_is_missing_with_what_to_write(tmp_path, capsys):
+    path = own(tmp_path, LOWER, LOWER, split=None)
+    with pytest.raises(UserError, match="'split' in each row; write .split.: .train."):
+        stage.main(command(check=path))
+    assert "2 of 2 rows have no 'split', first o0" in capsys.readouterr().out
+    four = importlib.import_module("04_responses")
+    with pytest.raises(UserError, match="a file of your own: write .split.: .train."):
+        four.main(
+            ["--model", "m", "--queries", path, "--in", path, "--out", f"{tmp_path}/04.jsonl"]
+        )
+
+
+def test_check_takes_the_rows_of_stage_02_whose_split_is_stage_03s(tmp_path, capsys):
+    run(tmp_path, [completion()])
+    stage.main(command(check=tmp_path / "02.jsonl"))
+    assert "can be called" in capsys.readouterr().out
 
 
 # Accuracies of the functions that the authors' script 3 keeps of their sample, and the number of

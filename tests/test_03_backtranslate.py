@@ -4,7 +4,7 @@ import json
 import pytest
 from fake_server import FakeServer, command
 
-from autoif import files
+from autoif import files, replies
 from autoif.files import UserError
 
 stage = importlib.import_module("03_backtranslate")
@@ -65,6 +65,48 @@ def test_only_contradiction_drops(tmp_path):
     assert stats["dropped"] == {"contradiction": 1} and stats["neutral"] == 1
 
 
+@pytest.mark.parametrize(
+    "text, label",
+    [
+        ("Entailed.", "entailment"),
+        ("The premise entails the hypothesis.", "entailment"),
+        ("Contradictory", "contradiction"),
+        ("The two contradict each other.", "contradiction"),
+        ("Neutral, since this would be a contradiction only in part", "neutral"),
+        ("neutral - there is no contradiction, and no entailment either", "neutral"),
+        ("It does not contradict the premise and isn't an entailment: neutral", "neutral"),
+        ("Not neutral but contradiction", "contradiction"),
+        (
+            "Entailment, neutral and contradiction\nAnswer: **neutral** (no contradiction)",
+            "neutral",
+        ),
+        ('{"label": "contradiction", "reason": "no entailment"}', "contradiction"),
+        ("It may be neutral. The relation is entailment, as it is no contradiction", "entailment"),
+        ("entailment, neutral or contradiction", None),
+        ("Neutral or contradiction", None),
+        ("It is no contradiction", None),
+    ],
+)
+def test_the_label_is_the_one_that_a_reply_means(text, label):
+    assert replies.label(text, stage.LABELS) == label
+
+
+def test_a_contradiction_that_is_denied_drops_no_constraint(tmp_path):
+    texts = {"Answer in 0 # 0": "Neutral. It is no contradiction, since both can be obeyed."}
+    rows = run(tmp_path, verified(1), lambda hypothesis: texts.get(hypothesis, "Entailed"))
+    assert [row["nli"] for row in rows] == [["neutral", "entailment"]]
+
+
+def test_an_nli_model_that_cannot_be_loaded_is_told_before_anything_is_asked(tmp_path):
+    source = tmp_path / "02.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in verified(2)))
+    flags = command(model="m", in_=source, out=tmp_path / "03.jsonl", nli="no/such-model")
+    words = "--nli no/such-model cannot be loaded.*--nli llm"
+    with FakeServer() as server, pytest.raises(UserError, match=words):
+        stage.main([*flags, "--base-url", server.url])
+    assert server.requests == []
+
+
 def test_a_constraint_without_a_label_is_a_counted_drop_not_a_verdict(tmp_path):
     labels = {"Answer in 0 # 0": "I cannot say"}
     rows = run(tmp_path, verified(2), lambda hypothesis: labels.get(hypothesis, "neutral"))
@@ -84,6 +126,17 @@ def test_without_back_translation_nothing_is_asked_or_dropped_but_all_is_split(t
     stage.main(command("--no-back-translation", in_=source, out=out))
     rows = list(files.read(out))
     assert len(rows) == 3 and {"family", "split"} <= set(rows[0]) and rows[0]["nli"] == []
+
+
+def test_it_says_how_the_split_fell_what_it_wrote_and_what_comes_next(tmp_path, capsys):
+    source, out = tmp_path / "02.jsonl", tmp_path / "03.jsonl"
+    tiny = json.dumps(verified(1)[0])
+    source.write_text(tiny + "\n")
+    stage.main(command("--no-back-translation", in_=source, out=out))
+    *_, split, nothing, last = capsys.readouterr().out.splitlines()
+    assert split == "03_backtranslate: 1 to train on, 0 held out, of 1 families"
+    assert "nothing is held out" in nothing
+    assert last.startswith(f"wrote {out}; next: python 04_responses.py") and f"--in {out}" in last
 
 
 def test_another_runs_split_is_taken_over_in_whole_families(tmp_path):
@@ -155,17 +208,12 @@ def test_the_nli_model_reads_its_labels_from_its_config_and_batches_change_nothi
     model, turned = (
         classifier(tmp_path / str(n), labels) for n, labels in enumerate([order, order[::-1]])
     )
-    labels = list(stage.nli_model(pairs, model, 8))
-    assert labels == list(stage.nli_model(iter(pairs), model, 1)) and len(set(labels)) > 1
+    labels = list(stage.nli_model(model, 8)(pairs))
+    assert labels == list(stage.nli_model(model, 1)(iter(pairs))) and len(set(labels)) > 1
     swap = {"entailment": "contradiction", "contradiction": "entailment", "neutral": "neutral"}
-    assert [swap[label] for label in labels] == list(stage.nli_model(pairs, turned, 8))
+    assert [swap[label] for label in labels] == list(stage.nli_model(turned, 8)(pairs))
 
 
 def test_a_classifier_with_other_labels_is_refused(tmp_path):
     with pytest.raises(UserError, match="has the labels"):
-        list(stage.nli_model([("a", "b")], classifier(tmp_path / "m", ["good", "bad"]), 1))
-
-
-def test_a_model_that_cannot_be_loaded_is_named_with_the_way_out():
-    with pytest.raises(UserError, match="--nli no/such-model cannot be loaded.*--nli llm"):
-        list(stage.nli_model([("a", "b")], "no/such-model", 1))
+        stage.nli_model(classifier(tmp_path / "m", ["good", "bad"]), 1)

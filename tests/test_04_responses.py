@@ -1,6 +1,7 @@
 import importlib
 import json
 import os
+import re
 from collections import Counter
 from functools import partial
 
@@ -49,6 +50,21 @@ QUERIES = [
         ("Final score: 7 out of 10", 7),
         ("It helps a lot.", None),
         ("Score: great", None),
+        ("I give it 9/10", 9),
+        ("Helpfulness: 7 / 10.", 7),
+        ("They want 3 goals a score.\nI would call it 9 out of 10, all in all.", 9),
+        ("Score: 7\n\nScoring guide: 0 = off the topic, 5 = partly, 10 = fully", 7),
+        ("Score: 7\nRating scale: 0 to 10", 7),
+        ("Score between 0 and 10: 6", 6),
+        # another scale, a range, a choice: nobody can say which score of 0 to 10 is meant
+        ("Score: 3/5", None),
+        ("Score: 80/100", None),
+        ("Rating: 4 out of 5 stars", None),
+        ("Score: 6-7", None),
+        ("Score: between 6 and 7", None),
+        ("7 or 8", None),
+        ("It is of 9/10/2024.", None),
+        ("19/10", None),
         ("Score: 85", None),
         ("", None),
         ("In 1990 it rained.", None),
@@ -144,6 +160,21 @@ def test_responses_keep_their_verdicts_and_only_the_good_ones_become_sft_rows(tm
     )
 
 
+def test_queries_that_are_dropped_are_accounted_for_and_the_files_and_the_next_step_named(
+    tmp_path, capsys
+):
+    _, _, stats = run(tmp_path, answers)
+    said = capsys.readouterr().out.splitlines()
+    [line] = [line for line in said if line.startswith("04_responses queries:")]
+    numbers = [int(number) for number in re.findall(r"\d+", line.split(":")[1])]
+    came, kept, *lost = numbers
+    assert came == len(QUERIES) == kept + sum(lost) and kept == stats["queries"]
+    for reason, count in stats["queries_dropped"].items():
+        assert f"{reason} {count}" in line
+    out, sft = tmp_path / "04_responses.jsonl", tmp_path / "04_sft.jsonl"
+    assert said[-1].startswith(f"wrote {out} and {sft}; next: python 05_sft.py --in {sft}")
+
+
 def test_without_scores_every_accepted_response_is_kept_and_nobody_is_asked(tmp_path, capsys):
     _, sft, stats = run(tmp_path, answers, "--no-score")
     assert len(sft) == 4 and "score under 8" not in stats["dropped"]
@@ -194,9 +225,18 @@ def test_a_crashing_function_is_an_error_not_a_failure(tmp_path):
     assert [row["verdicts"] for row in dropped] == [["error"]] * 8
 
 
-def test_truncated_answers_are_counted_apart_and_never_trained_on(tmp_path, monkeypatch):
+def test_the_released_flags_keep_what_a_mean_without_errors_keeps(tmp_path):
+    """There pass and error is 1.0, fail and error 0; here 0.5 and 0, and above 0 is kept."""
+    flags, never = ("--min-accuracy", "0", "--no-score"), "def evaluate(response): return False"
+    assert len(run(tmp_path, answers, *flags, verifiers=(LOWER, CRASH))[1]) == 4
+    with pytest.raises(UserError, match="nothing was kept.*verdict errors 8"):
+        run(tmp_path, answers, *flags, verifiers=(never, CRASH))
+
+
+@pytest.mark.parametrize("reason", ["length", "MAX_TOKENS", "content_filter"])
+def test_truncated_answers_are_counted_apart_and_never_trained_on(tmp_path, monkeypatch, reason):
     defaults = FakeServer.__init__.__kwdefaults__
-    monkeypatch.setitem(defaults, "finish_reason", "length")
+    monkeypatch.setitem(defaults, "finish_reason", reason)
     refused(tmp_path, "truncated 8", answers, "--no-score")
 
 
@@ -306,9 +346,8 @@ def test_a_function_is_one_job_with_the_responses_to_all_prompts_of_its_constrai
 
     monkeypatch.setattr(stage.sandbox, "run", spy)
     run(tmp_path, answers, "--no-score", verifiers=(LOWER, SHORT), splits=("train", "train"))
-    verdict_jobs = [job for job in jobs if job["inputs"] != [""]]
+    verdict_jobs = [job for job in jobs if len(job["inputs"]) == 8]
     assert [job["id"] for job in verdict_jobs] == ["i0.0", "i0.1", "i1.0", "i1.1"]
-    assert [len(job["inputs"]) for job in verdict_jobs] == [8] * 4
 
 
 def test_a_function_that_cannot_be_called_is_named_before_anything_is_asked(tmp_path):
@@ -370,6 +409,25 @@ def test_show_prints_rows_with_the_reason_of_each_response(tmp_path, capsys):
     for reason in ("[kept]", "[score under 8]", "[accuracy]", "[duplicate]", "pass rate 0.75"):
         assert reason in shown
     assert shown.count("Use lower case") == 1
+
+
+def test_show_calls_a_pass_kept_only_where_the_run_gave_it_a_score(tmp_path, capsys):
+    def silent_on_the_mountain(messages, request):
+        if "Score: <number>" in messages[0]["content"]:
+            return "It helps." if "mountain" in messages[0]["content"] else "Score: 9"
+        return ["all fine", "fine", "so so", "well"]
+
+    _, sft, _ = run(tmp_path, silent_on_the_mountain, "--queries-per-instruction", "3")
+    capsys.readouterr()
+    command = ["--show", "3", "--out", str(tmp_path / "04_responses.jsonl")]
+    stage.main(command)
+    shown = capsys.readouterr().out
+    assert (shown.count("[no score found]"), shown.count("[kept]")) == (4, 8) and len(sft) == 8
+
+    _, sft, _ = run(tmp_path, silent_on_the_mountain, "--no-score")
+    capsys.readouterr()
+    stage.main(command)
+    assert capsys.readouterr().out.count("[kept]") == len(sft) == 8
 
 
 def test_held_out_constraints_are_not_answered(tmp_path):
@@ -578,14 +636,10 @@ def test_a_broken_record_is_named_and_not_taken_for_the_end(tmp_path):
         load(tmp_path, f'[{records[0]}, {{"score": NaN}}, {records[1]}]')
 
 
-def test_a_byte_order_mark_blank_lines_and_broken_bytes_do_no_harm(tmp_path):
+def test_a_byte_order_mark_and_blank_lines_do_no_harm(tmp_path):
     text = json.dumps([{"conversations": [{"from": "human", "value": query}]} for query in QUERIES])
     assert load(tmp_path, "\ufeff" + text)[0] == load(tmp_path, "\n \n" + text)[0] == QUERIES
     assert load(tmp_path, "\ufeff" + "\n".join(QUERIES))[0] == QUERIES
-    path = tmp_path / "queries"
-    path.write_bytes(text.encode().replace(b"conversations", b"\xff\xfe", 1))
-    rows, dropped = queries.load(str(path), 20, 300, "en", 0.0)
-    assert [row["query"] for row in rows] == QUERIES[1:] and dropped == {"no human turn": 1}
 
 
 def test_a_language_includes_its_variants(tmp_path):

@@ -1,8 +1,12 @@
 """05_sft.py: the loss against TRL's, and whole runs of a tiny model, alone, in two, killed."""
 
 import json
+import os
+import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import tiny_models
@@ -73,10 +77,10 @@ def test_loss_and_gradients_equal_trl(tmp_path):
     trl = pytest.importorskip("trl", reason="TRL is the reference; pip install trl==1.16.0")
     from datasets import Dataset
 
-    rows = tiny_models.random_rows(1, 4)
-    tokens = sum(len(row["responses"][0]) for row in rows)
+    made = tiny_models.random_rows(1, 4)
+    tokens = sum(len(row["responses"][0]) for row in made)
     ours = tiny_models.model(attention="packed")
-    loss = sft.sft_loss(packed.ResponseLogprobs(ours)(**packed.pack(rows)), tokens)
+    loss = sft.sft_loss(packed.ResponseLogprobs(ours)(**packed.pack(made)), tokens)
     loss.backward()
 
     data = [
@@ -84,7 +88,7 @@ def test_loss_and_gradients_equal_trl(tmp_path):
             "input_ids": row["prompt"] + row["responses"][0],
             "labels": [-100] * len(row["prompt"]) + row["responses"][0],
         }
-        for row in rows
+        for row in made
     ]
     config = trl.SFTConfig(
         str(tmp_path), bf16=False, gradient_checkpointing=False, report_to="none", use_cpu=True
@@ -181,10 +185,17 @@ def test_a_killed_run_ends_with_the_same_losses_and_weights(folder, undisturbed)
     ]
 
 
+def usable(path, skip_bad=False):
+    """The rows of `path` that stage 05 would train on."""
+    tokenizer, out = tiny_models.tokenizer("smollm2"), Path(path).parent / "model"
+    encoded = sft.read_rows(path, tokenizer)
+    return tiny_models.usable("05_sft", encoded, tokenizer, out, skip_bad=skip_bad)
+
+
 @pytest.mark.parametrize(
     "row, message",
     [
-        ({"id": "a"}, "rows.jsonl:1 has no 'messages'"),
+        ({"id": "a"}, "rows.jsonl:1 has no 'messages' .*; a row needs messages"),
         ({"id": "a", "messages": "Say hi."}, "rows.jsonl:1: messages must be a list"),
         ({"id": "a", "messages": ["Say hi."]}, "rows.jsonl:1: messages has a message without"),
         ({"id": "a", "messages": []}, "rows.jsonl:1: the prompt must end with the user"),
@@ -197,7 +208,67 @@ def test_a_killed_run_ends_with_the_same_losses_and_weights(folder, undisturbed)
 def test_bad_rows_are_named(tmp_path, row, message):
     path = tiny_models.write(tmp_path / "rows.jsonl", [row])
     with pytest.raises(UserError, match=message):
-        list(sft.read_rows(path, tiny_models.tokenizer("smollm2")))
+        usable(path)
+
+
+def bad_rows(tmp_path, good, bad):
+    """Good rows, a blank line, bad ones of two kinds, a line that is no JSON, in one file."""
+    path = tmp_path / "own.jsonl"
+    made = [{"id": f"good-{n}", "messages": messages(n)} for n in range(good)]
+    made += [{"id": f"bad-{n}", "messages": messages(n)[: n % 2]} for n in range(bad)]
+    lines = [json.dumps(row) for row in made]
+    path.write_text("\n".join([*lines[:good], "", *lines[good:], '{"id": '] + [""]))
+    return str(path)
+
+
+def test_all_bad_rows_are_named_at_once(tmp_path):
+    with pytest.raises(UserError) as error:
+        usable(bad_rows(tmp_path, 2, 3))
+    text = str(error.value)
+    assert "4 of 6 rows of " in text and "--skip-bad" in text
+    for line in (4, 5, 6, 7):
+        assert f"own.jsonl:{line}" in text
+    assert "own.jsonl:7 is no JSON" in text and "and " not in text.splitlines()[-1]
+    with pytest.raises(UserError) as error:
+        usable(bad_rows(tmp_path, 2, 13))
+    text = str(error.value)
+    assert "14 of 16 rows of " in text and text.endswith("\n  and 4 more")
+    assert text.count("own.jsonl:") == 10
+    assert not list(tmp_path.glob("*.dropped.jsonl"))
+
+
+def test_bad_rows_are_left_out_and_counted_where_that_is_wanted(tmp_path, capsys):
+    kept = usable(bad_rows(tmp_path, 2, 3), skip_bad=True)
+    assert [row["id"] for row in kept] == ["good-0", "good-1"]
+    assert "6 in -> 2 kept (bad row 4)" in capsys.readouterr().out
+    dropped = [json.loads(line) for line in (tmp_path / "model.dropped.jsonl").open()]
+    assert [row["id"] for row in dropped] == ["bad-0", "bad-1", "bad-2", "7"]
+    assert "own.jsonl:4: the prompt must end" in dropped[0]["error"]
+    with pytest.raises(UserError, match="no row of .* is left"):
+        usable(bad_rows(tmp_path, 0, 3), skip_bad=True)
+
+
+def test_only_files_of_the_stages_are_told_which_stage_makes_them(tmp_path):
+    with pytest.raises(UserError, match="04_sft.jsonl does not exist; run 04_responses.py first"):
+        usable(str(tmp_path / "04_sft.jsonl"))
+    with pytest.raises(UserError, match="own.jsonl does not exist$"):
+        usable(str(tmp_path / "own.jsonl"))
+    (tmp_path / "own.jsonl").write_text('{"text": "Hi"}\n')
+    with pytest.raises(UserError) as error:
+        usable(str(tmp_path / "own.jsonl"))
+    assert "own.jsonl:1 has no 'messages'" in str(error.value)
+    assert "04_responses" not in str(error.value)
+
+
+def test_of_several_turns_the_last_answer_is_trained_on(tmp_path):
+    turns = [{"role": "system", "content": "Be brief."}, *messages(1), *messages(2)]
+    path = tiny_models.write(tmp_path / "own.jsonl", [{"id": "a", "messages": turns}])
+    tokenizer, [row] = tiny_models.tokenizer("smollm2"), usable(path)
+    assert tokenizer.decode(row["responses"][0]) == "0 1 2<|im_end|>"
+    assert "Be brief." in tokenizer.decode(row["prompt"]) and "0 1<|im" in tokenizer.decode(
+        row["prompt"]
+    )
+    assert "the loss is on that last answer alone" in " ".join(sft.__doc__.split())
 
 
 @pytest.mark.parametrize(
@@ -252,10 +323,49 @@ def test_bad_input_ends_with_exit_code_2_and_the_corrected_command_runs(folder):
 
 
 def test_rows_without_an_id_are_numbered(tmp_path):
-    rows = [{"messages": messages(number)} for number in range(3)]
-    path = tiny_models.write(tmp_path / "own.jsonl", rows)
-    made = sft.read_rows(path, tiny_models.tokenizer("smollm2"))
-    assert [row["id"] for row in made] == ["1", "2", "3"]
+    own = [{"messages": messages(number)} for number in range(3)]
+    path = tiny_models.write(tmp_path / "own.jsonl", own)
+    assert [row["id"] for row in usable(path)] == ["1", "2", "3"]
+
+
+def launched(tmp_path, end):
+    """A stage that gets ready and then does `end`, in its own process group as in a terminal."""
+    lines = [
+        "import time",
+        "from autoif.files import UserError",
+        "from autoif.stage import run",
+        "def main():",
+        "    print('ready', flush=True)",
+        f"    {end}",
+        "run(main)",
+    ]
+    (tmp_path / "stage.py").write_text("\n".join(lines))
+    command = [sys.executable, "-m", "autoif.training", "--standalone", "--nproc_per_node", "2"]
+    return subprocess.Popen(
+        [*command, str(tmp_path / "stage.py")],
+        cwd=tiny_models.ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(tiny_models.ROOT)},
+        start_new_session=True,
+    )
+
+
+def test_ctrl_c_under_our_torchrun_ends_with_the_stages_line_and_no_traceback(tmp_path):
+    process = launched(tmp_path, "time.sleep(600)")
+    for _ in range(2):  # both processes are in the stage, where Ctrl-C is met
+        while "ready" not in process.stdout.readline():
+            assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    output = tiny_models.finish(process, code=130)
+    assert "Traceback" not in output
+    assert "run the same command to go on" in output.splitlines()[-1]
+
+
+def test_bad_input_under_our_torchrun_ends_with_exit_code_2_and_no_traceback(tmp_path):
+    output = tiny_models.finish(launched(tmp_path, "raise UserError('no rows')"), code=2)
+    assert "stage.py: error: no rows" in output and "Traceback" not in output
 
 
 def test_the_paper_settings_are_the_defaults():

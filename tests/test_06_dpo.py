@@ -5,6 +5,7 @@ import inspect
 import json
 import math
 import random
+from pathlib import Path
 
 import pytest
 import shared_data
@@ -12,6 +13,7 @@ import tiny_models
 import torch
 from shared_data import needs
 
+from autoif import sandbox
 from autoif.files import UserError
 from autoif.training import packed
 
@@ -42,7 +44,7 @@ def run_pairs(tmp_path, *files, flags=()):
     return [json.loads(line) for line in open(tmp_path / "pairs.jsonl")]
 
 
-def sides(candidates, min_accuracy=0.5, min_score=8.0, reject_truncated=False):
+def sides(candidates, min_accuracy=0.5, min_score=0, reject_truncated=False):
     chosen, rejected = dpo.sides(candidates, min_accuracy, min_score, reject_truncated)
     return [each["text"] for each in chosen], [each["text"] for each in rejected]
 
@@ -65,13 +67,44 @@ def test_a_text_is_never_on_both_sides():
     assert sides(same) == ([], ["no"])
 
 
-def test_a_chosen_answer_has_the_quality_score_where_there_are_scores():
-    good, poor, lost = (candidate(text, "pass") for text in ("good", "poor", "lost"))
-    bad = candidate("bad", "fail")
-    assert sides([good, poor, bad]) == (["good", "poor"], ["bad"])  # stage 04 with --no-score
-    good["score"], poor["score"], lost["score"], bad["score"] = 8.0, 0.0, None, None
-    assert sides([good, poor, lost, bad]) == (["good"], ["bad"])
-    assert sides([good, poor, lost, bad], min_score=0) == (["good", "poor", "lost"], ["bad"])
+def run_of(*scores, name="r"):
+    """Rows of a 04_responses.jsonl: an accepted response with each of the scores, one refused."""
+    rows = []
+    for number, score in enumerate(scores):
+        good = {**candidate(f"{name.upper()}{number}", "pass"), "score": score}
+        bad = {**candidate(f"{name}{number}", "fail"), "score": None}
+        rows.append(
+            {"id": f"{name}{number}", "prompt": f"Greet {number}.", "responses": [good, bad]}
+        )
+    return rows
+
+
+def chosen(pairs):
+    return [pair["chosen"][0]["content"] for pair in pairs]
+
+
+def test_a_chosen_answer_has_the_quality_score_where_the_run_gave_scores(tmp_path):
+    rows = run_of(8.0, 0.0, 9.0)
+    rows[2]["responses"].append({**candidate("LOST", "pass"), "score": None})
+    assert chosen(run_pairs(tmp_path, rows)) == ["R0", "R2"]
+    flags = ["--min-score", "0", "--pairs-per-prompt", "9"]
+    assert set(chosen(run_pairs(tmp_path, rows, flags=flags))) == {"R0", "R1", "R2", "LOST"}
+
+
+def test_a_row_that_the_judge_gave_no_number_at_all_is_not_chosen(tmp_path, capsys):
+    assert chosen(run_pairs(tmp_path, run_of(None, 9.0, None))) == ["R1"]
+    assert "query: nothing to choose 2" in capsys.readouterr().out
+
+
+def test_a_run_without_scores_is_paired_by_its_verdicts_beside_one_that_has_them(tmp_path):
+    """The online loop samples with --no-score; one's own rows may have no such field at all."""
+    online, own = run_of(None, None, name="online"), run_of(None, name="own")
+    for response in own[0]["responses"]:
+        del response["score"]
+    cases = {"id": "i1", "instruction": "A.", "split": "train"}
+    cases["cases"] = [case("HI", "pass"), case("hi", "fail")]
+    pairs = run_pairs(tmp_path, run_of(None, 9.0), online, own, [cases])
+    assert chosen(pairs) == ["R1", "ONLINE0", "ONLINE1", "OWN0", "HI"]
 
 
 def test_a_truncated_answer_is_neither_chosen_nor_rejected_unless_asked_for(tmp_path):
@@ -153,6 +186,20 @@ def test_the_released_flags_make_the_pairs_of_the_released_script(tmp_path):
     for pair in pairs:
         good, bad = able[pair["prompt"][0]["content"]]
         assert pair["chosen"][0]["content"] in good and pair["rejected"][0]["content"] in bad
+
+
+@needs("autoif_sample/dpo_query_w_funcs.jsonl")
+def test_a_response_that_crashes_its_function_is_rejected_by_the_released_script_alone():
+    """Each of the 168 in their sample: a mean without errors is 0 there, which rejects."""
+    responses = 0
+    for row in shared_data.rows("autoif_sample/dpo_query_w_funcs.jsonl"):
+        [(code, _)], texts = row["eval_func"], row["gpt-answer"]
+        [result] = sandbox.run([{"id": "f", "code": code, "inputs": texts}])
+        judged = zip(texts, result["verdicts"], strict=True)
+        assert sides([candidate(text, verdict) for text, verdict in judged]) == ([], [])
+        assert set(result["verdicts"]) == {"error"}
+        responses += len(texts)
+    assert responses == 168
 
 
 @pytest.mark.parametrize(
@@ -319,8 +366,8 @@ def test_equal_sides_are_an_error(tmp_path):
             }
         ],
     )
-    with pytest.raises(UserError, match="pairs.jsonl:1: chosen and rejected are equal"):
-        list(dpo.read_rows(path, tiny_models.tokenizer("smollm2")))
+    [row] = dpo.read_rows(path, tiny_models.tokenizer("smollm2"))
+    assert "pairs.jsonl:1: chosen and rejected are equal" in row["error"]
 
 
 def pair(**changes):
@@ -341,8 +388,40 @@ def pair(**changes):
 )
 def test_pairs_of_strings_are_named_with_file_and_line(tmp_path, changes, message):
     path = tiny_models.write(tmp_path / "pairs.jsonl", [pair(), pair(**changes)])
-    with pytest.raises(UserError, match=f"pairs.jsonl:2: {message}"):
-        list(dpo.read_rows(path, tiny_models.tokenizer("smollm2")))
+    good, bad = dpo.read_rows(path, tiny_models.tokenizer("smollm2"))
+    assert "error" not in good and f"pairs.jsonl:2: {message}" in bad["error"]
+
+
+def test_all_bad_pairs_are_named_at_once_or_left_out(tmp_path, capsys):
+    side = [{"role": "assistant", "content": "Hi"}]
+    made = [pair(), pair(chosen=side, rejected=side), {"prompt": "Say hi."}]
+    path = tiny_models.write(tmp_path / "own.jsonl", made)
+    tokenizer = tiny_models.tokenizer("smollm2")
+
+    def usable(skip_bad):
+        encoded, out = dpo.read_rows(path, tokenizer), tmp_path / "model"
+        return tiny_models.usable("06_dpo train", encoded, tokenizer, out, skip_bad=skip_bad)
+
+    with pytest.raises(UserError, match="2 of 3 rows of") as error:
+        usable(skip_bad=False)
+    assert "own.jsonl:2: chosen and rejected are equal" in str(error.value)
+    assert "own.jsonl:3 has no 'chosen'" in str(error.value) and "pairs first" not in str(
+        error.value
+    )
+    assert [row["id"] for row in usable(skip_bad=True)] == ["1"]
+    assert "3 in -> 1 kept (bad row 2)" in capsys.readouterr().out
+
+
+def test_a_pair_may_follow_several_turns_and_text_parts(tmp_path):
+    turns = [*pair()["prompt"], *pair()["chosen"], {"role": "user", "content": [{"text": "So?"}]}]
+    path = tiny_models.write(tmp_path / "own.jsonl", [pair(prompt=turns)])
+    tokenizer = tiny_models.tokenizer("smollm2")
+    [row] = dpo.read_rows(path, tokenizer)
+    assert "So?<|im_end|>" in tokenizer.decode(row["prompt"])
+    assert [tokenizer.decode(side) for side in row["responses"]] == [
+        "assistant<|im_end|>",
+        "No<|im_end|>",
+    ]
 
 
 def test_a_response_that_was_cut_off_has_no_end_token_and_rows_without_id_are_numbered(tmp_path):
@@ -475,8 +554,14 @@ def test_a_run_learns_the_pairs_and_computes_the_reference_once(tmp_path):
     # of one batch of all pairs, the reference being the policy: log 2, and the SFT loss added to it
     added = str(tmp_path / "added")
     more = ["--batch", "6", "--epochs", "1", "--sft-weight", "0.5", "--out", added]
-    tiny_models.finish(tiny_models.start("06_dpo.py", "train", *flags, *more))
-    tokens = [row["responses"][0] for row in dpo.read_rows(path, dpo.load_tokenizer(model, None))]
+    output = tiny_models.finish(tiny_models.start("06_dpo.py", "train", *flags, *more))
+    # the only step has no warm-up, in which its rate would be 0
+    assert "there is one step: it is taken at the full learning rate, 1.0e-02" in output
+    assert tiny_models.metrics(added)[0]["lr"] == 1e-2
+    weights = [Path(folder, "model.safetensors").read_bytes() for folder in (model, added)]
+    assert weights[0] != weights[1]
+    tokenizer = dpo.load_tokenizer(model, None, "2026-01-31")
+    tokens = [row["responses"][0] for row in dpo.read_rows(path, tokenizer)]
     [kept] = tmp_path.glob("pairs.jsonl.reference-*.jsonl")
     chosen = [json.loads(line)["logprobs"][0] for line in kept.open()]
     assert tiny_models.metrics(added)[0]["loss"] == pytest.approx(

@@ -311,9 +311,9 @@ def test_all_benchmarks_fill_the_table_and_missing_data_is_a_named_gap(tmp_path,
         } == pytest.approx(metrics), benchmark
         for metric in found[benchmark]["metrics"].values():
             assert metric["n"] > 0
-            if metric["clusters"] > 1:
+            if metric["interval"] != "n/a":
                 assert metric["low"] <= metric["value"] <= metric["high"]
-            else:
+            else:  # of one cluster, or of clusters that are all equal
                 assert (metric["low"], metric["high"]) == (None, None)
         assert (
             len(found[benchmark]["data"]["sha256"]) == 64 and found[benchmark]["versions"]["python"]
@@ -526,7 +526,7 @@ def test_results_can_be_compared_after_they_have_moved(tmp_path, heldout, capsys
 
 def test_seeds_average_over_runs_and_cluster_by_item(tmp_path, folder):
     said = itertools.count()
-    with FakeServer(lambda messages, request: f"The answer is {next(said) % 3}.") as server:
+    with FakeServer(lambda messages, request: f"The answer is {next(said) % 2 + 1}.") as server:
         (row,) = run(
             tmp_path,
             model="m",
@@ -572,6 +572,18 @@ def test_answers_from_a_file_are_scored_and_one_that_lacks_has_failed(tmp_path, 
         and row["n"] == 3
         and row["missing"] == 1
     )
+
+
+@pytest.mark.parametrize(
+    "flags, share",
+    [([], 2 / 3), (["--keep-think"], 0), (["--think-tags", "<hm>", "</hm>"], 1)],
+)
+def test_thoughts_in_a_file_of_answers_are_no_part_of_them(tmp_path, folder, flags, share):
+    thoughts = ["<think>\nno, none\n</think>\n\n", "[THINK]no, none[/THINK]", "<hm>no, none</hm>"]
+    rows = [{"prompt": f"Prompt {n}.", "response": f"{thoughts[n]}tea"} for n in range(3)]
+    answers = lines(tmp_path / "answers.jsonl", rows)
+    (row,) = run(tmp_path, *flags, responses=answers, data_dir=folder, benchmarks="ifeval")
+    assert row["metrics"]["Pr(S)"]["value"] == pytest.approx(share)
 
 
 def test_bad_input_ends_with_exit_code_2_and_says_what_to_do(tmp_path):
@@ -635,8 +647,23 @@ def test_what_is_there_and_broken_is_an_error_and_no_gap(tmp_path, folder, capsy
     with pytest.raises(UserError, match="gsm8k/test.jsonl has a row without 'question'"):
         run(tmp_path, *flags)
     (folder / "gsm8k/test.jsonl").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="test.jsonl cannot be read"):
+    with pytest.raises(UserError, match=r"test.jsonl:1 is not UTF-8 \(the byte 0xff"):
         run(tmp_path, *flags)
+
+
+def test_without_held_out_constraints_the_benchmarks_are_measured_all_the_same(
+    tmp_path, folder, capsys
+):
+    trained = lines(tmp_path / "03.jsonl", [{**CONSTRAINTS[0], "split": "train"}])
+    asked = lines(tmp_path / "q.jsonl", [{"query": QUERIES[0]}])
+    flags = command("--allow-gaps", model="m", data_dir=folder, benchmarks="heldout,gsm8k")
+    with FakeServer(everything) as server:
+        urls = command(base_url=server.url, heldout=trained, queries=asked)
+        rows = run(tmp_path, *flags, *urls)
+    assert {row["benchmark"]: "metrics" in row for row in rows} == {"heldout": False, "gsm8k": True}
+    assert "heldout: left out" in capsys.readouterr().err
+    settings = json.loads((tmp_path / "out/07_items/m/benchmarks.settings.json").read_text())
+    assert settings["flags"]["benchmarks"] == ["heldout", "gsm8k"]
 
 
 def test_the_recorded_settings_say_what_was_sent(tmp_path, folder):

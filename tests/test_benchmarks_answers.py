@@ -56,6 +56,24 @@ def args():
         ("The answer is 18 (9 eggs at x = 2 dollars).", 18),
         ("__18__", 18),
         ("The answer is 18.\n\nQuestion: What is 2 + 2?\nThe answer is 4.", 18),
+        # an equation with words, and a variable that is none
+        ("The answer is thus 3 boxes * 4 eggs = 12 eggs.", 12),
+        ("The answer is 30 minutes + 15 minutes = 45 minutes in all.", 45),
+        ("The answer is \\(7 \\times 6 = 42\\).", 42),
+        ("The answer is half of 36, i.e. 18 dollars.", 18),
+        ("The answer is 2 times 9 equals 18.", 18),
+        ("The answer is 18 when x = 2.", 18),
+        ("The answer is 40, i.e. forty.", 40),
+        # thousands
+        ("The answer is 12 500.", 12500),
+        ("The answer is 1\u00a0234\u202f567 people.", 1234567),
+        ("The answer is $3'400.", 3400),
+        ("#### 2 000", 2000),
+        ("The answer is negative 5.", -5),
+        # what it is not
+        ("The answer is not 25. It is 30", 30),
+        ("The answer isn't 25, it is 30", 30),
+        ("The answer is 30. The answer is not 25.", 30),
     ],
 )
 def test_gsm8k_reads_the_answer_as_a_number(text, number):
@@ -142,6 +160,43 @@ CHOICES = ["a lesion", "the moon", "seven", "none of these"]
         ("Answer: B, since water boils at 25^\\circ\\text{C}", "B"),
         ("A, B and C are all false, so the right one is D.", "D"),
         ("Answer: B\n\nQuestion: What next?\nAnswer: D", "B"),
+        # the letter before its announcement, and other ways to say it
+        ("After all, D is correct.", "D"),
+        ("Therefore B is the right answer.", "B"),
+        ("I would choose (C), to be safe.", "C"),
+        ("I'd go with option A.", "A"),
+        ("A is not right. It is **D**.", "D"),
+        ("The answer is not A but C", "C"),
+        ("<answer> B </answer>", "B"),
+        ("Final answer C", "C"),
+        ("B since the moon is round", "B"),
+        ("D — no other fits", "D"),
+        ("c", "C"),
+        ("(b).", "B"),
+        ("所以B正确。", "B"),
+        ("正确的应该是D", "D"),
+        ("答案不是A而是B", "B"),
+        ("It is a good question", None),
+        ("answer a question", None),
+        ("A correct answer is hard to give", None),
+        ("A is incorrect", None),
+        ("The answer is not (A).", None),
+        # a hedge and an echo settle on nothing
+        ("Answer: A or B", None),
+        ("Answer: A, B, C or D", None),
+        ("Answer: X, where X is A, B, C or D", None),
+        ("A, B, C or D", None),
+        ("The answer is (A) or (B).", None),
+        ("**A** or **B**", None),
+        ("\\boxed{A or B}", None),
+        ("答案是A或B", None),
+        ("A or B is correct.", None),
+        ("I choose A or B", None),
+        ("A. a lesion\nB. the moon\nC. seven\nD. none of these", None),
+        ("The answer is A or B. It cannot be A, so the answer is B.", "B"),
+        ("Answer: B, A is wrong", "B"),
+        ("Answer: B, C and D are wrong", "B"),
+        ("A\n\nB is wrong.", "A"),
     ],
 )
 def test_choices_are_read_in_the_forms_models_write(text, letter):
@@ -190,6 +245,51 @@ def test_ceval_is_the_mean_over_subjects(tmp_path):
         for item in items
     ]
     assert values(ceval.score(works, None))["C-Eval"] == 0.5
+
+
+HEADER = "question,choice0,choice1,choice2,choice3,answer\n"
+QUESTION = '"Is 1, or 2, odd?",1,2,both,"neither, nor",'
+MMLU_FILES = {
+    "its owners', without a header and with letters": f"{QUESTION}B\n",
+    "with a header and indices": f"{HEADER}{QUESTION}1\n",
+    "with a byte order mark": f"\ufeff{HEADER}{QUESTION}1\n",
+}
+
+
+@pytest.mark.parametrize("form", MMLU_FILES)
+def test_mmlus_files_are_read(tmp_path, form):
+    path = tmp_path / "mmlu/test/abstract_algebra_test.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text(MMLU_FILES[form], encoding="utf-8")
+    [item] = mmlu.load(Source(str(tmp_path)), argparse.Namespace(mc_mode="gen"))
+    assert (item["subject"], item["target"]) == ("abstract_algebra", "B")
+    assert item["question"] == "Is 1, or 2, odd?"
+    assert item["choices"] == ["1", "2", "both", "neither, nor"]
+
+
+@pytest.mark.parametrize(
+    "table", ["question,A,B,C,D,answer\nq,1,2,3,4,B\n", "q,1,2,3,4,E\n", "q,1,2,3,4\n"]
+)
+def test_an_mmlu_file_of_another_form_is_named_with_the_columns_that_are_wanted(tmp_path, table):
+    path = tmp_path / "mmlu/test/law_test.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text(table)
+    with pytest.raises(
+        UserError, match="mmlu/test has a row .*question,choice0,.*,answer, or these"
+    ):
+        mmlu.load(Source(str(tmp_path)), argparse.Namespace(mc_mode="gen"))
+
+
+def test_a_byte_order_mark_before_a_benchmark_is_none_of_it(tmp_path):
+    for name in ("ceval/val", "gsm8k"):
+        (tmp_path / name).mkdir(parents=True)
+    table = "id,question,A,B,C,D,answer\n0,问题,甲,乙,丙,丁,B\n"
+    (tmp_path / "ceval/val/law_val.csv").write_text(table, encoding="utf-8-sig")
+    row = '{"question": "What is 2 + 2?", "answer": "#### 4"}\n'
+    (tmp_path / "gsm8k/test.jsonl").write_text(row, encoding="utf-8-sig")
+    source = Source(str(tmp_path))
+    assert [item["id"] for item in ceval.load(source, None)] == ["law-0"]
+    assert [item["target"] for item in gsm8k.load(source, None)] == ["4"]
 
 
 @needs("mmlu/test", "mmlu/dev")
@@ -244,6 +344,12 @@ STYLES = {
     "In short:\n```python\ndef add(a, b):\n    ...\n```",
     "a sketch before it": "```python\ndef add(a, b):\n    ...\n```\n"
     "Filled in:\n```python\n{whole}```",
+    "a future import": "```python\nfrom __future__ import annotations\n\n{whole}```",
+    "a future import without a fence": "from __future__ import annotations\n\n{whole}",
+    "a lambda": "```python\nadd = lambda a, b: helper(a) + b\n```",
+    "a lambda without a fence": "Shortest:\n\nadd: object = lambda a, b: helper(a) + b\n\nIt adds.",
+    "a lambda after a sketch": "```python\ndef add(a, b):\n    ...\n```\n"
+    "```python\nadd = lambda a, b: a + b\n```",
     "a fence in the docstring": '```python\ndef add(a, b):\n    """Add.\n'
     '    ```\n    add(1, 2)\n    ```\n    """\n    return a + b\n```',
 }

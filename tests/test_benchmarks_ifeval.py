@@ -1,3 +1,4 @@
+import json
 import random
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from shared_data import DATA, needs, rows, sample, values
 
 from autoif.evaluation.benchmarks import ifbench, ifeval, punkt
 from autoif.evaluation.benchmarks.source import Source
+from autoif.files import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,6 +33,46 @@ LOWER = ("change_case:english_lowercase", {"num_words": None})
 
 def score(an_item: dict, text: str) -> dict:
     return ifeval.score([{"item": an_item, "sample": 0, "answers": sample(text)}], None)[0]
+
+
+ROW = {
+    "key": 12,
+    "prompt": "Say something.",
+    "instruction_id_list": ["length_constraints:number_words", "punctuation:no_comma"],
+    "kwargs": [{"num_words": 3, "relation": "at least", "letter": None}, {}],
+}
+
+
+def load(tmp_path, **fields) -> list[dict]:
+    path = tmp_path / "ifeval/input_data.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({**ROW, **fields}) + "\n")
+    return ifeval.load(Source(str(tmp_path)), None)
+
+
+@pytest.mark.parametrize("dumped", [json.dumps, lambda kwargs: list(map(json.dumps, kwargs))])
+def test_kwargs_may_be_json_text(tmp_path, dumped):
+    assert load(tmp_path, kwargs=dumped(ROW["kwargs"])) == load(tmp_path)
+    assert load(tmp_path)[0]["kwargs"] == [{"num_words": 3, "relation": "at least"}, {}]
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"kwargs": [{}]}, "an object of kwargs for each of its 2 instructions"),
+        ({"kwargs": "[{}, "}, "an object of kwargs for each of its 2 instructions"),
+        ({"kwargs": [None, {}]}, "an object of kwargs for each of its 2 instructions"),
+        ({"instruction_id_list": ["a:b", "c:d"]}, "the unknown instruction 'a:b'"),
+        ({"kwargs": [{"words": 3}, {}]}, "number_words does not take {'words': 3}"),
+    ],
+)
+def test_a_row_that_no_checker_fits_is_named_before_it_is_asked(tmp_path, fields, words):
+    state = random.getstate()
+    with pytest.raises(
+        UserError, match=f"input_data.jsonl: the row with the key '?12'? ?.*{words}"
+    ):
+        load(tmp_path, **fields)
+    assert random.getstate() == state
 
 
 def test_an_instruction_that_is_missed_fails_the_prompt_and_is_named():

@@ -37,6 +37,48 @@ def test_a_short_test_must_be_there_as_a_whole():
     assert contamination.overlapping(["What is tea?", ""], ["what is a cup of tea"]) == {}
 
 
+HAN = "妈妈去市场买了三斤苹果和两斤梨一共付了二十八元请问苹果每斤多少钱"
+
+
+def test_a_language_without_blanks_has_a_word_a_character():
+    copied = "请回答：" + HAN[3:16] + "？谢谢。"
+    assert contamination.overlapping([HAN], ["今天天气很好我们去公园散步吧", copied]) == {0: 1}
+    assert contamination.overlapping([HAN], [HAN[3:15]]) == {}
+    assert contamination.overlapping(
+        ["みかんを三つ買いました"], ["昨日みかんを三つ買いました。"]
+    ) == {0: 0}
+
+
+def test_the_nearest_text_is_found_in_a_language_without_blanks():
+    other = "今天天气很好我们去公园散步吧然后回家吃饭"
+    near = "妈妈买了苹果三斤、梨两斤，付了二十八元。苹果一斤多少钱？"
+    [[(place, cosine)]] = contamination.nearest([HAN], [other, near], 1)
+    assert place == 1 and cosine > 0.3
+
+
+def test_a_check_of_nothing_is_an_error_that_says_why(tmp_path, monkeypatch):
+    training = tmp_path / "sft.jsonl"
+    training.write_text('{"text": "What is tea?"}\n')
+    monkeypatch.setattr(Source, "unreachable", "no network in tests")
+    for name, reason in (("gsm8k", "gsm8k: no data"), ("heldout", "heldout is of the same run")):
+        with pytest.raises(UserError, match=f"nothing to check .*{reason}.*--data-dir"):
+            contamination.main([str(training), "--benchmarks", name, "--data-dir", str(tmp_path)])
+    assert [path.name for path in tmp_path.iterdir()] == ["sft.jsonl"]
+
+
+def test_the_pairs_are_written_beside_the_file_that_is_checked(tmp_path, capsys):
+    (tmp_path / "data/gsm8k").mkdir(parents=True)
+    row = '{"question": "What is 1 + 1?", "answer": "#### 2"}\n'
+    (tmp_path / "data/gsm8k/test.jsonl").write_text(row)
+    training = tmp_path / "mine" / "sft.jsonl"
+    training.parent.mkdir()
+    training.write_text('{"text": "What is tea?"}\n')
+    flags = ["--benchmarks", "gsm8k", "--data-dir", str(tmp_path / "data")]
+    contamination.main([str(training), *flags])
+    written = training.with_name("07_contamination.json")
+    assert written.is_file() and str(written) in capsys.readouterr().out
+
+
 def test_a_file_without_training_text_is_named(tmp_path):
     path = tmp_path / "rows.jsonl"
     for content in ('{"code": "x"}\n', ""):

@@ -224,9 +224,34 @@ def test_a_run_without_pairs_is_exported_without_them(whole_run, tmp_path):
     shutil.copy(whole_run / "03_instructions.jsonl", tmp_path)
     for name in export.FORMATS:
         export.main([str(tmp_path), str(tmp_path / name), "--to", name])
-    assert rows(tmp_path / "trl", "dpo.jsonl") == []
+    for name in export.FORMATS:
+        assert {file.name for file in (tmp_path / name).iterdir()} == {
+            "verifiers.jsonl",
+            "README.md",
+        }
     with pytest.raises(UserError, match="03_backtranslate.py behind it"):
         export.main([str(tmp_path / "nothing"), str(tmp_path / "to"), "--to", "trl"])
+
+
+def test_what_a_run_has_no_more_is_gone_from_its_export_and_the_description(tmp_path):
+    run, ask, tell = tmp_path / "run", {"role": "user", "content": "a"}, {"role": "assistant"}
+    run.mkdir()
+    sides = {"chosen": [{**tell, "content": "b"}], "rejected": [{**tell, "content": "c"}]}
+    pair = {"id": "i0.0/1", "level": "instruction", "prompt": [ask], **sides}
+    constraint = {"id": "i0", "instruction": "Be brief", "split": "train", "verifiers": []}
+    tiny_models.write(run / "03_instructions.jsonl", [constraint])
+    tiny_models.write(run / "04_sft.jsonl", [{"id": "x", "messages": [ask, *sides["chosen"]]}])
+    tiny_models.write(run / "06_pairs.jsonl", [pair])
+    for pairs in ({"dpo.jsonl", "autoif_dpo.json"}, set()):
+        written = set()
+        for kind in ("trl", "llamafactory"):
+            export.main([str(run), str(tmp_path / kind), "--to", kind])
+            written |= {file.name for file in (tmp_path / kind).iterdir()}
+        there = {"sft.jsonl", "autoif_sft.json", "dataset_info.json", "README.md"}
+        assert written == pairs | there | {"verifiers.jsonl"}
+        described = json.loads((tmp_path / "llamafactory/dataset_info.json").read_text())
+        assert len(described) == 2 if pairs else list(described) == ["autoif_sft"]
+        (run / "06_pairs.jsonl").unlink(missing_ok=True)
 
 
 # ---- the card and the hub ----
@@ -325,6 +350,13 @@ def test_push_uploads_every_file_to_a_private_dataset(whole_run, tmp_path, hub):
     assert sorted(sent) == sorted(file.name for file in (tmp_path / "to").iterdir())
     assert "pushed to me/autoif (private)" in done.stdout
     assert "hf_test" not in done.stdout + done.stderr
+
+
+def test_a_push_without_a_network_is_one_line(whole_run, tmp_path):
+    done = pushed(whole_run, tmp_path / "to", "http://127.0.0.1:9")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    [line] = [line for line in done.stderr.splitlines() if "--push me/autoif" in line]
+    assert "cannot be reached" in line and str(tmp_path / "to") in line
 
 
 def test_a_refused_push_ends_with_code_2_and_the_next_step(whole_run, tmp_path, hub, monkeypatch):

@@ -103,7 +103,9 @@ def test_a_gain_in_brevity_shows_as_one(args):
 
 
 def test_metrics_say_whether_they_are_shares(args):
-    works = [{"item": item, "answers": sample("Tea")} for item in heldout.load(None, args)]
+    items = heldout.load(None, args)
+    texts = ["Tea", "A cup of tea"] * len(items)
+    works = [{"item": item, "answers": sample(text)} for item, text in zip(items, texts)]
     measured = results.measure("heldout", works, heldout.score(works, args))["metrics"]
     assert list(measured) == list(heldout.SETTINGS.columns)
     assert (measured["Held-out"]["scale"], measured["words"]["scale"]) == (100, 1)
@@ -158,6 +160,16 @@ def test_functions_that_cannot_be_called_are_named_instead_of_failing_every_answ
     row["verifiers"] = [{"code": "import no_such_module\ndef evaluate(response): return True"}]
     args.heldout = write(tmp_path / "lacking.jsonl", [row])
     with pytest.raises(UserError, match="lacking.jsonl: these functions cannot be called"):
+        heldout.load(None, args)
+
+
+def test_where_nothing_is_held_out_the_measure_is_a_gap_and_no_error(tmp_path, args):
+    row = {**json.loads(open(args.heldout).readline()), "split": "train"}
+    args.heldout = write(tmp_path / "trained.jsonl", [row])
+    with pytest.raises(NotSetUp, match="no row with split 'heldout'; see --heldout"):
+        heldout.load(None, args)
+    args.queries = write(tmp_path / "q.jsonl", [{"query": "Fine?", "split": "train"}])
+    with pytest.raises(NotSetUp, match="no query of split 'heldout'"):
         heldout.load(None, args)
 
 

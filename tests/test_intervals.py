@@ -45,6 +45,30 @@ def test_of_one_item_or_one_cluster_there_is_no_interval(points):
     assert (difference["low"], difference["high"], difference["clusters"]) == (None, None, 1)
 
 
+@pytest.mark.parametrize("outcome", [0, 1])
+def test_eight_equal_outcomes_are_not_certain_though_a_bootstrap_would_draw_nothing_else(outcome):
+    # eight answers, two to each of four prompts
+    points = [("", str(i // 2), outcome, 1) for i in range(8)]
+    found = intervals.interval(points)
+    assert (found["low"], found["high"]) == intervals.wilson(4 * outcome, 4)
+    assert found["high"] - found["low"] == pytest.approx(0.49, abs=0.01)
+    assert (found["value"], found["interval"], found["n"]) == (outcome, "Wilson", 8)
+    # the mean of two categories, and what is counted over several questions
+    strata = [("a", "1", 3 * outcome, 3), ("a", "2", 2 * outcome, 2), ("b", "3", outcome, 1)]
+    found = intervals.interval(strata)
+    assert (found["low"], found["high"]) == intervals.wilson(3 * outcome, 3)
+
+
+def test_of_equal_lengths_or_ratings_there_is_no_interval():
+    found = intervals.interval([("", str(i), 7, 1) for i in range(8)], share=False)
+    assert (found["value"], found["low"], found["high"], found["interval"]) == (
+        7,
+        None,
+        None,
+        "n/a",
+    )
+
+
 def test_items_that_agree_within_their_cluster_widen_the_interval():
     rng = random.Random(0)
     outcomes = [rng.random() < 0.5 for _ in range(100)]

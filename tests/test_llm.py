@@ -130,6 +130,37 @@ def test_a_server_without_seed_or_top_p_is_asked_without_and_it_is_said_once(
     assert capsys.readouterr().err.count(f"takes no {name} from m") == 1
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "This response_format type is unavailable now",
+        "This model does not support response format `json_schema`",
+        {"detail": [{"loc": ["body", "response_format"], "msg": "Extra inputs are not permitted"}]},
+        "Structured outputs need a guided decoding backend",
+    ],
+)
+def test_a_server_without_structured_outputs_is_asked_without_and_it_is_said_once(
+    path, capsys, words
+):
+    requests = [{"messages": user(name), "response_format": {"type": "x"}} for name in "abc"]
+    with FakeServer(refuse=without("response_format", words)) as server:
+        with client(server, path, concurrency=1, k=2) as model:
+            assert [len(samples) for samples in model.complete(requests)] == [2, 2, 2]
+        assert sum("response_format" in request for request in server.requests) == 1
+        assert all(request["n"] == 2 for request in server.requests)
+    assert capsys.readouterr().err.count("takes no response_format from m") == 1
+
+
+def test_an_answer_is_found_whether_or_not_it_was_asked_for_with_a_response_format(path):
+    form = {"type": "x"}
+    with FakeServer() as server, client(server, path) as model:
+        for name, more in [("a", {}), ("a", {"response_format": form})]:
+            list(model.complete([{"messages": user(name), **more}]))
+        for name, more in [("b", {"response_format": form}), ("b", {})]:
+            list(model.complete([{"messages": user(name), **more}]))
+    assert [request.get("response_format") for request in server.requests] == [None, form]
+
+
 def test_a_refused_prompt_about_seeds_is_no_reason_to_send_none(path, capsys):
     refuse = but_not("seed", "filtered: how to plant a seed")
     with FakeServer(refuse=refuse) as server:
@@ -192,6 +223,78 @@ def test_a_message_in_parts_is_its_text_parts(path):
     ]
     with FakeServer(lambda *_: {"role": "assistant", "content": parts}) as server:
         assert texts(ask(server, path, "a")) == [["fine."]]
+
+
+@pytest.mark.parametrize(
+    "parts, text",
+    [
+        ([{"type": "text", "text": None}, {"type": "text", "text": "fine"}], "fine"),
+        ([{"type": "output_text", "text": "fine"}], "fine"),
+        (["fi", "ne"], "fine"),
+        ([None, {"type": "image_url"}, {"type": "text"}, "fine"], "fine"),
+    ],
+)
+def test_parts_of_any_form_are_read_and_their_price_is_counted(path, parts, text, capsys):
+    with FakeServer(lambda *_: {"role": "assistant", "content": parts}) as server:
+        assert texts(ask(server, path, "a")) == [[text]]
+    assert "10 tokens in, 5 out" in capsys.readouterr().err
+
+
+def test_parts_without_any_text_are_no_answer_and_their_price_is_counted(path, capsys):
+    parts = [{"type": "text", "text": None}]
+    with FakeServer(lambda *_: {"role": "assistant", "content": parts}) as server:
+        assert texts(ask(server, path, "a")) == [[]]
+    assert "1 empty), 0 prompts failed, 0 refused; 10 tokens in, 5 out" in capsys.readouterr().err
+
+
+def strictly_positive(request):
+    words = "Input validation error: `temperature` must be strictly positive"
+    return (422, {"error": words}) if request.get("temperature") == 0 else None
+
+
+def test_a_server_without_temperature_0_is_asked_with_the_smallest_and_it_is_said_once(
+    path, capsys
+):
+    with FakeServer(refuse=strictly_positive) as server:
+        assert len(ask(server, path, "abc", temperature=0, concurrency=1)) == 3
+        sent = [request["temperature"] for request in server.requests]
+        assert sent == [0, 0.01, 0.01, 0.01]
+        ask(server, path, "abc", temperature=0)  # stored as what the stage asked for
+        assert len(server.requests) == 4
+    assert capsys.readouterr().err.count("takes no temperature 0 from m") == 1
+
+
+def test_a_temperature_of_the_users_own_is_not_changed_in_silence(path):
+    refuse = without("temperature", "temperature must be at most 0.3")
+    with (
+        FakeServer(refuse=refuse) as server,
+        pytest.raises(UserError, match="settings.*at most 0.3"),
+    ):
+        ask(server, path, "ab")
+
+
+@pytest.mark.parametrize(
+    "status, words",
+    [
+        (400, "System role not supported"),
+        (400, "Conversation roles must alternate user/assistant/user/assistant/..."),
+        (400, "Unsupported value: 'messages[0].role' does not support 'system' with this model."),
+        (500, "Jinja Exception: System role not supported"),
+    ],
+)
+def test_a_template_without_a_system_role_gets_its_words_in_the_users_and_it_is_said_once(
+    path, capsys, status, words
+):
+    def refuse(request):
+        return (status, words) if request["messages"][0]["role"] == "system" else None
+
+    with FakeServer(refuse=refuse) as server, client(server, path, concurrency=1) as model:
+        system = {"role": "system", "content": "Judge."}
+        answers = list(model.complete([[system, *user("a")], [system, *user("b")], user("c")]))
+        assert texts(answers) == [["echo: Judge.\n\na"], ["echo: Judge.\n\nb"], ["echo: c"]]
+        roles = [[message["role"] for message in each["messages"]] for each in server.requests]
+        assert roles[-2:] == [["user"], ["user"]] and ["system", "user"] not in roles[-3:]
+    assert capsys.readouterr().err.count("takes no system role from m") == 1
 
 
 def test_a_prompt_with_a_lone_surrogate_is_asked(path):
@@ -370,6 +473,42 @@ def test_a_stored_answer_never_changes(path):
     assert texts(ask(None, path, "a")) == [["first"]]
 
 
+def put(path, text, finish_reason="stop", prompt="a"):
+    """Add a record to the store as an earlier version wrote it."""
+    path.parent.mkdir(exist_ok=True)
+    record = {"key": llm.key("m", user(prompt), 0.5, 16, top_p=1.0, seed=0), "index": 0}
+    record |= {"text": text, "finish_reason": finish_reason}
+    with open(path, "a") as file:
+        print(json.dumps(record), file=file)
+
+
+@pytest.mark.parametrize("text", [None, "", " \n"])
+def test_a_stored_record_without_text_is_asked_again_and_then_stored(path, text):
+    put(path, text)
+    with FakeServer() as server:
+        for _ in range(2):
+            assert texts(ask(server, path, "a")) == [["echo: a"]]
+        assert len(server.requests) == 1
+    assert texts(ask(None, path, "a")) == [["echo: a"]]
+
+
+def test_a_stored_record_without_text_needs_no_server_where_there_is_none(path):
+    put(path, "")
+    with client(None, path) as model:
+        assert list(model.complete([user("a")])) == [[]]
+        assert model.counts["empty"] == 1
+
+
+def test_a_stored_record_without_text_is_kept_where_empty_answers_count(path):
+    put(path, "")
+    assert texts(ask(None, path, "a", keep_empty=True)) == [[""]]
+
+
+def test_a_stored_record_that_used_up_its_tokens_is_not_asked_again(path):
+    put(path, None, "length")
+    assert texts(ask(None, path, "a")) == [[]]
+
+
 # What goes wrong
 
 
@@ -401,6 +540,124 @@ def test_a_prompt_that_keeps_failing_is_a_counted_drop_that_a_rerun_asks_again(
         server.faults = script()
         assert texts(ask(server, path, "abc")) == [["echo: a"], ["echo: b"], ["echo: c"]]
         assert server.answered == {json.dumps(user(prompt)): 1 for prompt in "abc"}
+
+
+@pytest.mark.parametrize("status", [424, 425, 498])
+def test_a_status_that_heals_is_tried_again(path, status):
+    refusals = iter([(status, "not yet")] * 2)
+    with FakeServer(refuse=lambda request: next(refusals, None)) as server:
+        assert texts(ask(server, path, "a")) == [["echo: a"]]
+        assert len(server.requests) == 3
+
+
+def limited(seconds: float):
+    """`refuse` of a server that limits requests a minute, for the first seconds."""
+    began = []
+
+    def refuse(request):
+        began.append(time.monotonic())
+        return (429, "requests per minute") if began[-1] < began[0] + seconds else None
+
+    return refuse
+
+
+def test_a_limit_longer_than_the_retries_is_waited_out_by_all_requests_together(path, capsys):
+    with FakeServer(refuse=limited(2)) as server:
+        answers = ask(server, path, map(str, range(40)), concurrency=8)
+        assert all(answers)
+        # eight requests in flight, and as many after each of seven pauses, 0.02 s doubled
+        assert len(server.requests) <= 40 + 8 * 9
+    error = capsys.readouterr().err
+    assert error.count("all requests pause") == 1 and "requests per minute" in error
+
+
+def test_a_limit_for_longer_than_is_waited_ends_the_run_at_once_with_the_servers_words(
+    path, monkeypatch
+):
+    monkeypatch.setattr("autoif.llm.endpoint.PATIENCE", 1)
+    with FakeServer(refuse=(429, "requests per day")) as server:
+        with pytest.raises(UserError, match="in a row failed.*requests per day"):
+            ask(server, path, map(str, range(1000)), concurrency=4)
+        assert len(server.requests) < 200
+
+
+def test_credit_that_is_used_up_is_not_waited_for(path):
+    words = {"error": {"message": "no credit", "code": "insufficient_quota"}}
+    with FakeServer(refuse=(429, words)) as server:
+        with pytest.raises(UserError, match="no credit"):
+            ask(server, path, "a")
+        assert len(server.requests) == 1
+
+
+ERROR = {"provider": "P", "error": {"code": 402, "message": "your credits are used up"}}
+
+
+def test_an_error_in_a_reply_with_200_has_its_words_and_is_refused_as_its_code(path):
+    with FakeServer(refuse=(200, ERROR)) as server:
+        with pytest.raises(UserError, match="402.*your credits are used up"):
+            ask(server, path, "ab")
+        assert len(server.requests) == 2
+
+
+def test_an_error_in_a_reply_with_200_is_tried_again_where_its_code_heals(path):
+    overloaded = {"error": {"code": 503, "message": "overloaded"}}
+    limit = {"error": {"code": "429", "message": "too many"}}
+    replies = iter([overloaded, limit, {"error": "overloaded"}])
+
+    def refuse(request):
+        reply = next(replies, None)
+        return reply and (200, reply)
+
+    with FakeServer(refuse=refuse) as server:
+        assert texts(ask(server, path, "a")) == [["echo: a"]]
+        assert len(server.requests) == 4
+
+
+def test_an_error_in_a_reply_with_200_that_stays_is_shown(path, monkeypatch):
+    monkeypatch.setattr("autoif.llm.endpoint.RETRIES", 1)
+    with (
+        FakeServer(refuse=(200, {"error": {"message": "the model fell over"}})) as server,
+        pytest.raises(UserError, match="the model fell over"),
+    ):
+        ask(server, path, "a")
+
+
+@pytest.mark.parametrize("status", [402, 403, 404, 451])
+@pytest.mark.parametrize("prompts", ["abc", "bac"])
+def test_a_refusal_of_one_prompt_is_counted_where_others_are_answered(
+    path, status, prompts, capsys
+):
+    def refuse(request):
+        return (status, "not this one") if request["messages"] == user("b") else None
+
+    for answered in (2, 0):  # a rerun goes on as well, with the others out of the store
+        with FakeServer(refuse=refuse) as server, client(server, path, concurrency=1) as model:
+            samples = list(map(len, model.complete(map(user, prompts))))
+            assert samples == [prompt != "b" for prompt in prompts]
+            assert (model.counts["refused"], sum(server.answered.values())) == (1, answered)
+        assert capsys.readouterr().err.count("not this one") == 1
+
+
+@pytest.mark.parametrize("status", [402, 403, 404])
+def test_a_lone_prompt_that_is_refused_is_the_settings(path, status):
+    with (
+        FakeServer(refuse=(status, "none of yours")) as server,
+        pytest.raises(UserError, match="it is the settings.*none of yours"),
+    ):
+        ask(server, path, "a")
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_key_that_is_withdrawn_in_the_middle_ends_the_run(path, status):
+    requests = iter(range(10_000))
+
+    def refuse(request):
+        return (status, "withdrawn") if next(requests) > 30 else None
+
+    with FakeServer(refuse=refuse) as server:
+        with pytest.raises(UserError, match="withdrawn.*check .OPENAI_API_KEY"):
+            ask(server, path, map(str, range(1000)), concurrency=4)
+        assert len(server.requests) < 100
 
 
 def test_more_failures_than_allowed_raise_before_the_last_answer_is_handed_out(path, monkeypatch):
@@ -533,6 +790,25 @@ def test_a_server_that_cannot_be_reached_says_so(path, monkeypatch):
         assert "user" not in str(caught.value)
 
 
+@pytest.mark.parametrize("around", ["{}\n", "{}\r", " {}", "{}\r\n"])
+def test_white_space_around_the_address_and_the_key_is_nothing(path, monkeypatch, around):
+    monkeypatch.setenv("OPENAI_API_KEY", around.format("sk-1"))
+    with FakeServer() as server:
+        assert texts(ask(around.format(server.url), path, "a")) == [["echo: a"]]
+        assert server.keys == {"sk-1"}
+
+
+def test_a_scheme_in_capitals_is_one(path):
+    with FakeServer() as server:
+        assert texts(ask(server.url.replace("http", "HTTP"), path, "a")) == [["echo: a"]]
+
+
+@pytest.mark.parametrize("host", ["h:port", "h:99999", "h:0", "h\nost", "", "[::1"])
+def test_an_address_that_is_none_names_its_variable(path, host):
+    with pytest.raises(UserError, match="OPENAI_BASE_URL or --base-url"):
+        ask(f"http://{host}/v1", path, "a")
+
+
 # What the texts are
 
 
@@ -543,8 +819,28 @@ def test_a_server_that_cannot_be_reached_says_so(path, monkeypatch):
         ("hm</think>\nanswer", "answer"),
         ("plain", "plain"),
         ("  kept", "  kept"),
-        ("<think>a</think>b<think>c</think> d", "bd"),
+        ("<think>a</think>\n<think>b</think> c", "c"),
         ("<think>never closed", ""),
+        ("hm\n</think>answer", "answer"),
+        ("\n<THINK>hm</Think>answer", "answer"),
+        ("[THINK]hm[/THINK]answer", "answer"),
+        ("<thinking>hm</thinking>answer", "answer"),
+        ("<thought>hm</thought>answer", "answer"),
+        ("<reasoning>hm</reasoning>\nanswer", "answer"),
+        ("<seed:think>hm</seed:think>answer", "answer"),
+        ("<|begin_of_thought|>hm<|end_of_thought|>\n\nanswer", "answer"),
+        (
+            "<|channel|>analysis<|message|>hm<|end|><|start|>assistant"
+            "<|channel|>commentary<|message|>so<|end|><|start|>assistant"
+            "<|channel|>final<|message|>answer",
+            "answer",
+        ),
+        ("<|channel|>final<|message|>answer", "answer"),
+        ("<|channel|>analysis<|message|>never closed", ""),
+        ("Use <think> to open and </think> to close.",) * 2,
+        ("The closing tag is </think>, put it last.",) * 2,
+        ("<think>a</think>b <think>c</think> d", "b <think>c</think> d"),
+        ("First:\n<thought>\n</thought>\nis a pair.",) * 2,
     ],
 )
 def test_think_blocks_are_stripped_when_read_and_stored_raw(path, raw, stripped):
@@ -552,6 +848,64 @@ def test_think_blocks_are_stripped_when_read_and_stored_raw(path, raw, stripped)
         assert texts(ask(server, path, "a")) == ([[stripped]] if stripped else [[]])
         assert texts(ask(server, path, "a", keep_think=True)) == [[raw]]
         assert json.loads(path.read_text())["text"] == raw
+
+
+def test_thoughts_between_tags_of_ones_own_are_stripped_besides_the_known_ones(path, tmp_path):
+    answers = {"a": "<hm>no</hm> yes", "b": "<think>no</think> yes", "c": "no\n</hm>\nyes"}
+    parser = argparse.ArgumentParser()
+    llm.add_flags(parser, temperature=0.5, max_tokens=16, k=1)
+    with FakeServer(lambda messages, request: answers[messages[0]["content"]]) as server:
+        flags = ["--model", "m", "--base-url", server.url, "--think-tags", "<hm>", "</hm>"]
+        args = parser.parse_args(flags)
+        args.out = str(tmp_path / "02.jsonl")
+        with LLM.from_args(args, stage="stage") as model:
+            assert texts(model.complete(map(user, "abc"))) == [["yes"]] * 3
+        assert texts(ask(server, path, "a")) == [["<hm>no</hm> yes"]]
+
+
+ENDS = ["stop", "eos", "end_turn", "stop_sequence", "tool_calls", "STOP", None]
+CUTS = ["length", "model_length", "max_tokens", "MAX_TOKENS", "content_filter", "error", "abort"]
+CUTS += ["insufficient_system_resource", "a word of tomorrow"]
+
+
+@pytest.mark.parametrize("reason", [*ENDS, *CUTS])
+def test_an_answer_is_whole_only_where_its_model_ended_it(path, reason):
+    expected = "stop" if reason in ENDS else "length"
+    with FakeServer(finish_reason=reason) as server:
+        ((sample,),) = ask(server, path, "a")
+    assert sample["finish_reason"] == expected
+    with client(None, path) as model:  # out of the store, which holds the server's word
+        list(model.complete([user("a")]))
+        assert model.counts["truncated"] == (reason in CUTS)
+    assert json.loads(path.read_text())["finish_reason"] == (reason or "unknown")
+
+
+def test_the_word_of_an_earlier_store_is_read_the_same_way(path):
+    put(path, "cut", "MAX_TOKENS", "a")
+    put(path, "whole", "unknown", "b")
+    reasons = [samples[0]["finish_reason"] for samples in ask(None, path, "ab")]
+    assert reasons == ["length", "stop"]
+
+
+def test_an_answer_without_text_is_not_stored_and_it_is_said_where_the_text_may_be(path, capsys):
+    message = {"role": "assistant", "content": None, "reasoning_content": "the whole answer"}
+    with FakeServer(lambda *_: message) as server:
+        with client(server, path, k=2) as model:
+            assert list(model.complete(map(user, "ab"))) == [[], []]
+        assert (model.counts["samples"], model.counts["empty"]) == (4, 4)
+        error = capsys.readouterr().err
+        assert error.count("no text, but reasoning_content") == 1 and "a rerun asks again" in error
+        assert "4 empty), 0 prompts failed, 0 refused; 20 tokens in, 20 out" in error
+        server.answer = lambda *_: "mended"
+        assert texts(ask(server, path, "ab", k=2)) == [["mended"] * 2] * 2
+
+
+def test_an_empty_answer_is_stored_where_empty_answers_count(path, capsys):
+    with FakeServer(lambda *_: "") as server:
+        for _ in range(2):
+            assert texts(ask(server, path, "a", keep_empty=True)) == [[""]]
+        assert len(server.requests) == 1
+    assert f"it stays in {path}" in capsys.readouterr().err
 
 
 def test_a_reply_that_is_all_reasoning_is_empty_and_truncated_and_not_asked_again(path):

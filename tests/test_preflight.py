@@ -1,4 +1,7 @@
+import json
+
 import pytest
+import transformers
 from fake_server import FakeServer, always, without
 from tiny_models import checkpoint, qwen2
 
@@ -38,6 +41,17 @@ def test_a_model_that_cannot_be_served_is_told_before_anything_is_spent(monkeypa
         check(monkeypatch, tmp_path, base=base, gpus=1)
 
 
+def test_weights_that_are_not_whole_are_told_before_anything_is_spent(monkeypatch, tmp_path):
+    base = checkpoint(tmp_path / "base")
+    weights = tmp_path / "base" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"base/model.safetensors is cut off or damaged"):
+        check(monkeypatch, tmp_path, base=base)
+    with pytest.raises(UserError) as error:
+        check(monkeypatch, tmp_path, base=base, until="04")
+    assert "cut off" not in str(error.value)
+
+
 def test_vllm_that_is_missing_is_told_before_anything_is_spent(monkeypatch, tmp_path):
     base = qwen2(tmp_path / "Qwen2-7B", "7B")
     monkeypatch.setenv("VLLM", "no-such-program")
@@ -53,6 +67,42 @@ def test_a_large_model_wants_a_gpu_and_data_alone_does_not(monkeypatch, tmp_path
     with pytest.raises(UserError) as error:
         check(monkeypatch, tmp_path, base=base, gpus=0, until="04")
     assert "GPU" not in str(error.value) and "benchmark data" not in str(error.value)
+
+
+def plan(tmp_path, *lines):
+    (tmp_path / "plan").write_text("\n".join(lines) + "\n")
+    return str(tmp_path / "plan")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma2", "mamba"])
+def test_a_base_that_stage_05_does_not_train_is_told_before_anything_is_spent(
+    monkeypatch, tmp_path, kind
+):
+    transformers.AutoConfig.for_model(kind).save_pretrained(tmp_path / "base")
+    with pytest.raises(UserError, match=f"BASE .* is a '{kind}' model.*llama, mistral, qwen2"):
+        check(monkeypatch, tmp_path, base=str(tmp_path / "base"))
+
+
+def test_benchmarks_without_data_are_named_one_by_one(monkeypatch, tmp_path):
+    folder = tmp_path / "data" / "gsm8k"
+    folder.mkdir(parents=True)
+    (folder / "test.jsonl").write_text(json.dumps({"question": "1 + 1?", "answer": "#### 2"}))
+    asked = "python 07_eval.py --model m --data-dir {} --benchmarks heldout,ifeval,gsm8k,mmlu"
+    line = f"07 {tmp_path}/none " + asked.format(folder.parent)
+    settings = {"data-dir": str(folder.parent), "plan": plan(tmp_path, line)}
+    with pytest.raises(UserError) as error:
+        check(monkeypatch, tmp_path, **settings)
+    told = [
+        name for name in ("heldout", "ifeval", "gsm8k", "mmlu") if f"k {name}:" in str(error.value)
+    ]
+    assert told == ["ifeval", "mmlu"] and 'FLAGS_07="--benchmarks' in str(error.value)
+
+
+def test_flags_that_hold_nothing_out_are_warned_about(monkeypatch, tmp_path, capsys):
+    line = f"03 {tmp_path}/none python 03_backtranslate.py --model m --heldout 0"
+    with pytest.raises(UserError):
+        check(monkeypatch, tmp_path, plan=plan(tmp_path, line))
+    assert "--heldout 0: stage 07 measures benchmarks only" in capsys.readouterr().out
 
 
 def test_a_judge_that_wrote_the_data_is_warned_about(monkeypatch, tmp_path, capsys):
@@ -96,3 +146,46 @@ def test_a_complete_setting_passes_and_finished_work_is_named(monkeypatch, tmp_p
             **{"data-dir": str(tmp_path)},
         )
     assert "finished and kept: 01_instructions.jsonl" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("around", ["{}\n", "{}\r", " {} "])
+def test_white_space_around_the_address_and_the_key_is_nothing(monkeypatch, around):
+    monkeypatch.setenv("OPENAI_API_KEY", around.format("sk-1"))
+    with FakeServer() as server:
+        assert preflight.endpoint(around.format(server.url), "big") is None
+        assert server.keys == {"sk-1"}
+
+
+@pytest.mark.parametrize("key", ["sk-se\ncret", "sk-se\rcret", "sk-s\u00e9cret"])
+def test_a_key_that_no_header_takes_is_named_and_not_printed(monkeypatch, key):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with FakeServer() as server:
+        problem = preflight.endpoint(server.url, "big")
+    assert "$OPENAI_API_KEY has a character" in problem and key not in problem
+
+
+@pytest.mark.parametrize("url", ["http://h:port/v1", "http://h:99999/v1", "h/v1"])
+def test_an_address_that_is_none_names_its_variable(url):
+    assert "OPENAI_BASE_URL" in preflight.endpoint(url, "big")
+
+
+def test_a_server_that_repeats_the_key_does_not_make_it_printed(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    with FakeServer(refuse=(400, "nothing for sk-secret")) as server:
+        assert "nothing for ***" in preflight.endpoint(server.url, "big")
+
+
+def test_an_address_without_v1_is_hinted_at_as_in_the_stages():
+    with FakeServer() as server:
+        problem = preflight.endpoint(server.url.removesuffix("/v1"), "big")
+    assert "404" in problem and "--base-url, which usually ends in /v1" in problem
+
+
+def test_an_error_in_a_reply_with_200_is_shown():
+    with FakeServer(refuse=(200, {"error": {"code": 402, "message": "no credit"}})) as server:
+        assert "no credit" in preflight.endpoint(server.url, "big")
+
+
+def test_a_reply_that_is_no_json_is_no_traceback():
+    with FakeServer(faults=always("broken json")) as server:
+        assert "usually ends in /v1" in preflight.endpoint(server.url, "big")

@@ -71,3 +71,41 @@ def test_the_section_has_commands_for_every_stage():
 def test_a_command_for_ones_own_data_runs_as_it_stands(checkout, command):
     done = subprocess.run(command, shell=True, capture_output=True, text=True, **checkout)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+
+
+def released(stage: str) -> list[str]:
+    """The flags that README gives a stage for the released code's behaviour."""
+    row = re.search(rf"^The released code departs.*?^(\| {stage} \|.*?)$", README, re.M | re.S)
+    spans = re.findall("`([^`]+)`", row.group(1))
+    return " ".join(span for span in spans if " " in span).split()  # not the name of one flag
+
+
+def test_the_flags_of_the_released_code_give_its_numbers():
+    """Those of its scripts and of its training command (8 GPUs, one pair each, two at a time)."""
+    train = ["train", "--in", "pairs", "--model", "m", "--out", "o", *released("06 train")]
+    args = tiny_models.stage("06_dpo").parse(train)
+    assert (args.lr, args.batch, args.save_every) == (5e-6, 8 * 1 * 2, 1000)
+    pairs = ["pairs", "--in", "04", "--out", "o", *released("06 pairs")]
+    args = tiny_models.stage("06_dpo").parse(pairs)
+    assert (args.min_accuracy < 0.5, args.pairs_per_prompt, args.texts_per_side) == (True, 4, 2)
+    args = tiny_models.stage("02_verifiers").parse(["--model", "m", *released("02")])
+    assert (args.cpu_seconds, args.min_functions, args.min_cases) == (5, 3, 10)
+    command = ["--model", "m", "--queries", "queries.txt"]
+    args = tiny_models.stage("04_responses").parse([*command, *released("04")])
+    assert (args.cpu_seconds, args.min_accuracy, args.min_score > 8) == (5, 0, True)
+
+
+def test_the_released_flags_of_01_drop_no_line_for_its_length_its_words_or_its_likeness(tmp_path):
+    lines = [
+        "Use at most ten words",
+        "Use at most the ten words",
+        "Write in a sad tone",
+        "a b " * 99,
+    ]
+    with FakeServer(lambda messages, request: "\n".join(f"- {line}" for line in lines)) as server:
+        out = tmp_path / "01_instructions.jsonl"
+        command = ["--model", "m", "--base-url", server.url, "--k", "1", "--out", str(out)]
+        tiny_models.stage("01_seed_augment").main([*command, *released("01")])
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    added = [row["instruction"] for row in rows if row["source"] == "augmented"]
+    assert added == [line.strip() for line in lines]

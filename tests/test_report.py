@@ -10,6 +10,7 @@ import tiny_models
 from example_run import HOSTILE
 
 from autoif import files
+from autoif.evaluation import results
 from autoif.files import UserError
 from autoif.report import draw
 from autoif.report.__main__ import main
@@ -121,6 +122,27 @@ def test_results_are_shown_by_kind_and_by_family(whole_run, tmp_path):
         assert re.findall(r"<tr><th>(\w+)</th>", table) == [group, *names]
         shown = re.findall(r"<td>[\d.]+ \[[\d.]+, [\d.]+\]</td>", table)
         assert len(shown) == 4 * len(names)
+
+
+def test_the_page_names_its_models_date_and_commit(whole_run, html):
+    note = re.search(r"<p class=note>Made with: (.*?)</p>", html).group(1)
+    settings = json.loads((whole_run / "01_instructions.settings.json").read_text())
+    for words in ("supervisor recorded-supervisor", "base model base", "NLI llm"):
+        assert words in note
+    assert f"date {settings['date']}" in note and f"commit {settings['commit']}" in note
+    assert "/" not in note  # no folder of this machine
+
+
+def test_the_page_has_the_differences_to_the_first_model_with_their_intervals(whole_run, html):
+    part = html.split("<h3>Differences</h3>")[1].split("</table>")[0]
+    lines = re.findall(r"<tr><th>(.*?)</th>(.*?)</tr>", part)[1:]
+    assert {name for name, _ in lines} == {
+        f"{name} - base" for name in ("sft", "offline", "online")
+    }
+    printed = results.compare(whole_run / "07_results.json", "base", "online").splitlines()[2:]
+    wanted = [line.strip("| ").split(" | ") for line in printed]
+    shown = [re.findall("<td>(.*?)</td>", cells) for name, cells in lines if name.startswith("onl")]
+    assert shown == wanted and any("[" in cell for cell in shown[0])
 
 
 # ---- what models wrote ----

@@ -44,6 +44,8 @@ HOSTILE = [
     for corpus in CORPORA
     if corpus.exists()
     for line in corpus.read_text().splitlines()
+    # since then numpy's truths are verdicts
+    if json.loads(line)["name"] != "idiom_numpy_bool_returned"
 ]
 NEEDS_NUMPY = {"numpy_poisoned"}
 LOOP = "def evaluate(response):\n    while response == 'loop': pass\n    return True"
@@ -422,9 +424,18 @@ def test_an_error_has_its_reason(code, error):
     assert verdicts(code, ["a", "b"]) == (["error", "error"], error)
 
 
-def test_numpy_booleans_are_not_built_in_ones():
+@pytest.mark.parametrize("kind", ["bool_", "int64", "uint8", "intp"])
+def test_numpys_truths_are_verdicts_and_its_one_and_zero_too(kind):
     pytest.importorskip("numpy")
-    assert verdicts("import numpy\n" + function("return numpy.bool_(True)"))[0] == ["error"]
+    code = "import numpy\n" + function(f"return numpy.{kind}(len(response))")
+    assert verdicts(code, ["a", ""])[0] == ["pass", "fail"]
+
+
+@pytest.mark.parametrize("value", ["int64(2)", "float64(1)", "array([True])"])
+def test_other_values_of_numpy_are_no_verdicts(value):
+    pytest.importorskip("numpy")
+    found = verdicts("import numpy\n" + function(f"return numpy.{value}"))
+    assert found == (["error"], "non-boolean: other")
 
 
 def test_one_call_that_raises_leaves_the_others_their_verdicts():

@@ -18,6 +18,7 @@ from autoif import models
 from autoif.files import UserError
 from autoif.serving import engines, llamacpp
 from autoif.serving.__main__ import free_port, stop, wait_until_ready
+from autoif.training.kept import q8_0
 
 ROOT = Path(__file__).resolve().parents[1]
 # A stand-in for the server: answers /health and notes its process id.
@@ -88,6 +89,15 @@ def test_a_server_that_does_not_start_ends_with_its_own_last_words(start):
     process = start("true", server=f"{sys.executable} -c \"raise SystemExit('no such model')\"")
     _, error = process.communicate(timeout=60)
     assert process.returncode == 2 and "no such model" in error
+
+
+def test_help_says_how_to_call_it_and_a_forgotten_command_is_named():
+    line = [sys.executable, "-m", "autoif.serving"]
+    shown = subprocess.run([*line, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 0 and "MODEL -- COMMAND" in shown.stdout
+    assert "default: 4096" in " ".join(shown.stdout.split()) and ".gguf" in shown.stdout
+    lacking = subprocess.run([*line, "model"], cwd=ROOT, capture_output=True, text=True)
+    assert lacking.returncode == 2 and "give the command after --" in lacking.stderr
 
 
 # ---- vLLM's command lines ----
@@ -231,12 +241,14 @@ def test_a_checkpoints_own_sampling_settings_are_not_used(smollm2, tmp_path):
     assert len(set(sampled)) == 8
 
 
-def test_the_converted_file_is_kept_until_the_weights_change(smollm2, tmp_path):
+def test_the_converted_file_is_kept_until_the_weights_change(smollm2, tmp_path, capsys):
     copy = tmp_path / "copy"
     copy.mkdir()
     for file in Path(smollm2).iterdir():
         (copy / file.name).write_bytes(file.read_bytes())
     first = llamacpp.converted(str(copy), tmp_path / "a", "q8_0")
+    said = capsys.readouterr().out
+    assert said.startswith(f"{first}: a copy of {copy}, ") and "MB; delete it at will" in said
     made = os.stat(first).st_mtime_ns
     assert llamacpp.converted(str(copy), tmp_path / "b", "q8_0") == first
     assert os.stat(first).st_mtime_ns == made
@@ -334,3 +346,41 @@ def test_the_fallback_template_begins_with_the_models_first_token_and_has_no_bla
     assert whole.startswith(asked + "It is wide.</s>")
     made.bos_token = "</s>"
     assert made.apply_chat_template(SEA, tokenize=False).startswith("</s>User:")
+
+
+def test_what_is_served_is_what_was_learned_though_bf16_would_erase_it(smollm2, tmp_path):
+    """An update far below the grid of bf16, along the gradient of one answer."""
+    import torch
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2)
+    model = transformers.AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
+    asked = tokenizer.apply_chat_template(SEA, add_generation_prompt=True, tokenize=False)
+    prompt, answer = tokenizer(asked)["input_ids"], tokenizer("Fish swim.")["input_ids"]
+    ids = torch.tensor([prompt + answer])
+
+    def logprob():
+        logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        return logits.gather(1, torch.tensor(answer)[:, None]).sum()
+
+    def logprob_with(rounded):
+        with torch.no_grad():
+            for parameter, learned in zip(model.parameters(), master):
+                parameter.copy_(rounded(learned))
+            return logprob().item()
+
+    logprob().backward()
+    with torch.no_grad():
+        master = [p + 2e-5 * p.grad.sign() for p in model.parameters()]
+    trained = logprob_with(lambda tensor: tensor)
+    model.save_pretrained(tmp_path / "learned")
+    tokenizer.save_pretrained(tmp_path / "learned")
+    with Served(str(tmp_path / "learned"), tmp_path) as server:
+        reply = server.chat(SEA, temperature=0.0, max_tokens=len(answer), logprobs=True)
+    tokens = reply["choices"][0]["logprobs"]["content"]
+    assert "".join(token["token"] for token in tokens) == "Fish swim."
+    served = sum(token["logprob"] for token in tokens)
+    # Q8_0 and its 8-bit activations explain what differs; rounded to bf16 it would not be said
+    assert served == pytest.approx(logprob_with(q8_0), abs=0.5)
+    assert served == pytest.approx(trained, abs=0.5)
+    assert logprob_with(lambda tensor: tensor.bfloat16()) < trained - 3

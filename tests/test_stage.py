@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from autoif import files
+from autoif.evaluation import responses
 from autoif.files import UserError
+from autoif.reward import Verifiers
 from autoif.stage import Funnel, non_negative, positive_int, share, through, write_settings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,6 +51,62 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     with files.writer(path) as write:
         write({"text": "ü \ud83d"})
     assert list(files.read(path)) == [{"text": "ü \ud83d"}]
+
+
+def test_blank_lines_hold_nothing_and_lines_keep_their_numbers(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('\n{"id": "a"}\n  \n\n{"id": "b"}\n\n')
+    assert list(files.read(path)) == [{"id": "a"}, {"id": "b"}]
+    assert list(files.numbered(path)) == [(2, {"id": "a"}), (5, {"id": "b"})]
+    path.write_text('{"id": "a"}\n\n{"id": \n')
+    with pytest.raises(UserError, match=r"rows\.jsonl:3 is no JSON object"):
+        list(files.read(path))
+    path.write_text('{"id": "a"}\n\n\n{"id": "a"}\n')
+    with pytest.raises(UserError, match=r"rows\.jsonl:4 has the id 'a' of line 1"):
+        files.read_all(path, {"id": str})
+
+
+def test_a_row_behind_blank_lines_is_named_by_its_line_wherever_rows_are_read(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('\n\n{"prompt": "p", "response": 5, "id": "x"}\n')
+    for read in (responses.read, Verifiers.load):
+        with pytest.raises(UserError, match=r"rows\.jsonl:3"):
+            read(str(path))
+
+
+def test_a_bad_byte_is_named_by_its_own_line(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"id": "a"}\n' * 40 + b'{"id": "caf\xe9"}\n' + b'{"id": "b"}\n' * 40)
+    wanted = r"rows\.jsonl:41 is not UTF-8 \(the byte 0xe9 after '\{\"id\": \"caf'\).*iconv"
+    with pytest.raises(UserError, match=wanted):
+        list(files.read(path))
+
+
+def test_a_device_or_a_pipe_is_refused_as_an_output(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    link = tmp_path / "to_null"
+    link.symlink_to(os.devnull)
+    for path in (pipe, Path(os.devnull), link):
+        with pytest.raises(UserError, match="is a device or a pipe, not a file; choose another"):
+            files.write_whole(path, "")
+    assert link.is_symlink() and pipe.is_fifo() and not Path(os.devnull).is_file()
+    with pytest.raises(UserError, match="is a device or a pipe"):  # before any request
+        Funnel("01_seed_augment", pipe)
+
+
+def test_a_symlink_is_written_through_and_stays(tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "old.txt").write_text("old")
+    for name in ("old.txt", "new.txt"):
+        link = tmp_path / name
+        link.symlink_to(Path("store", name))
+        files.write_whole(link, "new")
+        assert link.is_symlink() and (tmp_path / "store" / name).read_text() == "new"
+    assert {path.name for path in (tmp_path / "store").iterdir()} == {"old.txt", "new.txt"}
+    with pytest.raises(RuntimeError), files.writer(tmp_path / "old.txt"):
+        raise RuntimeError
+    assert (tmp_path / "old.txt").read_text() == "new"
 
 
 def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path):
@@ -212,11 +271,51 @@ def test_bad_input_ends_a_stage_with_exit_code_2_and_no_traceback(tmp_path):
 
 def test_how_an_output_was_made_stands_beside_it(tmp_path):
     (tmp_path / "in.jsonl").write_text("{}\n")
-    args = argparse.Namespace(k=8, model="m", command=print)
-    write_settings(args, tmp_path / "02.jsonl", [tmp_path / "in.jsonl", None])
+    source = str(tmp_path / "in.jsonl")
+    args = argparse.Namespace(k=8, model="m", input=source, command=print)
+    write_settings(args, tmp_path / "02.jsonl")
     settings = json.loads((tmp_path / "02.settings.json").read_text())
-    assert settings["flags"] == {"k": 8, "model": "m"} and settings["versions"]["python"]
-    assert settings["inputs"] == {str(tmp_path / "in.jsonl"): hashlib.sha256(b"{}\n").hexdigest()}
+    assert settings["flags"] == {"k": 8, "model": "m", "input": source}
+    assert settings["versions"]["python"] and settings["date"]
+    assert settings["inputs"] == {source: hashlib.sha256(b"{}\n").hexdigest()}
+
+
+TRAINING = "--in x --model m --out o"
+COMMANDS = {
+    "01_seed_augment": "--model m",
+    "02_verifiers": "--model m",
+    "03_backtranslate": "--model m",
+    "04_responses": "--model m --queries q",
+    "05_sft": TRAINING,
+    "06_dpo pairs": "--in x --out o",
+    "06_dpo train": TRAINING,
+    "07_eval": "--model m",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_the_default_of_every_flag(command, capsys):
+    name, *first = command.split()
+    module, given = importlib.import_module(name), COMMANDS[command].split()
+    with pytest.raises(SystemExit):
+        module.main([*first, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    of_flag = dict(re.findall(r"(?<!\[)(--[a-z0-9-]+) (.*?)(?= --[a-z]|$)", shown))
+    for name, value in vars(module.parse([*first, *given])).items():
+        flag = "--in" if name == "input" else f"--{name.replace('_', '-')}"
+        if flag in of_flag and flag not in given and value not in (None, True, False):
+            assert "default" in of_flag[flag], flag
+
+
+@pytest.mark.parametrize("command", [["01_seed_augment.py"], ["-m", "autoif.report", "out"]])
+def test_a_package_that_is_missing_is_named_with_the_environment_to_activate(command, tmp_path):
+    (tmp_path / "jsonlines.py").write_text("import no_such_package")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "no package 'no_such_package'" in done.stderr and ".venv/bin/activate" in done.stderr
 
 
 @pytest.mark.parametrize("stage", ["04_responses.py", "07_eval.py"])

@@ -97,6 +97,13 @@ def test_held_out_kinds_relevance_and_length_are_columns_with_intervals(tmp_path
     assert line(text, "| ours |")[6] == "31.50 [30.00, 33.00]"
 
 
+def test_what_was_not_run_has_its_reason_and_no_table_without_rows(tmp_path):
+    gap = {"model": "ours", "benchmark": "gsm8k", "gap": "no data"}
+    text = written(tmp_path, [gap])
+    assert "- **ours, gsm8k: not run**: no data" in text
+    assert not any(one.startswith("|") for one in text)
+
+
 @pytest.mark.parametrize("content", ["{", '{"a": 1}', "[1]", '[{"model": "m"}]'])
 def test_a_results_file_that_is_none_is_named(tmp_path, content):
     path = tmp_path / "07_results.json"

@@ -1,5 +1,6 @@
 """Tiny random models, byte-level tokenizers with chat templates, and runs of the stages."""
 
+import argparse
 import importlib.util
 import json
 import os
@@ -12,6 +13,8 @@ from pathlib import Path
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from autoif.training import rows as token_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 CHATML = (
@@ -137,6 +140,14 @@ def plain_logprobs(model, rows: list[dict]) -> torch.Tensor:
             each = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
             found.append(each[len(row["prompt"]) - 1 :].sum())
     return torch.stack(found)
+
+
+def usable(stage: str, rows, tokenizer, out: Path, max_length=999, skip_bad=False) -> list[dict]:
+    """Encoded rows through rows.usable, as the stages' flags have it."""
+    flags = argparse.Namespace(
+        input="rows.jsonl", out=str(out), max_length=max_length, skip_bad=skip_bad
+    )
+    return token_rows.usable(stage, rows, tokenizer, flags, rank=0)
 
 
 def stage(name: str):

@@ -7,12 +7,13 @@ Prints, for each benchmark, how many of its tests (and what share) overlap with 
 and how many are rephrased there, and writes the pairs to look at into --out. Without a judge the
 nearest pairs are only listed.
 
-Overlap (our definition of 13-grams): texts are lower-cased and cut into runs of letters and
-digits; a test is flagged when any 13 words in a row of it stand in one training text, a test of
-fewer words when all of it does. This sees copies, and no paraphrase. Rephrased, as LM-Sys's
-decontaminator finds it (arXiv 2311.04850): the training texts nearest to a test (here by TF-IDF of
-words and pairs of words, theirs by a sentence encoder) go to a judge, who says whether one of the
-two is a rephrasing of the other.
+Overlap (our definition of 13-grams): texts are lower-cased and cut into words, which are runs of
+letters and digits, and single characters where no blanks part them (Chinese, Japanese); a test is
+flagged when any 13 words in a row of it stand in one training text, a test of fewer words when all
+of it does. This sees copies, and no paraphrase. Rephrased, as LM-Sys's decontaminator finds it
+(arXiv 2311.04850): the training texts nearest to a test (here by TF-IDF of words and pairs of
+words, theirs by a sentence encoder) go to a judge, who says whether one of the two is a rephrasing
+of the other.
 """
 
 import argparse
@@ -20,14 +21,20 @@ import json
 import re
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 from autoif import files
 from autoif.evaluation import benchmarks, judge, table
 from autoif.evaluation.conversation import Conversation, ask_judge, converse, user
 from autoif.files import UserError, write_whole
-from autoif.stage import run
+from autoif.stage import Help, run, write_settings
 
 WORDS = 13
+# kana and Han, whose words no blanks part
+CJK = (
+    r"\u3041-\u3096\u30a1-\u30fa\u30fc-\u30ff"
+    r"\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
 # On LM-Sys's sets the nearest text is the source of a rephrased problem in 98 % of cases, of a
 # rephrased program in 76 % (one of the five nearest: 87 %).
 NEAREST, NEAREST_CODE = 1, 5
@@ -86,7 +93,7 @@ def read_training(path: str) -> list[str]:
 
 
 def words(text: str) -> list[str]:
-    return re.findall(r"[^\W_]+", text.lower())
+    return re.findall(rf"[{CJK}]|[^\W_{CJK}]+", text.lower())
 
 
 def grams(tokens: list[str]) -> set[str]:
@@ -123,7 +130,9 @@ def nearest(tests: list[str], training: list[str], top: int) -> list[list[tuple[
     import numpy as np
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    # the vectorizer's own words of two letters and more, and CJK by characters
+    token = rf"[{CJK}]|[^\W{CJK}]{{2,}}"
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=token)
     corpus = vectorizer.fit_transform(training)
     found = []
     for start in range(0, len(tests), BLOCK):
@@ -211,14 +220,16 @@ def parse(argv) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m autoif.evaluation.contamination",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     parser.add_argument("training", metavar="FILE", help="JSONL that is trained on, of any stage")
-    parser.add_argument("--out", default="out/07_contamination.json", help="default: %(default)s")
+    parser.add_argument("--out", help="default: 07_contamination.json beside FILE")
     benchmarks.add_flags(parser)
     judge.add_flags(parser)
     parser.set_defaults(mc_mode="gen")  # MMLU's tests without the examples of the other mode
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.out = args.out or str(Path(args.training).with_name("07_contamination.json"))
+    return args
 
 
 def main(argv=None) -> None:
@@ -230,6 +241,13 @@ def main(argv=None) -> None:
     files.refuse_unwritable(args.out)
     training = read_training(args.training)
     loaded, gaps = benchmarks.load(names, args)
+    if not loaded:
+        reasons = [f"{name}: {gap}" for name, gap in gaps.items()]
+        raise UserError(
+            "nothing to check "
+            f"{args.training} against ({'; '.join(reasons) or 'heldout is of the same run'}); "
+            "give --data-dir with the benchmarks' data and name them by --benchmarks"
+        )
     found = {}
     with judge.client(args) as judge_client:
         for name, data in loaded.items():
@@ -240,6 +258,7 @@ def main(argv=None) -> None:
         "benchmarks": found,
         "not checked": {name: str(gap) for name, gap in gaps.items()},
     }
+    write_settings(args, args.out)
     write_whole(args.out, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     print(markdown(found))
     for name, gap in gaps.items():

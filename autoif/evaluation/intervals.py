@@ -8,7 +8,8 @@ sum(numerators) / sum(denominators):
     FollowBench's average      a stratum for each of six categories
 
 Points that share a cluster (a prompt, a question, a group of levels) are resampled together. Of one
-cluster nothing can be resampled: its interval is (None, None), which the table shows as n/a.
+cluster nothing can be resampled, nor of values that are all equal (a share of 0 or 1 apart): the
+interval is (None, None), which the table shows as n/a.
 
 Shapes: C clusters, S strata, R resamples.
 """
@@ -52,22 +53,25 @@ def is_plain(points: list[Point]) -> bool:
 def interval(points: list[Point], share: bool = True) -> dict:
     """`{value, low, high, n, clusters, interval}` of a metric.
 
-    Wilson for a plain share of independent items, else the cluster bootstrap. A mean of lengths is
+    Wilson for a plain share of independent items, and for one of 0 or 1 as if each cluster were an
+    item: all draws of a bootstrap would be equal. Else the cluster bootstrap. A mean of lengths is
     no share, though each be 0 or 1. n is the sum of the denominators: prompts, instructions,
     questions, games by weight.
     """
-    clusters = clusters_of(points)
+    clusters, value = clusters_of(points), mean(points)
     _, _, above, below = zip(*points)
     if len(clusters) == 1:
         low, high, kind = None, None, "n/a"
-    elif share and is_plain(points):
-        low, high = wilson(int(sum(above)), len(points))
+    elif share and (is_plain(points) or value in (0, 1)):
+        low, high = wilson(round(value * len(clusters)), len(clusters))
         kind = "Wilson"
+    elif len({numerator / denominator for _, _, numerator, denominator in points}) == 1:
+        low, high, kind = None, None, "n/a"
     else:
         low, high = middle(bootstrap(points, sorted(clusters)))
         kind = "cluster bootstrap"
     return {
-        "value": mean(points),
+        "value": value,
         "n": sum(below),
         "clusters": len(clusters),
         "low": low,

@@ -4,6 +4,7 @@
 {"prompt": "First turn?", "response": ["answer to the first turn", "answer to the second"]}
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from autoif import files
@@ -14,7 +15,7 @@ from autoif.files import UserError
 def read(path: str | Path) -> dict[str, list[list[str]]]:
     """The samples by stripped prompt, in file order; a sample is the list of its turns' answers."""
     given: dict[str, list] = {}
-    for number, row in enumerate(files.read(path, ["prompt", "response"]), 1):
+    for number, row in files.numbered(path, ["prompt", "response"]):
         turns = row["response"]
         if not isinstance(turns, list):
             turns = [turns]
@@ -27,8 +28,8 @@ def read(path: str | Path) -> dict[str, list[list[str]]]:
     return given
 
 
-def add_answers(path: str | Path, works: list[dict]) -> None:
-    """Add to each work its `answers` out of the file.
+def add_answers(path: str | Path, works: list[dict], strip: Callable[[str], str]) -> None:
+    """Add to each work its `answers` out of the file, without what `strip` takes off (thoughts).
 
     A prompt that the file lacks has failed, as in published scores: its answers are empty, with the
     finish reason "missing".
@@ -47,4 +48,4 @@ def add_answers(path: str | Path, works: list[dict]) -> None:
             texts, reason = [""] * turns, "missing"
         if len(texts) != turns:
             raise UserError(f"{path}: a list of {turns} answers is wanted for {prompt[:60]!r}")
-        work["answers"] = [{"text": text, "finish_reason": reason} for text in texts]
+        work["answers"] = [{"text": strip(text), "finish_reason": reason} for text in texts]

@@ -16,7 +16,7 @@ from pathlib import Path
 from autoif import files
 from autoif.evaluation import benchmarks, intervals, table
 from autoif.files import UserError, write_whole
-from autoif.stage import run
+from autoif.stage import Help, run
 
 # whose versions can change a score
 LIBRARIES = ("lm_eval", "if-verifiable", "langdetect", "nltk", "numpy", "scipy", "transformers")
@@ -166,7 +166,7 @@ def main(argv=None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m autoif.evaluation.results",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     parser.add_argument("first", metavar="A", help="a model of the results file")
     parser.add_argument("second", metavar="B", help="another; B - A is printed")

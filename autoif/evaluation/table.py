@@ -144,11 +144,12 @@ def write(
         parts.append(markdown(["model", *others], grid(cells, others)))
     if paper and (published := beside_paper(cells, paper, paper_columns)):
         parts.append(published)
-    parts.append(
-        "Words: the mean length of an answer. A gain that comes with shorter answers may be one in "
-        "brevity alone.\n"
-    )
-    parts.append(conditions(measured))
+    if measured:
+        parts.append(
+            "Words: the mean length of an answer. A gain that comes with shorter answers may be "
+            "one in brevity alone.\n"
+        )
+        parts.append(conditions(measured))
     for row in rows:
         if "gap" in row:
             parts.append(f"- **{row['model']}, {row['benchmark']}: not run**: {row['gap']}")

@@ -17,16 +17,16 @@ import hashlib
 import itertools
 import json
 import os
-import re
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 from autoif.files import UserError
+from autoif.llm import reply
 from autoif.llm.store import Store
 from autoif.models import fingerprint, stop_strings
 from autoif.stage import non_negative, positive, positive_int, positive_share, share
@@ -41,7 +41,7 @@ ALIKE = 8  # prompts, each with k equal samples: the server does not sample
 LONG = 40  # characters: shorter answers ("Yes") may well be drawn k times
 SAMPLING = ("temperature", "max_tokens", "top_p", "seed")  # carried by every request
 SETTINGS = {*SAMPLING, "k", "concurrency", "timeout", "keep_think"}
-SETTINGS |= {"max_failed", "price_in", "price_out"}
+SETTINGS |= {"think_tags", "max_failed", "price_in", "price_out"}
 
 
 def add_flags(
@@ -91,7 +91,13 @@ def add_flags(
         help="seconds until a request is given up and retried (default: %(default)s)",
     )
     add("--store", help="completions file (default: completions/STAGE.jsonl beside --out)")
-    add("--keep-think", action="store_true", help="leave <think> blocks in the answers")
+    add("--keep-think", action="store_true", help="leave thoughts at the head of the answers")
+    add(
+        "--think-tags",
+        nargs=2,
+        metavar=("OPEN", "CLOSE"),
+        help="of thoughts, besides <think>, [THINK] and others that are known",
+    )
     add(
         "--max-failed",
         type=share,
@@ -107,20 +113,16 @@ def add_flags(
 
 
 def key(model: str, messages: list[dict], temperature: float, max_tokens: int, **more) -> str:
-    """The store's name of a request: a digest of what shapes its samples, but for their index."""
+    """The store's name of a request: a digest of what shapes its samples, but for their index.
+
+    Without `response_format`: not every server takes it, and what was stored without it counts.
+    """
+    more.pop("response_format", None)
     temperature = float(temperature)
     if temperature == 0:  # greedy: nothing is drawn, so another seed would buy the same answer
         more = {name: value for name, value in more.items() if name not in ("top_p", "seed")}
     request = [model, messages, temperature, max_tokens, more]
     return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
-
-
-def strip_think(text: str) -> str:
-    """`text` without its <think> blocks, closed or not, opened in the text or by the template."""
-    head, close, rest = text.partition("</think>")
-    if close and "<think>" not in head:
-        text = rest.lstrip()
-    return re.sub(r"<think>.*?(</think>\s*|\Z)", "", text, flags=re.DOTALL)
 
 
 def moved(bar: tqdm, answer: concurrent.futures.Future) -> None:
@@ -158,6 +160,7 @@ class LLM:
         concurrency: int = CONCURRENCY,
         timeout: float = TIMEOUT,
         keep_think: bool = False,
+        think_tags: Sequence[str] | None = None,
         max_failed: float = MAX_FAILED,
         price_in: float | None = None,
         price_out: float | None = None,
@@ -174,11 +177,13 @@ class LLM:
         }
         if stop := stop_strings(model):  # a base model's template has no end token of its own
             self.sampling["stop"] = stop
-        self.concurrency, self.timeout, self.keep_think = concurrency, timeout, keep_think
+        self.concurrency, self.timeout = concurrency, timeout
+        self.keep_think, self.think_tags = keep_think, think_tags
         self.max_failed, self.price_in, self.price_out = max_failed, price_in, price_out
         # 07_eval scores an answer without text, the other stages have no use for it
         self.keep_empty = keep_empty
-        self.store = Store(store)
+        # without a server to ask again, what has no text stays as an earlier run left it
+        self.store = Store(store, keep_empty or not base_url)
         # prompts, and of these failed (a rerun asks again) and refused (for good); samples, and of
         # these stored (before), answered, truncated, empty; prompt_tokens and completion_tokens
         # that this run was billed, and the samples whose tokens were uncounted
@@ -189,7 +194,7 @@ class LLM:
         self._began = None
         self._bar = None
         self._alike = 0  # prompts with equal samples; None: the server samples
-        self._last_failure = ""
+        self._last_failure = None
 
     @classmethod
     def from_args(cls, args: argparse.Namespace, stage: str, **more) -> "LLM":
@@ -209,8 +214,9 @@ class LLM:
 
         A request is a message list, or `{"messages": [...]}` with its own `k`, `temperature`,
         `max_tokens`, `first` (index of the first sample) or any other parameter of the server. A
-        sample is `{"index", "text", "finish_reason"}`; one that failed, or has no text (unless
-        `keep_empty`), is not in the list, only in `counts`.
+        sample is `{"index", "text", "finish_reason"}`, where the reason is "stop" or, of an answer
+        that was cut off, "length"; one that failed, or has no text (unless `keep_empty`), is not in
+        the list, only in `counts`.
         """
         total = len(requests) if hasattr(requests, "__len__") else None
         requests, window, more = iter(requests), deque(), True
@@ -318,7 +324,7 @@ class LLM:
             raise stopped.exception()
         if failure := prompt.answer.result():
             self.counts["refused" if failure.refused else "failed"] += 1
-            self._last_failure = str(failure)
+            self._last_failure = failure
 
     def _show_speed(self) -> None:
         speed = self.counts["completion_tokens"] / (time.monotonic() - self._began)
@@ -330,8 +336,8 @@ class LLM:
         """The stored samples as the stages see them."""
         samples = []
         for index, record in self.store.get(prompt.key, prompt.first, prompt.k).items():
-            text, finish_reason = record["text"] or "", record["finish_reason"]
-            text = text if self.keep_think else strip_think(text)
+            text, finish_reason = record["text"] or "", reply.finish_reason(record["finish_reason"])
+            text = text if self.keep_think else reply.strip_think(text, self.think_tags)
             self.counts["samples"] += 1
             self.counts["truncated"] += finish_reason == "length"
             if text.strip() or self.keep_empty:
@@ -372,10 +378,11 @@ class LLM:
                 f"--max-failed {self.max_failed}; the last with: {self._last_failure}; run the "
                 "same command to ask for these again, all other answers are stored"
             )
-        if refused > 1 and not (self.counts["answered"] or self.counts["stored"]):
+        answered = self.counts["answered"] or self.counts["stored"]
+        if refused and not answered and (refused > 1 or not self._last_failure.of_prompt):
             raise UserError(
                 f"no prompt is answered and {refused:,} are refused, so it is the settings: "
-                f"{self._last_failure}"
+                f"{self._last_failure.advised}"
             )
 
     def _last_line(self) -> str:

@@ -12,6 +12,7 @@ import re
 import resource
 import sys
 import threading
+import time
 from collections import Counter
 from concurrent.futures import Future
 from operator import attrgetter
@@ -22,30 +23,50 @@ import openai
 from tqdm import tqdm
 
 from autoif.files import UserError
+from autoif.llm import reply as replies
 from autoif.llm.store import Store
 
 SEED_STRIDE = 1000  # else --seed 1 would draw all but one of the samples of --seed 0 again
-RETRIES = 6  # by openai of 429, 5xx, timeouts, lost connections; here, likewise, of unusable bodies
+RETRIES = 6  # by openai of 5xx, timeouts, lost connections; here, likewise, of unusable bodies
 PAUSE = 0.5  # seconds before the first retry, doubling to 8, where the server names none
+LONGEST = 120  # seconds of a pause after 429, which doubles as well
+PATIENCE = 600  # seconds of 429, until a request has failed
+HEALING = (408, 409, 424, 425, 429, 498)  # and all from 500 on
+OF_PROMPT = (400, 413, 422, 451)  # too long, or a content filter: others may be taken
+SMALLEST = 0.01  # temperature of greedy requests, where a server takes no 0
 REFUSALS = 4  # prompts, or as many as are in flight, without one answer: it is the settings
 ADVICE = {
     401: "check $OPENAI_API_KEY",
     403: "check $OPENAI_API_KEY",
     404: "check --model, and --base-url, which usually ends in /v1",
 }
-INSTEAD = {"n": "with one request a sample", "max_tokens": "with max_completion_tokens"}
+# How servers call `response_format`, when they refuse it.
+FORMAT_WORDS = "response.?format|json.?(?:schema|object)|structured|grammar|guided"
+INSTEAD = {
+    "n": "with one request a sample",
+    "max_tokens": "with max_completion_tokens",
+    "temperature 0": f"with {SMALLEST}",
+    "system role": "with its words at the head of the user's",
+}
 
 
 class Unanswered(Exception):
     """Why a prompt stays without an answer: the server refused it for good, or kept failing."""
 
-    def __init__(self, words: str, refused: bool):
+    def __init__(self, words: str, status: int | None):
         super().__init__(words)
-        self.refused = refused
+        self.refused = status is not None and not heals(status)
+        # other refusals (403, 404) are of the settings, or of the prompt where others are answered
+        self.of_prompt = status in OF_PROMPT
+        self.advised = f"{words}; {ADVICE[status]}" if status in ADVICE else words
 
 
 class Unusable(Exception):
     """A reply with status 200 that holds no completion: HTML from a proxy, no choices."""
+
+
+class ErrorInReply(openai.APIStatusError):
+    """An error that came with status 200; it has the status of its own code, or 500."""
 
 
 class Endpoint:
@@ -60,14 +81,19 @@ class Endpoint:
         concurrency: int,
         timeout: float,
     ):
-        self._model, self._base_url, self._store, self._counts = model, base_url, store, counts
-        self._secret = os.environ.get("OPENAI_API_KEY", "").strip()
-        self._check()
+        self._model, self._store, self._counts = model, store, counts
+        if not base_url:
+            raise UserError(
+                f"{store.path} lacks a completion of {model!r} and there is no server to ask: set "
+                "OPENAI_BASE_URL or give --base-url, for example http://localhost:8000/v1"
+            )
+        self._base_url, self._secret = address(base_url), secret()
         store.lock()
         self._most_in_a_row = max(20, 2 * concurrency)  # failures, until the server is given up
         self._most_refused = max(REFUSALS, concurrency)
         self.resume()
         self._without = set()  # parameters that the server turned out not to take
+        self._said = set()  # what is said once
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft < concurrency + 256:  # every request in flight holds a socket
             resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, concurrency + 256), hard))
@@ -76,10 +102,12 @@ class Endpoint:
         limits = httpx2.Limits(max_connections=concurrency, keepalive_expiry=3)
         self._client = openai.AsyncOpenAI(
             api_key=self._secret or "none",
-            base_url=base_url,
+            base_url=self._base_url,
             max_retries=RETRIES,
             timeout=openai.Timeout(timeout, connect=min(timeout, 30)),
-            http_client=openai.DefaultAioHttpClient(limits=limits),
+            http_client=openai.DefaultAioHttpClient(
+                limits=limits, event_hooks={"response": [advise_retry]}
+            ),
         )
         self._slots = asyncio.Semaphore(concurrency)
         self._loop = asyncio.new_event_loop()
@@ -87,30 +115,14 @@ class Endpoint:
         self._thread.start()
         self._submit(self._sync())
 
-    def _check(self) -> None:
-        """UserError where there is no server to ask, or no way to ask it."""
-        if not self._base_url:
-            raise UserError(
-                f"{self._store.path} lacks a completion of {self._model!r} and there is no server "
-                "to ask: set OPENAI_BASE_URL or give --base-url, for example "
-                "http://localhost:8000/v1"
-            )
-        if not (self._secret.isascii() and self._secret.isprintable()):
-            raise UserError(
-                "$OPENAI_API_KEY has a character that no HTTP header takes; set it again"
-            )
-        if "@" in self._base_url or not re.match("https?://", self._base_url):
-            raise UserError(
-                "--base-url must begin with http:// or https:// and hold no password (that goes "
-                "into $OPENAI_API_KEY), for example http://localhost:8000/v1"
-            )
-
     # What the stage's thread calls
 
     def resume(self) -> None:
         """Begin a call: what ended an earlier one need not end this one."""
         self.stopped = Future()  # holds the error that ends the run
-        self._failed_in_a_row = self._refused = 0
+        self._failed_in_a_row = self._refused = self._refused_in_a_row = 0
+        # after a 429: when all requests go on, how many pauses there were, and since when
+        self._paused_until, self._pauses, self._limited_since = 0.0, 0, None
 
     def send(self, request: dict, key: str, indices: list[int]) -> Future:
         """Ask for the samples `indices`; the future's result is None, or why it is `Unanswered`."""
@@ -181,7 +193,7 @@ class Endpoint:
             except Exception as error:
                 self._stop(error)
                 raise
-        self._failed_in_a_row = 0
+        self._failed_in_a_row = self._refused_in_a_row = 0
         if answered == 1 < len(indices):
             self._leave_out("n", f"returned 1 sample for n={len(indices)}")
         return indices[answered:]
@@ -189,7 +201,7 @@ class Endpoint:
     def _put(self, key: str, indices: list[int], reply) -> int:
         """Store the choices of a reply; how many these are."""
         choices = reply.choices[: len(indices)]
-        prompt_tokens, tokens = billed(reply, len(choices))
+        prompt_tokens, tokens = replies.billed(reply, len(choices))
         known = [count for count in tokens if count is not None]
         self._counts.update(
             answered=len(choices),
@@ -202,14 +214,31 @@ class Endpoint:
             record = {
                 "key": key,
                 "index": index,
-                "text": text_of(choice.message.content),
+                "text": replies.text_of(choice.message.content),
                 "finish_reason": choice.finish_reason or "unknown",
                 "prompt_tokens": 0 if records else prompt_tokens,
                 "completion_tokens": count,
             }
             records.append(record)
-        self._store.put(records)
+            if not replies.is_answer(record):
+                self._note_empty(choice.message)
+        unstored = len(records) - self._store.put(records)
+        self._counts.update(samples=unstored, empty=unstored)
         return len(choices)
+
+    def _note_empty(self, message) -> None:
+        """Say the first answer without text, and where the text may be."""
+        text = f"{self._base_url}: an answer of {self._model} has no text"
+        if fields := replies.fields(message):
+            text += (
+                f", but {' and '.join(fields)}; if that is the answer, start the server without "
+                "parsing thoughts (vLLM: no --reasoning-parser, llama.cpp: --reasoning-format none)"
+            )
+        if self._store.keep_empty:
+            text += f"; it stays in {self._store.path} as an empty answer"
+        else:
+            text += "; it is not stored, a rerun asks again"
+        self._say_once("empty", text)
 
     async def _first_reply(self, request: dict, indices: list[int]):
         """The reply to `n` samples, or to one alone where the server refuses `n`."""
@@ -234,86 +263,135 @@ class Endpoint:
                 body = encodable(body)
             except openai.APIStatusError as error:
                 words = self._words(error)
-                name = refused_parameter(words, body)
-                if name is None or error.status_code not in (400, 422):
+                name = refused_parameter(words, error.status_code, body)
+                if name is None:
                     raise
-                value = body.pop(name)
-                if name == "max_tokens":
-                    body["max_completion_tokens"] = value
+                leave_out(name, body)
                 refused[name] = words
         for name, words in refused.items():  # that was the reason, then, and not the prompt
             self._leave_out(name, f"takes no {name} from {self._model} ({words})")
         return reply
 
     def _body(self, request: dict, indices: list[int]) -> dict:
-        body = {}
-        for name, value in request.items():
-            if value is not None and name not in self._without:
-                body[name] = value
-        if "max_tokens" in self._without:
-            body["max_completion_tokens"] = request["max_tokens"]
+        body = {name: value for name, value in request.items() if value is not None}
         if "seed" in body:
             # llama.cpp and vLLM add 0 .. n-1 to it for the n samples
             body["seed"] = body["seed"] * SEED_STRIDE + indices[0]
         if len(indices) > 1:
             body["n"] = len(indices)
+        for name in self._without:
+            leave_out(name, body)
         return body
 
     async def _usable_reply(self, body: dict):
         """The reply with at least one choice; openai retries, here only what it takes for good."""
         for attempt in range(RETRIES + 1):
             try:
+                reply = await self._unlimited_reply(body)
+                if replies.usable(reply):
+                    return reply
+                problem = Unusable(f"a reply without choices: {self._clean(str(reply))[:200]!r}")
+            except UnicodeEncodeError:
+                raise
+            except ErrorInReply as error:
+                if not heals(error.status_code) or error.status_code == 429:
+                    raise
+                problem = error
+            except (ValueError, aiohttp.ClientError) as error:  # no JSON, no HTTP
+                words = self._clean(repr(error))[:200]
+                problem = Unusable(f"a reply that is no completion: {words}")
+            await asyncio.sleep(min(PAUSE * 2**attempt, 8) * random.uniform(0.75, 1))
+        raise problem
+
+    async def _unlimited_reply(self, body: dict):
+        """The reply to one request; the 429 of a server that limits them is waited out."""
+        began = None  # since when this request meets 429
+        while True:
+            while (left := self._paused_until - time.monotonic()) > 0:
+                await asyncio.sleep(left)
+            try:
                 # as extra_body it passes openai's walk over every field of every message, a third
                 # of the work of a request, and a server's own parameters pass as well
                 reply = await self._client.chat.completions.create(
                     model=self._model, messages=[], extra_body=body
                 )
-                if usable(reply):
-                    return reply
-                problem = f"a reply without choices: {self._clean(str(reply))[:200]!r}"
-            except UnicodeEncodeError:
-                raise
-            except (ValueError, aiohttp.ClientError) as error:  # no JSON, no HTTP
-                problem = f"a reply that is no completion: {self._clean(repr(error))[:200]}"
-            await asyncio.sleep(min(PAUSE * 2**attempt, 8) * random.uniform(0.75, 1))
-        raise Unusable(problem)
+                raise_error_in(reply)
+            except openai.APIStatusError as error:
+                began = began or time.monotonic()
+                limited = error.status_code == 429 and error.code != "insufficient_quota"
+                if not (limited and self._pause(error, began)):
+                    raise
+            else:
+                self._pauses, self._limited_since = 0, None
+                return reply
+
+    def _pause(self, error: openai.APIStatusError, began: float) -> bool:
+        """Let all requests wait after a 429; False when this one, or all, met it for too long."""
+        now = time.monotonic()
+        if now < self._paused_until:  # sent before the pause began
+            return True
+        self._limited_since = self._limited_since or now
+        try:
+            seconds = float(error.response.headers.get("retry-after", 0))
+        except ValueError:  # a date
+            seconds = 0
+        if not seconds > 0:
+            seconds = min(PAUSE * 2 ** min(self._pauses, 10), LONGEST)
+        if now + seconds > min(began, self._limited_since) + PATIENCE:
+            return False
+        self._paused_until = now + seconds
+        self._pauses += 1
+        self._say_once(
+            "429", f"{self._words(error)}; all requests pause, for {PATIENCE / 60:g} min at most"
+        )
+        return True
 
     def _leave_out(self, name: str, reason: str) -> None:
         """From now on send requests without a parameter; say so once."""
-        if name not in self._without:
-            self._without.add(name)
-            instead = INSTEAD.get(name, "without it")
-            tqdm.write(f"{self._base_url} {reason}; going on {instead}", file=sys.stderr)
+        self._without.add(name)
+        instead = INSTEAD.get(name, "without it")
+        self._say_once(name, f"{self._base_url} {reason}; going on {instead}")
+
+    def _say_once(self, name: str, text: str) -> None:
+        if name not in self._said:
+            self._said.add(name)
+            tqdm.write(text, file=sys.stderr)
 
     def _unanswered(self, error: Exception, request: dict) -> Unanswered:
         """What an error means for its prompt; UserError where it ends the run."""
-        words, status = self._words(error), getattr(error, "status_code", None)
-        said = f"{words} (prompt: {str(request['messages'][-1]['content'])[:80]!r})"
-        if status in (400, 413, 422):  # too long, or a content filter: others may be taken
-            return Unanswered(said, refused=True)
-        heals = status is None or status in (408, 409, 429) or status >= 500
-        self._failed_in_a_row += 1
-        if not heals or getattr(error, "code", None) == "insufficient_quota":
-            self._stop(UserError(words))
-        elif self._failed_in_a_row >= self._most_in_a_row:
-            text = (
-                f"{self._failed_in_a_row} requests in a row failed; the last with: {said}; "
-                "run the same command when the server is well, all answers are stored"
-            )
-            self._stop(UserError(text))
-        return Unanswered(said, refused=False)
+        status = getattr(error, "status_code", None)
+        prompt = str(request["messages"][-1]["content"])[:80]
+        failure = Unanswered(f"{self._words(error)} (prompt: {prompt!r})", status)
+        if status == 401 or getattr(error, "code", None) == "insufficient_quota":
+            self._stop(UserError(failure.advised))
+        elif not failure.refused:
+            self._failed_in_a_row += 1
+            self._stop_after(self._failed_in_a_row, "requests in a row failed", failure)
+        return failure
 
     def _note_refusal(self, failure: Unanswered) -> None:
         """Say the first refusal; UserError when so many are refused that it is the settings."""
         self._refused += 1
+        self._refused_in_a_row += not failure.of_prompt
         answered = self._counts["answered"] or self._counts["stored"]
         if self._refused >= self._most_refused and not answered:
             text = (
-                f"the first {self._refused} prompts are refused, so it is the settings: {failure}"
+                f"the first {self._refused} prompts are refused, so it is the settings: "
+                f"{failure.advised}"
             )
             self._stop(UserError(text))
-        elif self._refused == 1:
-            tqdm.write(f"refused for good, a dropped prompt: {failure}", file=sys.stderr)
+        elif not failure.of_prompt:  # credit that is used up, a key that was withdrawn
+            self._stop_after(self._refused_in_a_row, "prompts in a row are refused", failure)
+        self._say_once("refused", f"refused for good, a dropped prompt: {failure}")
+
+    def _stop_after(self, count: int, what: str, failure: Unanswered) -> None:
+        """UserError when as many as end the run fared alike, one after the other."""
+        if count >= self._most_in_a_row:
+            text = (
+                f"{count} {what}; the last with: {failure.advised}; "
+                "run the same command when the server is well, all answers are stored"
+            )
+            self._stop(UserError(text))
 
     def _words(self, error: Exception) -> str:
         """The server's words, its request id and what to do."""
@@ -328,8 +406,6 @@ class Endpoint:
         words = f"{self._base_url}: {self._clean(said)[:1000]}"
         if error.request_id:
             words += f" (request {error.request_id})"
-        if error.status_code in ADVICE:
-            words += f"; {ADVICE[error.status_code]}"
         return words
 
     def _clean(self, text: str) -> str:
@@ -337,60 +413,103 @@ class Endpoint:
         return text.replace(self._secret, "***") if self._secret else text
 
 
-def usable(reply) -> bool:
-    """Whether it is a ChatCompletion with choices, each a text, parts or (all thinking) neither."""
-    # openai hands on a body that is no JSON as str, and checks no field
-    choices = getattr(reply, "choices", None)
-    for choice in choices or []:
-        message = getattr(choice, "message", None)
-        if not isinstance(getattr(message, "content", 0), str | list | None):
-            return False
-    return bool(choices)
+def address(base_url: str) -> str:
+    """The server's address without the white space around it; UserError where it is none."""
+    base_url = base_url.strip()
+    wanted = (
+        "$OPENAI_BASE_URL or --base-url must begin with http:// or https:// and hold no password "
+        "(that goes into $OPENAI_API_KEY), for example http://localhost:8000/v1"
+    )
+    if "@" in base_url:
+        raise UserError(wanted)
+    if not re.match(r"https?://[^/\s]", base_url, re.IGNORECASE):
+        raise UserError(f"{wanted}; it is {base_url!r}")
+    try:
+        port = httpx2.URL(base_url).port
+    except httpx2.InvalidURL as error:
+        raise UserError(f"$OPENAI_BASE_URL or --base-url {base_url!r}: {error}") from None
+    if port is not None and not 0 < port < 65536:
+        raise UserError(f"$OPENAI_BASE_URL or --base-url {base_url!r}: there is no port {port}")
+    return base_url
 
 
-def text_of(content: str | list | None) -> str | None:
-    """The text of a message; of one in parts (thoughts, text), its text parts."""
-    if not isinstance(content, list):
-        return content
-    texts = []
-    for part in content:
-        if isinstance(part, dict) and part.get("type") == "text":
-            texts.append(part.get("text", ""))
-    return "".join(texts)
+def secret() -> str:
+    """$OPENAI_API_KEY without the white space around it; UserError where no header takes it."""
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UserError("$OPENAI_API_KEY has a character that no HTTP header takes; set it again")
+    return key
 
 
-def billed(reply, choices: int) -> tuple[int | None, list[int | None]]:
-    """(prompt tokens, completion tokens of each choice); None is what the server did not count.
-
-    The completion's tokens are split over its choices, so that the store's sums are what was
-    billed. llama.cpp counts the first of `n` samples alone: it reports the same number as what its
-    slot predicted. Of any other server that does so, more than eight characters a token tell.
-    """
-    usage = getattr(reply, "usage", None)
-    if usage is None:
-        return None, [None] * choices
-    total = usage.completion_tokens or 0
-    if choices > 1:
-        predicted = (getattr(reply, "timings", None) or {}).get("predicted_n")
-        texts = [text_of(choice.message.content) or "" for choice in reply.choices]
-        if predicted == total or len("".join(texts)) > 8 * total:
-            return usage.prompt_tokens, [total] + [None] * (choices - 1)
-    share, rest = divmod(total, choices)
-    return usage.prompt_tokens, [share + (place < rest) for place in range(choices)]
+def heals(status: int) -> bool:
+    """Whether the same request may be answered later."""
+    return status in HEALING or status >= 500
 
 
-def refused_parameter(words: str, body: dict) -> str | None:
+async def advise_retry(response: httpx2.Response) -> None:
+    """Tell openai which statuses to retry that it does not know, and to leave 429 to us."""
+    if response.status_code == 429:
+        response.headers["x-should-retry"] = "false"
+    elif response.status_code in HEALING:
+        response.headers["x-should-retry"] = "true"
+
+
+def raise_error_in(reply) -> None:
+    """Raise the error that a reply with status 200 holds instead of choices."""
+    error = getattr(reply, "error", None)
+    if not error:
+        return
+    body = error if isinstance(error, dict) else {"message": error}
+    code = str(body.get("code"))
+    status = int(code) if re.fullmatch(r"[45]\d\d", code) else 500
+    response = httpx2.Response(status, request=httpx2.Request("POST", "http://server"))
+    raise ErrorInReply(f"Error code: {status} - {error}", response=response, body=body)
+
+
+def refused_parameter(words: str, status: int, body: dict) -> str | None:
     """The parameter of `body` that a refusal is about and that can be left out."""
     words = words.lower()
+    template = "system" in words and "role" in words or "roles must alternate" in words
+    # some servers make a 500 of what a chat template raises
+    if template and status in (400, 422, 500) and has_system_role(body):
+        return "system role"
+    if status not in (400, 422):
+        return None
     if "max_completion_tokens" in words and "max_tokens" in body:
         return "max_tokens"
     for name in ("top_p", "seed"):
         if name in body and re.search(rf"\b{name}\b", words):
             return name
+    # servers call it by many names; it was that only if the request is taken without it
+    if "response_format" in body and re.search(FORMAT_WORDS, words):
+        return "response_format"
     # one out of range must be mended; left out is one where the model takes none but its own
     if "temperature" in body and "unsupported" in words and "'temperature'" in words:
         return "temperature"
+    # but for the 0 of judgements, which no flag changes
+    if body.get("temperature") in (0, SMALLEST) and "temperature" in words:
+        return "temperature" if body["temperature"] else "temperature 0"
     return None
+
+
+def has_system_role(body: dict) -> bool:
+    return [message["role"] for message in body["messages"][:2]] == ["system", "user"]
+
+
+def leave_out(name: str, body: dict) -> None:
+    """Take out of a body what its server refuses, or put in its place what it takes."""
+    if name == "temperature 0":
+        if body.get("temperature") == 0:
+            body["temperature"] = SMALLEST
+    elif name == "system role":
+        if has_system_role(body):
+            system, user, *others = body["messages"]
+            user = {**user, "content": f"{system['content']}\n\n{user['content']}"}
+            body["messages"] = [user, *others]
+    elif name in body:
+        value = body.pop(name)
+        if name == "max_tokens":
+            body["max_completion_tokens"] = value
 
 
 def encodable(body: dict) -> dict:

@@ -5,7 +5,8 @@
 is a record, one a sample; other fields are ignored, and tokens that the server did not count are
 null. It is handed to the operating system before `put` returns, so that kill -9 costs nothing that
 was put. Reading needs no lock and no write permission; the first `put` locks the file, and cuts off
-a last line that an earlier kill left torn.
+a last line that an earlier kill left torn. A sample without text that was not cut off is no answer:
+unless `keep_empty` it is not stored, and not seen in a store that has it.
 """
 
 import fcntl
@@ -15,17 +16,20 @@ import re
 from pathlib import Path
 
 from autoif.files import UserError, dump
+from autoif.llm.reply import is_answer
 
-# `put` writes these two fields first: parsing every text would double the time to open a store
-HEAD = re.compile(rb'\{"key": "([0-9a-f]{64})", "index": (\d+), ')
+# `put` writes these fields first: parsing every text would double the time to open a store. A text
+# that begins with a quote (is empty) or white space is parsed.
+HEAD = re.compile(rb'\{"key": "([0-9a-f]{64})", "index": (\d+), "text": "(?:[^" \\]|\\[^nrt])')
 
 
 class Store:
     """The completions of `path`, which need not exist. One thread may `put` while another asks."""
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self._offsets = {}  # where each sample's first record begins
+    def __init__(self, path: str | Path, keep_empty: bool = False):
+        self.path, self.keep_empty = Path(path), keep_empty
+        self._offsets = {}  # where each sample's first answer begins
+        self._empty = {}  # with `keep_empty`: where the first record of one without begins
         self._file = None  # opened for appending by the first `lock`
         self._reader = None
         self._end = 0  # everything before this byte is whole lines, known to `_offsets`
@@ -38,30 +42,41 @@ class Store:
         self._reader = self._reader or open(self.path, "rb")
         self._reader.seek(self._end)
         for line in self._reader:
-            head = HEAD.match(line)
+            head, answer = HEAD.match(line), True
             if head and line.endswith(b"}\n"):
                 name = sample(head[1], int(head[2]))
-            else:  # written by hand, or the torn last line
+            else:  # written by hand, perhaps empty, or the torn last line
                 try:
                     record = json.loads(line)
-                    record["text"], record["finish_reason"]
+                    answer = is_answer(record)
                     name = sample(record["key"], record["index"])
-                except (ValueError, KeyError, TypeError) as error:
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
                     if not line.endswith(b"\n"):
                         return
                     raise UserError(
                         f"{self.path}:{self._lines + 1} is no completion ({error!r}): "
                         f"{line[:80]!r}; delete the line, its sample is then asked again"
                     ) from None
-            self._offsets.setdefault(name, self._end)  # a stored answer never changes
-            self._end += len(line)
+            self._index(name, answer, len(line))
             self._lines += 1
+
+    def _index(self, name: int, answer: bool, size: int) -> None:
+        """Note the record of `size` bytes that begins at `_end`."""
+        if answer:
+            self._offsets.setdefault(name, self._end)  # a stored answer never changes
+        elif self.keep_empty:
+            self._empty.setdefault(name, self._end)
+        self._end += size
+
+    def _offset(self, key: str, index: int) -> int | None:
+        name = sample(key, index)
+        return self._offsets.get(name, self._empty.get(name))
 
     def get(self, key: str, first: int, k: int) -> dict[int, dict]:
         """The records of samples `first` .. `first + k - 1` by index, without those not stored."""
         records = {}
         for index in range(first, first + k):
-            offset = self._offsets.get(sample(key, index))
+            offset = self._offset(key, index)
             if offset is not None:
                 self._reader.seek(offset)
                 records[index] = json.loads(self._reader.readline())
@@ -70,11 +85,12 @@ class Store:
     def missing(self, key: str, first: int, k: int) -> list[int]:
         """The indices of `first` .. `first + k - 1` that are not stored."""
         indices = range(first, first + k)
-        return [index for index in indices if sample(key, index) not in self._offsets]
+        return [index for index in indices if self._offset(key, index) is None]
 
-    def put(self, records: list[dict]) -> None:
-        """Append the records in one write."""
+    def put(self, records: list[dict]) -> int:
+        """Append the records that are answers in one write; returns how many these are."""
         self.lock()
+        records = [record for record in records if self.keep_empty or is_answer(record)]
         lines = [(dump(record) + "\n").encode() for record in records]
         data = b"".join(lines)
         try:
@@ -91,8 +107,8 @@ class Store:
                 "what is stored is kept"
             )
         for record, line in zip(records, lines):
-            self._offsets.setdefault(sample(record["key"], record["index"]), self._end)
-            self._end += len(line)
+            self._index(sample(record["key"], record["index"]), is_answer(record), len(line))
+        return len(records)
 
     def lock(self) -> None:
         """Become the one writer; index what an earlier one wrote since, repair what it left torn.

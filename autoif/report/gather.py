@@ -11,7 +11,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from autoif import files, reward
+from autoif.card import public
 from autoif.evaluation import intervals
+from autoif.evaluation.results import differences
 from autoif.files import UserError
 
 PROBED = 500  # constraints, at most, that the probes are run on: seconds, not minutes
@@ -266,6 +268,50 @@ def by_kind(out: Path, results: list[dict], families: dict[str, str]) -> dict[st
     return measured
 
 
+def made_with(out: Path) -> dict[str, str]:
+    """{"date": ..., "commit": ..., "supervisor": ..., ...} of the settings files beside outputs."""
+    found, dates, commits = {}, set(), {}
+    # (name, whose settings, flag): what later stages say of the same name is of no account
+    wanted = [
+        ("supervisor", "01_instructions", "model"),
+        ("supervisor", "02_verifiers", "model"),
+        ("NLI", "03_instructions", "nli"),
+        ("answers", "04_responses", "model"),
+        ("base model", "05_sft", "model"),
+        ("judge", "07_items/*/benchmarks", "judge_model"),
+    ]
+    for name, stage, flag in wanted:
+        for path in out.glob(f"{stage}.settings.json"):
+            value = read_json(path, {})["flags"].get(flag)
+            if value:
+                found.setdefault(name, public(value))
+    for path in [*out.glob("*.settings.json"), *out.glob("07_items/*/*.settings.json")]:
+        settings = read_json(path, {})
+        dates.add(settings.get("date"))
+        commits[settings.get("commit")] = None
+    dates, commits = sorted(dates - {None}), [each for each in commits if each]
+    if dates:
+        found["date"] = " to ".join(dict.fromkeys([dates[0], dates[-1]]))
+    if commits:
+        found["commit"] = ", ".join(commits)
+    return found
+
+
+def compared(out: Path, results: list[dict]) -> list[list]:
+    """Lines of the differences to the first model: the pair, and `results.differences`' cells."""
+    measured, lines = {}, []
+    for row in results:
+        if "metrics" in row and (out / row.get("items", "")).is_file():
+            measured[row["model"], row["benchmark"]] = row
+    models = list(dict.fromkeys(model for model, _ in measured))
+    for second in models[1:]:
+        for (model, benchmark), row in measured.items():
+            if model == models[0] and (second, benchmark) in measured:
+                found = differences(out, benchmark, row, measured[second, benchmark])
+                lines += [[f"{second} - {models[0]}", *line] for line in found]
+    return lines
+
+
 def gather(out: Path, size: int, seed: int, options: dict) -> dict:
     """Everything on the page; see the functions above for what each part holds."""
     made = constraints(out, size, seed, options)
@@ -287,6 +333,8 @@ def gather(out: Path, size: int, seed: int, options: dict) -> dict:
         "responses": asked,
         "curves": curves(out),
         "results": results,
+        "made with": made_with(out),
+        "differences": compared(out, results),
         "by_kind": by_kind(out, results, families),
         "size": size,
         "seed": seed,

@@ -314,6 +314,10 @@ def results(run: dict) -> str:
     for group, measured in run["by_kind"].items():
         title = f"<h3>Held-out constraints, by {group}</h3>"
         parts += [title, by_model(group, measured, models)]
+    if run["differences"]:
+        header = ["models", "benchmark", "metric", "difference", "95 % paired bootstrap"]
+        header += ["clusters", "beyond noise"]
+        parts += ["<h3>Differences</h3>", table(header, run["differences"], "differences")]
     return section("results", "Results", *parts, *gaps)
 
 
@@ -345,7 +349,9 @@ def tiles(run: dict) -> str:
             value = next(iter(row["metrics"].values()))["value"]
             found[f"held-out, {row['model']}"] = percent(value, 1)
     items = "".join(f"<div><b>{number}</b>{escape(name)}</div>" for name, number in found.items())
-    return f'<section class="tiles">{items}</section>'
+    words = ", ".join(f"{name} {value}" for name, value in run["made with"].items())
+    made = f"<p class=note>Made with: {escape(words)}</p>" if words else ""
+    return f'<section class="tiles">{items}</section>{made}'
 
 
 SAMPLES = """

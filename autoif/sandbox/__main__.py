@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from autoif import sandbox
 from autoif.files import UserError
 from autoif.sandbox.pool import check_job
+from autoif.stage import Help
 from autoif.stage import run as run_command
 
 
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m autoif.sandbox",
         description=sandbox.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     sandbox.add_flags(parser)
     args = parser.parse_args(argv)

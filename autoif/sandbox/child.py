@@ -243,6 +243,7 @@ AFTER = {b"": b"RSNUL", **dict.fromkeys([b"S", b"N", b"U", b"L", b"Z"], b"")}  #
 # Only these names are ever told: no text of a reason is of a function's choosing.
 TYPES = {name: kind for name, kind in vars(builtins).items() if isinstance(kind, type)}
 NAMES = ["", "other", "NoneType", *sorted(name for name in TYPES if not name.startswith("_"))]
+PLAIN = {bool, int, str}  # what a verdict may be, and numpy's: its truths equal Python's
 NAME_BYTE = {id(TYPES.get(name, type(None))): bytes([n]) for n, name in enumerate(NAMES)}
 
 
@@ -283,7 +284,7 @@ def harness(nonce: bytes):
     """
     write, leave, exact_type, identity, name_byte = os.write, os._exit, type, id, NAME_BYTE
     memory_error, missing_module, base_exception = MemoryError, ModuleNotFoundError, BaseException
-    text, lower, plain, other = str, str.lower, {id(kind) for kind in (bool, int, str)}, b"\1"
+    text, lower, plain, other = str, str.lower, {id(kind) for kind in PLAIN}, b"\1"
     passed, failed = nonce + b"P\0", nonce + b"F\0"
     frames = {True: passed, False: failed, "true": passed, "false": failed}
 
@@ -537,8 +538,10 @@ def load(modules: list[str], packages: list[str], folders: list[str]) -> None:
     if "nltk" in sys.modules:
         with suppress(ImportError):
             load_sentence_model()
-    if "numpy" in sys.modules:
+    if numpy := sys.modules.get("numpy"):
         importlib.import_module("numpy.random").seed(0)
+        kinds = set(numpy.sctypeDict.values())
+        PLAIN.update(kind for kind in kinds if issubclass(kind, numpy.bool_ | numpy.integer))
     sys.meta_path.remove(finder)
     sys.path_importer_cache.clear()
     importlib.machinery.PathFinder.find_spec("")  # lists the library, which no child may

@@ -24,7 +24,8 @@ from pathlib import Path
 from autoif.files import UserError
 from autoif.models import servable
 from autoif.serving import engines, llamacpp
-from autoif.stage import run
+from autoif.stage import Help, run
+from autoif.weights import half
 
 START_SECONDS = 1800  # a 72B model is read from a network disk in minutes
 PR_SET_PDEATHSIG = 1
@@ -40,12 +41,12 @@ def command_line(args: argparse.Namespace, folder: Path, port: int) -> list[str]
     """The server's command line; what it serves is made of the model in the empty `folder`."""
     template, memory = os.environ.get("SERVE"), engines.gpu_memory()
     if template:
-        return engines.own_command(template, servable(args.model, folder), port)
+        return engines.own_command(template, servable(half(args.model), folder), port)
     if memory:
         # first what can be refused: the folder may take minutes of download
         shape = engines.shape(args.model)
         line = engines.vllm_command(args.model, str(folder), port, shape, memory)
-        servable(args.model, folder)
+        servable(half(args.model), folder)
         return line
     gguf = llamacpp.converted(args.model, folder, args.weights)
     return engines.llama_command(gguf, args.model, port, args.slots, args.context)
@@ -112,22 +113,25 @@ def serve(args: argparse.Namespace, folder: Path, log: Path) -> int:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m autoif.serving",
+        usage="%(prog)s [flags] MODEL -- COMMAND ...",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
-    parser.add_argument("model", help="checkpoint directory, or a name on the hub")
-    parser.add_argument("command", nargs="+", help="after --, what runs beside the server")
+    parser.add_argument("model", metavar="MODEL", help="checkpoint directory, or a name on the hub")
     group = parser.add_argument_group("llama.cpp (no GPU)")
     group.add_argument("--slots", type=int, default=16, help="answers at a time")
     group.add_argument(
         "--context", type=int, default=4096, help="tokens of a prompt and its answer"
     )
-    group.add_argument("--weights", choices=["q8_0", "bf16"], default="q8_0")
+    group.add_argument(
+        "--weights",
+        choices=["q8_0", "bf16", "f32"],
+        default="q8_0",
+        help="of the copy in llama.cpp's format, which stays as .NAME.*.gguf beside the model",
+    )
     words = sys.argv[1:] if argv is None else argv
-    if "--" not in words:
-        parser.error("give the command after --")
-    at = words.index("--")
-    args = parser.parse_args([*words[:at], "command"])
+    at = words.index("--") if "--" in words else len(words)
+    args = parser.parse_args(words[:at])
     args.command = words[at + 1 :]
     if not args.command:
         parser.error("give the command after --")

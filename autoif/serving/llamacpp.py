@@ -2,7 +2,7 @@
 
     python -m autoif.serving.llamacpp model.gguf NAME PORT SLOTS CONTEXT
 
-Weights are 8-bit integers with a scale for each 32 (Q8_0), or bf16 as they were trained.
+Weights are 8-bit integers with a scale for each 32 (Q8_0), bf16 or float32.
 """
 
 import os
@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 from autoif.files import UserError
-from autoif.models import fingerprint, servable
+from autoif.models import beside, servable
+from autoif.weights import half
 
 # The bits by which llama.cpp notes what was set on purpose; what is not, a checkpoint's
 # generation config may set.
@@ -22,30 +23,19 @@ ALL_SET = (1 << 12) - 1
 def converted(model: str, folder: Path, weights: str) -> str:
     """The GGUF file of `model`, kept beside it and made anew when its weights change.
 
-    `folder` is empty and takes the servable form that is converted. `weights` is q8_0 or bf16.
+    `folder` is empty and takes the servable form that is converted. `weights` is q8_0, bf16 or f32.
     """
-    name = Path(model).name
-    place = Path(model).resolve().parent if Path(model).is_dir() else Path.home() / ".cache/autoif"
-    mark = fingerprint(model).split(":")[-1].replace("/", "_")[:16]
-    gguf = place / f".{name}.{mark}.{weights}.gguf"
-    if gguf.exists():
-        return str(gguf)
 
-    place.mkdir(parents=True, exist_ok=True)
-    partial = gguf.with_suffix(f".{os.getpid()}.partial")
-    command = [sys.executable, "-m", "convert_hf_to_gguf", servable(model, folder)]
-    command += ["--outfile", str(partial), "--outtype", weights]
-    try:
+    def write(path: Path) -> None:
+        source = half(model) if weights == "bf16" else model
+        command = [sys.executable, "-m", "convert_hf_to_gguf", servable(source, folder)]
+        command += ["--outfile", str(path), "--outtype", weights]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             words = "\n".join(done.stderr.splitlines()[-5:])
             raise UserError(f"{model} cannot be converted for llama.cpp:\n{words}")
-        for older in place.glob(f".{name}.*.{weights}.gguf"):
-            older.unlink()
-        os.replace(partial, gguf)
-    finally:
-        partial.unlink(missing_ok=True)
-    return str(gguf)
+
+    return str(beside(model, f"{weights}.gguf", write))
 
 
 def parameters(gguf: str, name: str, port: int, slots: int, context: int):

@@ -11,10 +11,12 @@ import os
 import shutil
 from pathlib import Path
 
-from autoif import sandbox
+from autoif import chain, sandbox
+from autoif.evaluation import benchmarks
 from autoif.files import UserError
 from autoif.serving import engines
-from autoif.stage import run
+from autoif.stage import Help, natural, positive_int, run
+from autoif.training.engine import check_shape
 
 PACKAGES = {
     "01": ("openai", "aiohttp", "jsonlines", "json_repair", "ijson", "langdetect", "sklearn"),
@@ -37,8 +39,8 @@ OUTPUTS = (
 )
 
 
-def on_hub(name: str, what: str, kind: str = "model") -> str | None:
-    """None when the model or dataset is here, in the hub's cache or on the hub; else the fix."""
+def on_hub(name: str, what: str) -> str | None:
+    """None when the model is here, in the hub's cache or on the hub; else the fix."""
     if not name:
         return f"no {what}: set it in the environment, as run_all.sh's first lines show"
     if Path(name).is_dir():
@@ -46,16 +48,15 @@ def on_hub(name: str, what: str, kind: str = "model") -> str | None:
     from huggingface_hub import HfApi, try_to_load_from_cache
 
     try:
-        if try_to_load_from_cache(name, "config.json", repo_type=kind):
+        if try_to_load_from_cache(name, "config.json"):
             return None
-        HfApi().repo_info(name, repo_type=kind, timeout=20)
+        HfApi().repo_info(name, timeout=20)
     # the hub's own errors and those of whatever HTTP library it uses: all are the finding here
     except Exception as error:
         words = str(error).splitlines()[0][:120]
-        place = " in DATA_DIR" if kind == "dataset" else ""
         return (
             f"{what} {name}: neither a directory here nor reachable on the hub ({words}); "
-            f"download it, and give its path{place}"
+            "download it, and give its path"
         )
     return None
 
@@ -68,8 +69,13 @@ def endpoint(url: str | None, model: str, name: str = "SUPERVISOR") -> str | Non
         return f"no model: set {name} to one that {url} serves"
     import openai
 
-    key = os.environ.get("OPENAI_API_KEY") or "none"
-    client = openai.OpenAI(base_url=url, api_key=key, max_retries=1, timeout=60)
+    from autoif.llm.endpoint import address, secret
+
+    try:
+        url, key = address(url), secret()
+    except UserError as error:
+        return str(error)
+    client = openai.OpenAI(base_url=url, api_key=key or "none", max_retries=1, timeout=60)
     try:
         listed = [served.id for served in client.models.list()]
     except openai.AuthenticationError:
@@ -78,25 +84,34 @@ def endpoint(url: str | None, model: str, name: str = "SUPERVISOR") -> str | Non
         words = error.__cause__ or error
         return f"{url} does not answer ({words}); start the server, or mend OPENAI_BASE_URL"
     # not every server lists its models: the request below decides
-    except (openai.APIStatusError, AttributeError, TypeError):
+    except (openai.APIStatusError, AttributeError, TypeError, ValueError):
         listed = []
     if listed and model not in listed:
         served = ", ".join(listed[:5])
         return f"{url} does not serve {model!r}, but {served}; set {name} to one of these"
-    return _answers(client, url, model)
+    problem = _answers(client, url, model)
+    # some servers repeat the key in their words
+    return problem.replace(key, "***") if problem and key else problem
 
 
 def _answers(client, url: str, model: str) -> str | None:
     """None when the server completes a short question; reasoning models want another limit."""
     import openai
 
+    from autoif.llm.endpoint import ADVICE, raise_error_in
+
     question = [{"role": "user", "content": "Say yes."}]
     for limit in ({"max_tokens": 1}, {"max_completion_tokens": 64}):
         try:
             reply = client.chat.completions.create(model=model, messages=question, **limit)
+            raise_error_in(reply)
         except openai.APIError as error:
             words = str(error)[:200]
+            if advice := ADVICE.get(getattr(error, "status_code", None)):
+                words += f"; {advice}"
             continue
+        except ValueError:  # no JSON
+            reply = None
         if getattr(reply, "choices", None):
             return None
         return f"{url} sends no completions; its address usually ends in /v1"
@@ -176,14 +191,24 @@ def data_problems(args) -> list[str | None]:
     return problems
 
 
-def model_problems(args, shape: engines.Shape | None, memory: list[float]) -> list[str | None]:
-    """What stages 05 and 06 lack: a base model, GPUs, an engine, room for checkpoints."""
+def model_problems(
+    args, shape: engines.Shape | None, memory: list[float], outputs: list[chain.Output]
+) -> list[str | None]:
+    """What stages 05 and 06 lack: a base model that they train, GPUs, an engine, disk space."""
+    if shape is None and (unknown := on_hub(args.base, "BASE")):
+        return [unknown]
+    longest = [each.args.max_length for each in outputs if hasattr(each.args, "max_length")]
+    problems = []
+    try:
+        check_shape(args.base, max(longest, default=0))
+    except UserError as error:
+        problems.append(f"BASE {error}")
     if shape is None:
-        return [on_hub(args.base, "BASE")]
-    problems = training(args.base, shape, memory)
+        return problems
+    problems += training(args.base, shape, memory)
     problems += serving(args.base, shape, memory)
-    # the checkpoints, and one resume point
-    need = shape.parameters * (2 * (2 + args.online_iterations) + 14)
+    # the checkpoints in float32 with the bf16 copies that vLLM serves, and one resume point
+    need = shape.parameters * ((4 + 2) * (2 + args.online_iterations) + 14)
     free = shutil.disk_usage(args.out if Path(args.out).exists() else ".").free
     if need > free:
         problems.append(
@@ -193,25 +218,50 @@ def model_problems(args, shape: engines.Shape | None, memory: list[float]) -> li
     return problems
 
 
-def benchmark_problems(args) -> list[str | None]:
-    """What stage 07 lacks: benchmark data, a judge that answers."""
+def benchmark_problems(args, outputs: list[chain.Output]) -> list[str | None]:
+    """What stage 07 lacks: data of the benchmarks in the plan, a judge that answers."""
     problems = []
     if args.judge not in ("", args.supervisor):
         problems.append(endpoint(os.environ.get("OPENAI_BASE_URL"), args.judge, "JUDGE"))
-    if not args.data_dir:
-        problems.append(on_hub("google/IFEval", "benchmark data", "dataset"))
-    elif not Path(args.data_dir).is_dir():
+    if args.data_dir and not Path(args.data_dir).is_dir():
         problems.append(
             f"DATA_DIR {args.data_dir} is no directory; without it the data comes from the hub"
         )
+        return problems
+    wanted = {}
+    for output in outputs:
+        for name in getattr(output.args, "benchmarks", ()):
+            # the run makes the held-out rows; the contamination check takes what is there
+            if name != "heldout" and not hasattr(output.args, "training"):
+                wanted.setdefault(name, output.args)
+    for name, flags in wanted.items():
+        try:
+            _, gaps = benchmarks.load([name], flags)
+        except UserError as error:  # there, and broken
+            gaps = {name: error}
+        if gaps:
+            problems.append(
+                f"benchmark {name}: {gaps[name]}; put its data into DATA_DIR (autoif/evaluation/"
+                f'README.md), or name those to run: FLAGS_07="--benchmarks ..."'
+            )
     return problems
+
+
+def warn_of_split(outputs: list[chain.Output]) -> None:
+    """Say it where nothing is held out to measure on."""
+    for output in outputs:
+        for flag in ("heldout", "heldout_queries"):
+            # of 07 --heldout is a file, and the online loop has no queries of its own
+            if getattr(output.args, flag, None) == 0 and not getattr(output.args, "sft", None):
+                name = flag.replace("_", "-")
+                print(f"warning: --{name} 0: stage 07 measures benchmarks only", flush=True)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m autoif.serving.preflight",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Help,
     )
     parser.add_argument("--supervisor", default="", help="model that writes the data")
     parser.add_argument("--base", default="", help="model to train: directory or name on the hub")
@@ -220,9 +270,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--judge", default="", help="of the benchmarks, on the same endpoint")
     parser.add_argument("--data-dir", default="", help="benchmark data")
     parser.add_argument("--out", default="out")
-    parser.add_argument("--processes", type=int, default=1, help="that train, on all nodes")
-    parser.add_argument("--online-iterations", type=int, default=0)
+    parser.add_argument(
+        "--processes", type=positive_int, default=1, help="that train, on all nodes"
+    )
+    parser.add_argument("--online-iterations", type=natural, default=0)
     parser.add_argument("--until", default="07", help="the last stage that will run")
+    parser.add_argument("--plan", help="the commands to come, as autoif.chain reads them")
+    parser.add_argument("--redo-from", help="what this stage and later ones made is out of account")
     return parser.parse_args(argv)
 
 
@@ -241,13 +295,18 @@ def main(argv: list[str] | None = None) -> None:
         memory = engines.gpu_memory()
         try:
             shape = engines.shape(args.base) if args.base else None
-        except UserError:
-            shape = None  # on_hub says why
+        except (UserError, AttributeError):  # a model of another kind has no such numbers
+            shape = None  # model_problems says why
+    outputs = []
+    if args.plan and not missing:
+        outputs, _ = chain.read(args.plan)
+        missing += chain.problems(args.plan, args.redo_from)
     missing += data_problems(args)
     if "05" in stages:
-        missing += model_problems(args, shape, memory)
+        missing += model_problems(args, shape, memory, outputs)
     if "07" in stages:
-        missing += benchmark_problems(args)
+        missing += benchmark_problems(args, outputs)
+        warn_of_split(outputs)
 
     print("\n".join(plan(args, shape, memory)), flush=True)
     if "07" in stages:

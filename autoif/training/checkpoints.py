@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+from autoif import weights
 from autoif.files import UserError, write_whole
 from autoif.models import fingerprint, generation_config
 from autoif.training.rows import digest, end_tokens
@@ -22,6 +23,8 @@ FREE = (
     "activation_checkpointing",
     "ds_config",
     "chat_template",
+    "skip_bad",
+    "export_dtype",
     "save_every",
     "keep_checkpoints",
     "divergence",
@@ -55,7 +58,8 @@ class Checkpoints:
             before = json.loads(self.file.read_text())
             changed = []
             for name, value in settings.items():
-                if before.get(name) != value:
+                # the day changes nothing but the rows, whose hash is among the settings
+                if name != "date" and before.get(name) != value:
                     changed.append(f"{name} was {before.get(name)}, is {value}")
             if changed:
                 raise UserError(
@@ -109,15 +113,15 @@ class Checkpoints:
                 shutil.rmtree(self.state / f"step-{number}")
         dist.barrier()
 
-    def export(self, engine, tokenizer, rows: list[dict]) -> None:
-        """Write `out` whole: weights, configurations, tokenizer, metrics and curves."""
+    def export(self, engine, tokenizer, rows: list[dict], start: str, form: str) -> None:
+        """Write `out` whole: weights, configurations, tokenizer, metrics and curves.
+
+        `form` is one of weights.EXPORTS; `start` is the model that training began with.
+        """
         import torch.distributed as dist
         import transformers
 
-        if engine.zero_optimization_stage() == 3:
-            weights = engine._zero3_consolidated_16bit_state_dict()  # on rank 0 only
-        else:
-            weights = engine.module.state_dict()
+        tensors = self.gather(engine, start, form)
         if self.rank == 0:
             model, partial = engine.module.model, Path(f"{self.out}.partial")
             shutil.rmtree(partial, ignore_errors=True)
@@ -128,10 +132,9 @@ class Checkpoints:
             ends = sorted(end_tokens(rows, tokenizer).union(known))
             model.generation_config = transformers.GenerationConfig(**generation_config(ends))
             with full_disk_named(partial):
-                model.save_pretrained(
-                    partial,
-                    state_dict={name.removeprefix("model."): w for name, w in weights.items()},
-                )
+                model.save_pretrained(partial, state_dict=tensors)
+                # it names the format of the working copy
+                weights.set_dtype(partial, "float32" if form == "fp32" else "bfloat16")
                 tokenizer.save_pretrained(partial)
                 for name in ("metrics.jsonl", "curves.png", "settings.json"):
                     shutil.copy(self.state / name, partial / name)
@@ -141,8 +144,35 @@ class Checkpoints:
             os.replace(partial, self.out)
             if not self.keep:
                 shutil.rmtree(self.state)
-            print(f"wrote {self.out}", flush=True)
         dist.barrier()
+
+    def gather(self, engine, start: str, form: str) -> dict:
+        """The master weights by name in `form`, on rank 0, which says what is left of the update.
+
+        Not the bf16 copy that the passes compute with: most of a small update is not in it.
+        """
+        import torch
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        before, tensors = weights.stored(start), {}
+        export, nearest = weights.Kept(), weights.Kept()
+        generator = torch.Generator().manual_seed(0)
+        for name, parameter in engine.module.model.named_parameters():
+            master = safe_get_full_fp32_param(parameter)  # by all ranks: each has a part
+            if self.rank:
+                continue
+            master = master.cpu()
+            tensors[name] = weights.exported(master, form, generator)
+            if name in before:
+                export.add(before[name][:], master, tensors[name])
+                nearest.add(before[name][:], master, master.bfloat16())
+        if export.weights:
+            print(
+                f"update: rms {export.rms:.1e}; the export ({form}) keeps {export.share:.1%}; "
+                f"rounded to the nearest bf16, {nearest.share:.1%} would be left",
+                flush=True,
+            )
+        return tensors
 
 
 @contextlib.contextmanager

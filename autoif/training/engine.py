@@ -8,7 +8,9 @@ import json
 import os
 import warnings
 from pathlib import Path
+from pickle import UnpicklingError
 
+from autoif import weights
 from autoif.files import UserError
 from autoif.models import read_config
 from autoif.stage import positive_int, within
@@ -39,6 +41,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="of weights and activations; master weights are always fp32 (paper: bf16)",
     )
     parser.add_argument(
+        "--export-dtype",
+        choices=weights.EXPORTS,
+        default="fp32",
+        help="of the trained model: fp32 hands on all that was learned, bf16 takes half the disk "
+        "and, rounded to nearest, erases small updates (default: fp32)",
+    )
+    parser.add_argument(
         "--zero",
         type=int,
         choices=[1, 2, 3],
@@ -60,6 +69,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--chat-template",
         metavar="FILE",
         help="Jinja template to use instead of the tokenizer's own",
+    )
+    parser.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="leave out rows that cannot be trained on, and count them (default: an error)",
     )
     parser.add_argument(
         "--ds-config",
@@ -144,7 +158,7 @@ def deepspeed_config(path: str | Path, zero: int, precision: str, offload: bool)
 
 
 def check_shape(path: str, max_length: int) -> None:
-    """UserError where packed training does not fit the model at `path`."""
+    """UserError where the model at `path` is not whole, or packed training does not fit it."""
     shape = read_config(path)
     if shape.model_type not in MODELS:
         raise UserError(
@@ -162,20 +176,43 @@ def check_shape(path: str, max_length: int) -> None:
             f"{path} has attention_dropout {shape.attention_dropout}, which packed training lacks; "
             "set it to 0 in config.json"
         )
+    weights.check_whole(path)
 
 
-def load_model(path: str, config: dict, precision: str, max_length: int):
+def check_ids(path: str, rows: list[dict]) -> None:
+    """UserError where a row has a token beyond the embedding of the model at `path`."""
+    tokens = read_config(path).vocab_size
+    for row in rows:
+        largest = max(map(max, [row["prompt"], *row["responses"]]))
+        if largest >= tokens:
+            raise UserError(
+                f"row {row['id']} has the token {largest}, and {path} has an embedding of {tokens} "
+                "tokens; give it the tokenizer that it was trained with, or resize its embedding"
+            )
+
+
+def load_model(path: str, config: dict, precision: str, rows: list[dict]):
     """The model at `path` as packed.ResponseLogprobs; ZeRO-3 partitions it while it is read."""
     import transformers
     from transformers.integrations import HfDeepSpeedConfig
 
-    check_shape(path, max_length)
+    check_ids(path, rows)
     # transformers holds it weakly: it must live until the model is read
     partition_on_load = HfDeepSpeedConfig(config)
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        path, dtype=dtype(precision), attn_implementation="packed"
-    )
+    try:
+        model, loaded = transformers.AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype(precision),
+            attn_implementation="packed",
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, ImportError, RuntimeError, UnpicklingError) as error:
+        words = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{path} cannot be loaded: {words}; are its files whole, and is there memory for it?"
+        ) from None
     del partition_on_load
+    weights.refuse_missing(path, sorted(loaded["missing_keys"]))
     return packed_model(model)
 
 
@@ -243,6 +280,27 @@ def release(engine) -> None:
         parameter.ds_tensor.data = parameter.data = parameter.data.new_empty(0)
 
 
+def room_for_warmup(steps: int, warmup: int, lr: float) -> int:
+    """Steps of warm-up; where they leave no step at the full rate, it is said.
+
+    Step n has n / warmup of the rate, the first one 0: a run of a single step would train nothing.
+    """
+    import torch.distributed as dist
+
+    reached = lr * (steps - 1) / max(warmup, 1)
+    if warmup < steps:
+        return warmup
+    if dist.get_rank() == 0:
+        words = f"there is one step: it is taken at the full learning rate, {lr:.1e}, unwarmed"
+        if steps > 1:
+            words = (
+                f"{steps} steps end before {warmup} of warm-up do: the learning rate reaches "
+                f"{reached:.1e}, not {lr:.1e}"
+            )
+        print(f"warning: {words}; a smaller --batch, or more rows, make more steps", flush=True)
+    return warmup if steps > 1 else 0
+
+
 def trainable(
     model,
     config: dict,
@@ -267,6 +325,7 @@ def trainable(
         {"params": matrices, "weight_decay": weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
+    warmup = room_for_warmup(steps, warmup, lr)
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(betas), eps=1e-8, fused=True)
     scheduler = get_scheduler(
         schedule, optimizer, num_warmup_steps=warmup, num_training_steps=steps
@@ -276,6 +335,29 @@ def trainable(
     )[0]
     engine.train()
     return engine
+
+
+def restore_masters(engine, model: str) -> None:
+    """Give the fp32 master weights what `model` has in float32: they were made of its bf16 copy."""
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+
+    tensors = weights.stored(model)
+    for name, parameter in engine.module.model.named_parameters():
+        if name not in tensors or tensors[name].get_dtype() != "F32":
+            continue
+        value = tensors[name][:]
+        if engine.zero_optimization_stage() == 3:
+            safe_set_local_fp32_param(parameter, own_part(value, parameter.ds_tensor.numel()))
+        else:
+            safe_set_full_fp32_param(parameter, value)
+
+
+def own_part(value, size: int):
+    """This rank's part of a tensor that ZeRO-3 cuts into parts of `size`; zeros fill the last."""
+    import torch
+
+    part = value.flatten()[torch.distributed.get_rank() * size :][:size]
+    return torch.nn.functional.pad(part, (0, size - len(part)))
 
 
 def sum_over_ranks(numbers) -> list[float]:

@@ -13,7 +13,7 @@ A step's numbers, as they are named in metrics.jsonl and in the curves:
                         the same with the prompt once for each response, as other libraries compute
     tflops              model TFLOP/s of one device: arithmetic.step_flops over the step's seconds;
                         what is computed again in the backward pass is not counted
-    mfu                 tflops as a share of the device's peak: a data sheet's, else a measured one
+    mfu                 tflops as a share of the device's peak by its data sheet; not on a CPU
     memory_gb           peak memory of rank 0 since the start: its GPU's, on a CPU the process's
 """
 
@@ -51,8 +51,7 @@ class Log:
                     write(row)
             self.board = SummaryWriter(self.file.parent / "tensorboard", purge_step=done + 1)
             dtype = next(engine.module.parameters()).dtype
-            self.peak, source = arithmetic.peak_flops(engine.device, dtype)
-            print(f"peak: {self.peak / 1e12:.3g} TFLOP/s a device ({source})", flush=True)
+            self.peak = arithmetic.peak_flops(engine.device, dtype)
             if wandb:
                 import wandb as client
 
@@ -89,9 +88,12 @@ class Log:
             "tokens_per_second": once / seconds,
             "tokens_per_second_prompt_repeated": repeated / seconds,
             "tflops": flops / 1e12,
-            "mfu": flops / self.peak,
             "memory_gb": memory_gb(),
         }
+        share = ""
+        if self.peak:
+            row["mfu"] = flops / self.peak
+            share = f" | MFU {row['mfu']:.1%}"
         with open(self.file, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         for name, value in row.items():
@@ -103,7 +105,7 @@ class Log:
             f"step {step}/{self.total} | {shown} | lr {lr:.1e} | norm {norm:.2f}"
             f" | {row['tokens_per_second']:,.0f} tok/s"
             f" ({row['tokens_per_second_prompt_repeated']:,.0f} prompt repeated)"
-            f" | {row['tflops']:.3g} TFLOP/s | MFU {row['mfu']:.1%} | {row['memory_gb']:.1f} GB"
+            f" | {row['tflops']:.3g} TFLOP/s{share} | {row['memory_gb']:.1f} GB"
             f" | {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left",
             flush=True,
         )
@@ -123,7 +125,8 @@ class Log:
             len(names), 1, sharex=True, figsize=(8, 1.8 * len(names)), layout="constrained"
         )
         for axis, name in zip(axes, names):
-            axis.plot([row["step"] for row in rows], [row[name] for row in rows])
+            # a run that goes on elsewhere may log other numbers
+            axis.plot([row["step"] for row in rows], [row.get(name) for row in rows])
             axis.set_ylabel(name.replace("_", "\n"))
         axes[-1].set_xlabel("step")
         figure.savefig(self.file.with_name("curves.png"))

@@ -3,50 +3,124 @@
 A row is `{"id", "prompt": [ids], "responses": [[ids], ...]}`: one response for SFT, two for DPO.
 """
 
+import datetime
 import hashlib
 import heapq
 import json
 import math
 import random
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 import jinja2
 
+from autoif import files
 from autoif.files import UserError
-from autoif.models import chat_tokenizer
+from autoif.models import chat_tokenizer, special_tokens
 from autoif.stage import Funnel
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
+BAD_ROWS = 10  # that are shown at once
 
 
-def load_tokenizer(model: str, chat_template: str | None):
-    """The model's tokenizer with an end token and a template: the file's, its own, the fallback."""
+def first_day(out: str) -> str:
+    """The day on which the run into `out` was begun, today for a new one: "2026-01-31"."""
+    settings = Path(f"{out}.state", "settings.json")
+    today = datetime.date.today().isoformat()
+    return json.loads(settings.read_text()).get("date", today) if settings.exists() else today
+
+
+def load_tokenizer(model: str, chat_template: str | None, date: str):
+    """The model's tokenizer with an end token and a template: the file's, its own, the fallback.
+
+    A template that prints today's date prints `date`, in a continuation of tomorrow too.
+    """
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
     tokenizer = chat_tokenizer(model)
     if chat_template:
         try:
             tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--chat-template {chat_template} cannot be read: {error}") from None
+    try:
+        # transformers compiles a template once and gives it the clock, without a way to set it
+        compiled = _compile_jinja_template(tokenizer.get_chat_template())
+    except jinja2.TemplateError as error:
+        raise UserError(f"the chat template of {chat_template or model} says: {error}") from None
+    compiled.globals["strftime_now"] = datetime.datetime.fromisoformat(date).strftime
     return tokenizer
 
 
-def check_messages(messages, name: str, where: str) -> None:
-    """UserError unless `messages` is a list of {role, content} with known roles and text."""
+def read_message(message, name: str, where: str) -> dict:
+    """A message as chat templates want it: role, text, tool calls whose arguments are objects.
+
+    {"role": "user", "content": [{"type": "text", "text": "Hi"}]}  ->  {..., "content": "Hi"}
+    """
+    bare = f"{where}: {name} has a message without role and text: {str(message)[:80]!r}"
+    if not isinstance(message, dict):
+        raise UserError(bare)
+    content, calls = message.get("content"), message.get("tool_calls") or []
+    if isinstance(content, list):
+        texts = [part.get("text") if isinstance(part, dict) else None for part in content]
+        if not all(isinstance(text, str) for text in texts):
+            raise UserError(f"{where}: {name} has a part that is no text: {str(content)[:80]!r}")
+        content = "".join(texts)
+    if content is None and calls:
+        content = ""
+    if not isinstance(content, str):
+        raise UserError(bare)
+    role = message.get("role")
+    if role not in ROLES:
+        raise UserError(f"{where}: unknown role {role!r}; roles are {', '.join(ROLES)}")
+    message = {**message, "content": content}
+    if calls:
+        message["tool_calls"] = [read_call(call, where) for call in calls]
+    return message
+
+
+def read_call(call, where: str) -> dict:
+    """A tool call whose arguments are an object; OpenAI's are one written as a text."""
+    try:
+        function = dict(call["function"])
+        if isinstance(function["arguments"], str):
+            function["arguments"] = json.loads(function["arguments"])
+        return {**call, "function": {"name": str(function["name"]), **function}}
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{where}: a tool call has no function with name and arguments: {str(call)[:80]!r}"
+        ) from None
+
+
+def read_messages(messages, name: str, where: str) -> list[dict]:
+    """Messages as chat templates want them; UserError where they are none."""
     if not isinstance(messages, list):
         raise UserError(
             f"{where}: {name} must be a list of messages "
             f'[{{"role": "user", "content": "..."}}], not {str(messages)[:80]!r}'
         )
+    return [read_message(message, name, where) for message in messages]
+
+
+def refuse_unrendered(messages: list[dict], rendering: str, where: str) -> None:
+    """UserError where a chat template leaves out a text or the name of a called tool."""
     for message in messages:
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            raise UserError(
-                f"{where}: {name} has a message without role and text: {str(message)[:80]!r}"
-            )
-        if message.get("role") not in ROLES:
-            raise UserError(
-                f"{where}: unknown role {message.get('role')!r}; roles are {', '.join(ROLES)}"
-            )
+        calls = message.get("tool_calls", [])
+        for text in [message["content"].strip(), *(call["function"]["name"] for call in calls)]:
+            # a tool's answer may stand in a JSON string
+            escaped = json.dumps(text, ensure_ascii=False)[1:-1]
+            if text not in rendering and escaped not in rendering:
+                raise UserError(
+                    f"{where}: the chat template leaves out what the {message['role']} says, "
+                    f"{text[:80]!r}; pass another as --chat-template"
+                )
+
+
+def token_ids(tokenizer, text: str, where: str) -> list[int]:
+    try:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+    except TypeError:  # what tokenizers says to half of a surrogate pair
+        raise UserError(f"{where}: a text is no Unicode; delete the row") from None
 
 
 def encode(
@@ -55,6 +129,7 @@ def encode(
     responses: list[list[dict]],
     where: str,
     truncated: Collection[int] = (),
+    tools: list[dict] | None = None,
 ) -> dict:
     """Token ids of a prompt and its responses through the chat template, with their end tokens.
 
@@ -66,20 +141,23 @@ def encode(
 
     def render(messages, **options):
         try:
-            return tokenizer.apply_chat_template(messages, tokenize=False, **options)
-        except jinja2.TemplateError as error:  # its own refusal, or a broken --chat-template
+            return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, **options)
+        except Exception as error:  # a template is a program: its own refusal, or any error in it
             raise UserError(f"{where}: the chat template says: {error}") from None
 
     def ids(text):
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
+        return token_ids(tokenizer, text, where)
 
-    check_messages(prompt, "the prompt", where)
+    prompt = read_messages(prompt, "the prompt", where)
     if not prompt or prompt[-1]["role"] == "assistant":
         raise UserError(f"{where}: the prompt must end with the user's message, not {prompt[-1:]}")
-    asked, special = render(prompt, add_generation_prompt=True), set(tokenizer.all_special_ids)
+    asked, special = render(prompt, add_generation_prompt=True), special_tokens(tokenizer)
+    # of earlier answers the calls alone: templates leave out their thoughts on purpose
+    needed = [{**turn, "content": ""} if turn["role"] == "assistant" else turn for turn in prompt]
+    refuse_unrendered(needed, asked, where)
     row = {"prompt": ids(asked), "responses": []}
     for number, response in enumerate(responses):
-        check_messages(response, "a response", where)
+        response = read_messages(response, "a response", where)
         if len(response) != 1 or response[0]["role"] != "assistant":
             raise UserError(f"{where}: a response must be one assistant message, not {response}")
         if not response[0]["content"].strip():
@@ -90,6 +168,7 @@ def encode(
                 f"{where}: the chat template does not continue its own generation prompt; "
                 "pass --chat-template"
             )
+        refuse_unrendered(response, whole[len(asked) :], where)
         tokens = ids(whole[len(asked) :])
         while special.intersection(tokens) and tokens[-1] not in special:
             tokens.pop()
@@ -102,10 +181,44 @@ def encode(
     return row
 
 
+def encoded_rows(
+    path: str, fields: list[str], made_by: str, encode_row: Callable[[dict, str], dict]
+) -> Iterator[dict]:
+    """The rows of `path` through `encode_row(row, where)`; of a bad one its error: {"id", "error"}.
+
+    `made_by` is the stage that writes such a file, under a name that begins with its number.
+    """
+    if why := files.absent(path):
+        ours = Path(path).name.startswith(made_by[:2])
+        raise UserError(f"{path} {why}" + (f"; run {made_by} first" if ours else ""))
+    for number, line in files.lines(path):
+        where, row = f"{path}:{number}", {}
+        if not line.strip():
+            continue
+        try:
+            row = read_object(line, where)
+            files.check(row, fields, where, f"; a row needs {', '.join(fields)}, lists of messages")
+            # one's own rows may have no id: their line is it
+            yield {"id": row.get("id", str(number)), **encode_row(row, where)}
+        except UserError as error:
+            yield {"id": row.get("id", str(number)), "error": str(error)}
+
+
+def read_object(line: str, where: str) -> dict:
+    """The JSON object in a line."""
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where} is no JSON ({error}): {line[:80]!r}") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{where} is no JSON object: {line[:80]!r}")
+    return row
+
+
 def end_tokens(rows: list[dict], tokenizer) -> set[int]:
     """The tokens that end responses."""
     last = {response[-1] for row in rows for response in row["responses"]}
-    return last.intersection(tokenizer.all_special_ids)  # a truncated response ends with a word
+    return last.intersection(special_tokens(tokenizer))  # a truncated response ends with a word
 
 
 def longest(row: dict) -> int:
@@ -128,27 +241,38 @@ def count_tokens(rows: list[dict]) -> tuple[int, int]:
     return once, repeated
 
 
-def usable(
-    stage: str, rows: Iterable[dict], tokenizer, max_length: int, source: str, out: str, rank: int
-) -> list[dict]:
-    """Encoded rows that can be trained on; rank 0 accounts for the others. Nothing is cut."""
-    special = set(tokenizer.all_special_ids)
-    kept, dropped = [], []
+def usable(stage: str, rows: Iterable[dict], tokenizer, args, rank: int) -> list[dict]:
+    """Encoded rows that can be trained on; rank 0 accounts for the others. Nothing is cut.
+
+    UserError that names the bad ones, ten at a time, unless --skip-bad.
+    """
+    special = special_tokens(tokenizer)
+    kept, dropped, errors = [], [], []
     for row in rows:
-        if longest(row) > max_length:
-            dropped.append((f"longer than {max_length} tokens", row["id"]))
+        if "error" in row:
+            dropped.append(("bad row", row))
+            errors.append(row["error"])
+        elif longest(row) > args.max_length:
+            dropped.append((f"longer than {args.max_length} tokens", {"id": row["id"]}))
         elif any(special.intersection(response[:-1]) for response in row["responses"]):
-            dropped.append(("special token inside a response", row["id"]))
+            dropped.append(("special token inside a response", {"id": row["id"]}))
         else:
             kept.append(row)
+    if errors and not args.skip_bad:
+        more = f"\n  and {len(errors) - BAD_ROWS} more" if len(errors) > BAD_ROWS else ""
+        count = f"{len(errors)} of {len(kept) + len(dropped)} rows"
+        raise UserError(
+            f"{count} of {args.input} cannot be trained on; "
+            "mend or delete them, or pass --skip-bad:\n  " + "\n  ".join(errors[:BAD_ROWS]) + more
+        )
     if rank == 0:
-        funnel = Funnel(stage, f"{out}.jsonl")
+        funnel = Funnel(stage, f"{args.out}.jsonl")
         funnel.keep(len(kept))
-        for reason, identity in dropped:
-            funnel.drop(reason, {"id": identity})
+        for reason, row in dropped:
+            funnel.drop(reason, row)
         funnel.finish()
     if not kept:
-        raise UserError(f"no row of {source} is left to train on")
+        raise UserError(f"no row of {args.input} is left to train on")
     return kept
 
 

@@ -19,23 +19,50 @@ LETTER = r"(?:([A-D])(?![A-Za-z0-9'’])|([a-d])(?=[).,;:!\]*}'\"`]|\s*$))"
 IS = r"(?i:is|should\s+be|must\s+be|would\s+be|[:：=])"
 MARKED = re.compile(
     rf"""(?:(?i:answer){FORM}{IS}[:：]?{FORM}(?i:option|choice)?      # the answer is (B)
+           |^[\s*_#]*(?i:(?:(?:the|final|correct)\s+)*answer)\s{FORM}  # Answer B
+           |<(?i:answer)>                                              # <answer>B</answer>
            |(?i:correct|right|best)\s+(?i:option|choice|one){FORM}(?i:is|[:：])  # the best one is B
-           |(?:答案|正确选项){FORM}应?该?(?:是|为|选)?[:：]?{FORM}(?:选项?)?  # 答案是B
+           |(?:答案|正确(?:的|选项)?){FORM}应?该?(?:是|为|选)?[:：]?{FORM}(?:选项?)?  # 答案是B
            |(?<!不)选(?!项)择?[:：]?                                   # 故选B
            |\\boxed\{{){FORM}{LETTER}                                  # \boxed{{\text{{B}}}}""",
     re.VERBOSE | re.MULTILINE,
 )
-# "Option B is correct"
+RIGHT = r"(?i:(?:the\s+)?(?:correct|right|best|answer)\b)"
+# "Option B is correct", "B is the answer", "I choose B": capital letters only
 NAMED = re.compile(
-    rf"(?i:option|choice|选项){FORM}([A-D])[\s*_)）]*"
-    r"(?i:is|是|为)?\s*(?i:the\s+)?(?i:correct|right|best|answer|正确)"
+    rf"""(?<!\bor\s)(?i:option|choice|选项){FORM}([A-D])[\s*_)）]*(?i:is|是|为)?\s*(?:{RIGHT}|正确)
+      |(?<![A-Za-z0-9'’])(?<!\bor\s)(?<!\boption\s)(?<![/或])([A-D])[\s*_)）]*(?:\s(?i:is|would\s+be)\s+{RIGHT}|[是为]?正确)
+      |\b(?i:I(?:\s+would|['’]d|\s+will|['’]ll)?\s+(?:choose|pick|select|go\s+with)
+         (?:\s+(?:option|choice))?){FORM}([A-D])(?![A-Za-z0-9'’])""",
+    re.VERBOSE,
 )
-LEADING = re.compile(r"\s*[*(（\[\"'`]*([A-D])(?:[*)）\].:、\"'`：。]|,(?!\s*[A-D]\b)|\s*$|\s*\n)")
+# "not A. It is C", where nothing else is announced
+IT_IS = re.compile(rf"\b(?i:it\s+is|it['’]s){FORM}([A-D])(?![A-Za-z0-9'’])")
+LEADING = re.compile(
+    r"\s*[*(（\[\"'`]*([A-D])(?:[*)）\].:、\"'`：。]|,(?!\s*[A-D]\b)|\s*$|\s*\n"
+    r"|\s+(?:because|since)\b|\s+[-–—]\s)"
+)
 ALONE = [
     re.compile(r"^[\s*(（\[]*([A-D])[\s*)）\].。]*$"),
     re.compile(r"[(（]([A-D])[)）]"),
     re.compile(r"(?i:option|choice|选项)\s*([A-D])\b"),
 ]
+# the whole reply
+SMALL = re.compile(r"[\s*(\[]*([a-d])[\s*)\].]*")
+# "A or B", "A, B, C or D": no letter is settled on, unless the others have a verb of their own
+HEDGE = re.compile(
+    rf"""[\s*_)）\]}}$"'`]*
+         (?:(?:\s*(?:[,/&、]|\b(?:or|and)\b|或者?|和))+{FORM}(?i:option\s|choice\s|选项)?
+            {FORM}[A-D](?![A-Za-z0-9'’])[*_)）\]}}]*)++
+         (?!\s+(?:is|are|was|were|does|do|has|have|can|would)\b)""",
+    re.VERBOSE,
+)
+# the choices repeated, one a line
+ECHO = re.compile(r"[\s*(（\[]*A[)）\].:、][^\n]*\n[ \t]*[*(（\[]*B[)）\].:、]")
+DENIED = re.compile(
+    rf"(?:\bnot|n['’]t|不是|不选){FORM}(?i:option\s|选项)?{FORM}[A-D](?![A-Za-z0-9'’])"
+    r"(?:[\s*_)）\],，]*(?:but\b|而是))?"
+)
 # where a base model runs on
 NEXT_QUESTION = re.compile(r"\n\s*(?:Question|Q|Problem|问题)\s*\d*\s*[:：.]")
 
@@ -54,17 +81,17 @@ def only(letters: set[str]) -> str | None:
 
 
 def read_choice(text: str, choices: list[str]) -> str | None:
-    """The letter an answer settles on, None when it settles on none.
+    """The letter an answer settles on, None when it settles on none, or on two ("A or B").
 
-    The last one announced ("the answer is B"), one at its start, the only one that stands alone on
-    a line or is named ("(B)", "option B"), or the only choice whose words occur.
+    The last one announced ("the answer is B", "B is correct"), one at its start, the only one that
+    stands alone on a line or is named ("(B)", "option B"), or the only choice whose words occur.
     """
-    text = NEXT_QUESTION.split(text)[0]
-    marked = sorted([*MARKED.finditer(text), *NAMED.finditer(text)], key=lambda found: found.end())
-    if marked:
-        return marked[-1].group(marked[-1].lastindex).upper()
-    if leading := LEADING.match(text):
-        return leading.group(1)
+    text = DENIED.sub("", NEXT_QUESTION.split(text)[0])
+    announced = [*MARKED.finditer(text), *NAMED.finditer(text)] or [*IT_IS.finditer(text)]
+    first = None if ECHO.match(text) else LEADING.match(text) or SMALL.fullmatch(text)
+    if settled := max(announced, key=lambda found: found.end(found.lastindex), default=first):
+        hedged = HEDGE.match(text, settled.end(settled.lastindex))
+        return None if hedged else settled.group(settled.lastindex).upper()
     alone = set()
     for line in text.splitlines():
         for form in ALONE:

@@ -23,6 +23,10 @@ WEAK = re.compile(r"answer[\s*_]*[:=](?=[\s*_$€£\\(-]*\d)", re.IGNORECASE)
 NEXT_QUESTION = re.compile(r"\n\s*(?:Question|Q|Problem)\s*\d*\s*[:.]")
 # what stands around a number and is no part of it
 AROUND = re.compile(r"[$€£*]|\\[,!;$]|\\text\w*|\\mathbf|_+(?=\d)|(?<=\d)_+(?!\d)")
+# 1 200, 1'200
+THOUSANDS = re.compile(r"(?<![\w.])\d{1,3}(?:[ \u00a0\u2009\u202f'’]\d{3})+(?!\d)")
+# an equation's sign, but for a variable's: "18 at x = 2"
+EQUALS = re.compile(r"(?:[^\sA-Za-z]|[A-Za-z]{2})\s*=|\bi\.\s?e\.|\bequals\b")
 
 
 def load(source, args) -> list[dict]:
@@ -44,6 +48,7 @@ def load(source, args) -> list[dict]:
 def numbers(text: str) -> list[Decimal]:
     """The numbers of a text, without thousands separators, currency signs and LaTeX around them."""
     text = re.sub(r"\\[,!](?=\d)", "", text.replace("{,}", ","))
+    text = THOUSANDS.sub(lambda found: re.sub(r"\D", "", found.group()), text)
     plain = AROUND.sub(" ", text).replace("−", "-")
     if plain.lstrip().startswith("-"):  # "-$5" has become "- 5"
         plain = re.sub(r"-\s+(?=\d)", "-", plain)
@@ -55,12 +60,16 @@ def read_answer(text: str) -> Decimal | None:
     text = NEXT_QUESTION.split(text)[0]
     for marker in reversed([*WEAK.finditer(text), *STRONG.finditer(text)]):
         line = text[marker.end() :].lstrip(" *:\n").split("\n")[0]
+        if re.match(r"(?:not|n['’]t)\b", line):  # "The answer is not 20. It is 18."
+            continue
+        line = re.sub(r"^(?:minus|negative)\s+", "-", line)
         if marker.group().startswith("\\boxed"):
             line = line.replace("{,}", ",").split("}")[0]
-        sentence = re.split(r"[.!?](?:\s|$)", line)[0]
-        if re.match(r"[^A-Za-z]*=", sentence):  # 5 + 13 = 18, not 18 (at x = 2)
-            sentence = sentence.rsplit("=", 1)[-1]
-        if found := numbers(sentence) or numbers(line):
+        sentence = re.split(r"(?<!\bi\.e)[.!?](?:\s|$)", line)[0]
+        # 5 + 13 = 18, not 18 (at rate = 2); LaTeX's brackets are none
+        equation = re.sub(r"(?<!\\)\([^()]*\)", "", sentence)
+        result = EQUALS.split(equation)[-1]
+        if found := numbers(result) or numbers(sentence) or numbers(line):
             return found[0]
     found = numbers(text)
     return found[-1] if found else None

@@ -19,7 +19,6 @@ import random
 from autoif import files, queries, relevance, sandbox, verifiers
 from autoif.evaluation import kinds
 from autoif.evaluation.benchmarks import NotSetUp, Settings
-from autoif.files import UserError
 from autoif.prompt import accuracy, join
 from autoif.stage import positive_int
 
@@ -59,7 +58,9 @@ def read_constraints(path: str, **options) -> list[dict]:
     rows = files.read_all(path, form, "03_backtranslate.py")
     heldout = [row for row in rows if row["split"] == "heldout"]
     if not heldout:
-        raise UserError(f"{path} has no row with split 'heldout'; run 03_backtranslate.py again")
+        raise NotSetUp(
+            f"{path} has no row with split 'heldout'; see --heldout of 03_backtranslate.py"
+        )
     verifiers.refuse_broken(heldout, path, **options)
     return heldout
 
@@ -68,7 +69,7 @@ def read_queries(path: str) -> list[str]:
     """The distinct held-out queries that stage 04 kept; all queries of a file without `split`."""
     kept = list(dict.fromkeys(queries.kept(path, "heldout")))
     if not kept:
-        raise UserError(
+        raise NotSetUp(
             f"{path} has no query of split 'heldout'; run 04_responses.py with "
             "--heldout-queries 0.1"
         )

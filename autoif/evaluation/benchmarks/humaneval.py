@@ -85,7 +85,7 @@ BLOCK = re.compile(r"^([ \t]*)```[^\n`]*\n(.*?)(?:^\1```|\Z)", re.DOTALL | re.MU
 
 
 def defines(code: str, name: str) -> bool:
-    """Whether the code parses and gives the function a body, not only a sketch."""
+    """Whether the code parses and gives the function a body (or a lambda), not only a sketch."""
     tree = parsed(code)
     if tree is None:
         return False
@@ -93,6 +93,10 @@ def defines(code: str, name: str) -> bool:
         is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         if is_function and node.name == name and not all(map(says_nothing, node.body)):
             return True
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Lambda):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if name in map(ast.unparse, targets):
+                return True
     return False
 
 
@@ -102,8 +106,15 @@ def says_nothing(line: ast.stmt) -> bool:
     return constant or isinstance(line, ast.Pass)
 
 
+# What must be the first statement of a module.
+FUTURE = re.compile(r"^from __future__ import .*\n?", re.MULTILINE)
 # The first line that can start a module.
 START = re.compile(r"^[ \t]*(?:import |from \w+[\w.]* import |def |class |@)", re.MULTILINE)
+
+
+def after(preamble: str, code: str) -> str:
+    """The code behind what its prompt gives, but for its __future__ imports, which come first."""
+    return "".join(FUTURE.findall(code)) + preamble + "\n" + FUTURE.sub("", code)
 
 
 def program(item: dict, text: str) -> str | None:
@@ -111,7 +122,10 @@ def program(item: dict, text: str) -> str | None:
 
     None when the answer holds no code.
     """
-    definition = re.compile(rf"^[ \t]*(?:async )?def {item['entry_point']}\b", re.MULTILINE)
+    name = item["entry_point"]
+    definition = re.compile(
+        rf"^[ \t]*(?:(?:async )?def {name}\b|{name}\s*(?::.*)?=\s*lambda\b)", re.MULTILINE
+    )
     preamble = item["code"][: list(definition.finditer(item["code"]))[-1].start()]
     head = re.split(r"^[ \t]*```", text, maxsplit=1, flags=re.MULTILINE)[0]
     if head.strip() and (head.strip("\n")[0].isspace() or definition.search(head)):
@@ -121,13 +135,14 @@ def program(item: dict, text: str) -> str | None:
     whole = [block for block in blocks if definition.search(block)]
     if whole:
         # the first that is more than a sketch: later ones are variants and examples
-        full = (block for block in whole if defines(block, item["entry_point"]))
+        full = (block for block in whole if defines(block, name))
         best = next(full, whole[-1])
-        return f"{preamble}\n{cut_to_code(best) or best}"
+        return after(preamble, cut_to_code(best) or best)
     # the whole function without a fence
     if not blocks and definition.search(text):
-        code = textwrap.dedent(text[START.search(text).start() :])
-        return f"{preamble}\n{cut_to_code(code) or text}"
+        starts = [START.search(text), definition.search(text)]
+        code = textwrap.dedent(text[min(start.start() for start in starts if start) :])
+        return after(preamble, cut_to_code(code) or text)
     # only its body
     body = blocks[-1] if blocks else text
     if not body.strip("\n").startswith((" ", "\t")):

@@ -10,16 +10,19 @@ from autoif.evaluation.benchmarks import Settings, ifeval, undecided
 
 SETTINGS = Settings(temperature=0.0, max_tokens=2048, usual_tokens=400, columns=("IFB Pr(L)",))
 
+PACKAGES = ("if_verifiable", "if_verifiable.ifbench")  # where the checkers are
+
 
 def load(source, args) -> list[dict]:
     rows = source.rows(
         "ifbench/IFBench_test.jsonl", "allenai/IFBench_test", "data/train-00000-of-00001.parquet"
     )
-    return ifeval.items(rows)
+    where, registry = source.used[-1], ifeval.checkers(*PACKAGES)
+    return ifeval.checkable(ifeval.items(rows, where), registry, where)
 
 
 def score(works: list[dict], args) -> list[dict]:
-    registry = ifeval.checkers("if_verifiable", "if_verifiable.ifbench")
+    registry = ifeval.checkers(*PACKAGES)
     rows = []
     for work in works:
         try:

@@ -12,8 +12,10 @@ of which changes a verdict on a given seed:
     loaded by themselves.
 """
 
+import contextlib
 import importlib
 import importlib.util
+import json
 import random
 import sys
 import types
@@ -28,31 +30,78 @@ SETTINGS = Settings(
     usual_tokens=400,
     columns=("Pr(S)", "Pr(L)", "Ins(S)", "Ins(L)", "mean(S)"),
 )
+PACKAGES = ("lm_eval", "lm_eval.tasks", "lm_eval.tasks.ifeval")  # where the checkers are
 # What a checker stumbles with over a text such as "...": such a text lacks what it looks for.
 STUMBLES = (IndexError, KeyError, ValueError, ZeroDivisionError, AttributeError)
 
 
 def load(source, args) -> list[dict]:
-    return items(source.rows("ifeval/input_data.jsonl", "google/IFEval", "ifeval_input_data.jsonl"))
+    rows = source.rows("ifeval/input_data.jsonl", "google/IFEval", "ifeval_input_data.jsonl")
+    return checkable(items(rows, source.used[-1]), checkers(*PACKAGES), source.used[-1])
 
 
-def items(rows: list[dict]) -> list[dict]:
-    """Rows of IFEval's form (IFBench has it too) as items."""
+def from_json(value: object) -> object:
+    """The value, also where a table holds it as JSON text."""
+    return json.loads(value) if isinstance(value, str) else value
+
+
+def items(rows: list[dict], where: str = "the file") -> list[dict]:
+    """Rows of IFEval's form (IFBench has it too) as items; UserError names a row of another."""
     found = []
     for row in rows:
-        kwargs = []
-        for given in row["kwargs"]:
-            kwargs.append({name: value for name, value in given.items() if value is not None})
+        ids, kwargs = row["instruction_id_list"], []
+        try:
+            for given in map(from_json, from_json(row["kwargs"])):
+                kwargs.append({name: value for name, value in given.items() if value is not None})
+        except (ValueError, TypeError, AttributeError):
+            kwargs = []  # no list of objects
+        if len(ids) != len(kwargs):
+            raise UserError(
+                f"{where}: the row with the key {row['key']!r} needs an object of kwargs for each "
+                f"of its {len(ids)} instructions, and has {str(row['kwargs'])[:80]!r}; fetch the "
+                "file again, or leave the row out"
+            )
         found.append(
             {
                 "id": str(row["key"]),
                 "cluster": str(row["key"]),
                 "prompt": row["prompt"],
-                "instruction_ids": row["instruction_id_list"],
+                "instruction_ids": ids,
                 "kwargs": kwargs,
             }
         )
     return found
+
+
+def checkable(found: list[dict], registry: dict[str, type], where: str) -> list[dict]:
+    """The items; UserError names one that no checker fits, before its answer is paid for."""
+    for item in found:
+        for instruction_id, kwargs in zip(item["instruction_ids"], item["kwargs"]):
+            row = f"{where}: the row with the key {item['id']!r}"
+            if instruction_id not in registry:
+                raise UserError(
+                    f"{row} has the unknown instruction {instruction_id!r}; leave the row out"
+                )
+            with seeded(item["id"]), contextlib.suppress(LookupError):  # of NLTK's data
+                try:
+                    checker_of(item, instruction_id, kwargs, registry)
+                except (TypeError, ValueError) as error:
+                    raise UserError(
+                        f"{row}: {instruction_id} does not take {kwargs} ({error}); "
+                        "fetch the file again, or leave the row out"
+                    ) from None
+    return found
+
+
+@contextlib.contextmanager
+def seeded(seed: str):
+    """The checkers draw from the global generator: seeded in the block, and left as it was."""
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def checkers(*packages: str) -> dict[str, type]:
@@ -99,30 +148,32 @@ def follows(checker, text: str) -> bool:
         return False
 
 
+def checker_of(item: dict, instruction_id: str, kwargs: dict, registry: dict[str, type]):
+    """The checker of one of the item's instructions."""
+    checker = registry[instruction_id](instruction_id)
+    checker.build_description(**kwargs)
+    if "prompt" in (checker.get_instruction_args() or {}):
+        checker.build_description(prompt=item["prompt"])
+    return checker
+
+
 def check(item: dict, response: str, registry: dict[str, type]) -> tuple[list[bool], list[bool]]:
     """(strict, loose) verdicts of the item's instructions, the same on every run."""
-    state = random.getstate()
-    random.seed(item["id"])  # the checkers draw from the global generator
-    try:
+    with seeded(item["id"]):
         strict, loose = [], []
         for instruction_id, kwargs in zip(item["instruction_ids"], item["kwargs"], strict=True):
-            checker = registry[instruction_id](instruction_id)
-            checker.build_description(**kwargs)
-            if "prompt" in (checker.get_instruction_args() or {}):
-                checker.build_description(prompt=item["prompt"])
+            checker = checker_of(item, instruction_id, kwargs, registry)
             variants = iter(loose_variants(response))
             verdict = follows(checker, next(variants))  # the first is the answer as it is
             strict.append(verdict)
             loose.append(verdict or any(follows(checker, variant) for variant in variants))
         return strict, loose
-    finally:
-        random.setstate(state)
 
 
 def score(works: list[dict], args) -> list[dict]:
     from langdetect import DetectorFactory
 
-    registry = checkers("lm_eval", "lm_eval.tasks", "lm_eval.tasks.ifeval")
+    registry = checkers(*PACKAGES)
     DetectorFactory.seed = 0
     rows = []
     for work in works:

@@ -5,6 +5,7 @@ questions, as in the original.
 """
 
 from autoif.evaluation.benchmarks import Settings, choice
+from autoif.files import UserError
 
 SETTINGS = Settings(
     temperature=0.0,
@@ -18,19 +19,31 @@ PROMPT = '{lines}\n\nWhich choice is right? End with a line "Answer: X", where X
 HEADER = "The following are multiple choice questions (with answers) about {subject}.\n\n"
 
 
+# of .csv files, with a header or, as their owners have them, without
+COLUMNS = ("question", "choice0", "choice1", "choice2", "choice3", "answer")
+# an answer is a letter there, on the hub its place
+TARGETS = {**dict(zip("ABCD", "ABCD")), **dict(zip("0123", "ABCD"))}
+
+
 def read(source, split: str) -> list[dict]:
-    rows = source.rows(f"mmlu/{split}", "cais/mmlu", f"all/{split}-00000-of-00001.parquet")
+    file = f"all/{split}-00000-of-00001.parquet"
     questions = []
-    for row in rows:
-        choices = row.get("choices")  # the hub's rows have a list, those of the .csv files columns
-        if choices is None:
-            choices = [row[f"choice{i}"] for i in range(len(choice.LETTERS))]
+    for row in source.rows(f"mmlu/{split}", "cais/mmlu", file, COLUMNS):
+        choices = row.get("choices") or [row.get(name) for name in COLUMNS[1:5]]
+        target = TARGETS.get(str(row.get("answer")).strip())
+        four_texts = len(choices) == 4 and None not in choices
+        if not (row.get("question") and four_texts and target):
+            raise UserError(
+                f"{source.used[-1]} has a row of another form than a question, four choices and an "
+                f"answer (A to D, or 0 to 3): {str(row)[:200]}; a .csv file has the columns "
+                f"{','.join(COLUMNS)}, or these six without a header"
+            )
         questions.append(
             {
                 "subject": row.get("subject") or row["file"].removesuffix(f"_{split}"),
                 "question": row["question"],
                 "choices": list(choices),
-                "target": choice.LETTERS[int(row["answer"])],
+                "target": target,
             }
         )
     return questions

@@ -5,9 +5,10 @@ import gzip
 import io
 import json
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from autoif.files import UserError
+from autoif.files import UserError, lines
 
 
 class NotSetUp(UserError):
@@ -29,7 +30,9 @@ class Source:
     def has(self, local: str) -> bool:
         return bool(self.data_dir and (self.data_dir / local).exists())
 
-    def rows(self, local: str, repository: str, file: str = "") -> list[dict]:
+    def rows(
+        self, local: str, repository: str, file: str = "", columns: Sequence[str] = ()
+    ) -> list[dict]:
         """The rows of `<data_dir>/<local>`, else of the hub's dataset.
 
         `local` is a file or a folder of .csv files; on the hub it is `file`, or without one the
@@ -39,7 +42,7 @@ class Source:
         if self.has(local):
             self.used.append(local)
             path = self.data_dir / local
-            return read_folder(path) if path.is_dir() else read_file(path)
+            return read_folder(path, columns) if path.is_dir() else read_file(path)
         wanted = "no --data-dir"
         if self.data_dir:
             wanted = f"{self.data_dir / local} does not exist"
@@ -74,10 +77,11 @@ class Source:
         )
 
 
-def read_file(path: Path) -> list[dict]:
+def read_file(path: Path, columns: Sequence[str] = ()) -> list[dict]:
     """The rows of a .jsonl, .json (an array, or lines after all), .csv or .parquet, or of a .gz.
 
-    A .csv file has a header.
+    A .csv file has a header; where `columns` are given and its first line has none of them, it has
+    none, and they name its fields.
     """
     if path.suffix == ".parquet":
         import pyarrow.parquet
@@ -85,12 +89,11 @@ def read_file(path: Path) -> list[dict]:
         return pyarrow.parquet.read_table(path).to_pylist()
     unpack = gzip.open if path.suffix == ".gz" else open
     try:
-        with unpack(path, "rt", encoding="utf-8") as file:
-            text = file.read()
-    except (OSError, UnicodeDecodeError) as error:
+        text = "".join(line for _, line in lines(path, unpack))
+    except OSError as error:
         raise UserError(f"{path} cannot be read ({error}); fetch it again") from None
     if path.suffix == ".csv":
-        return read_csv(text)
+        return read_csv(text, columns)
     try:
         if text.lstrip().startswith("["):
             return json.loads(text)
@@ -101,14 +104,17 @@ def read_file(path: Path) -> list[dict]:
         ) from None
 
 
-def read_csv(text: str) -> list[dict]:
-    return list(csv.DictReader(io.StringIO(text, newline="")))
+def read_csv(text: str, columns: Sequence[str] = ()) -> list[dict]:
+    first = next(csv.reader(io.StringIO(text, newline="")), [])
+    headless = columns and not set(columns) & set(first)
+    names = columns if headless else None  # None: those of the first line
+    return list(csv.DictReader(io.StringIO(text, newline=""), names))
 
 
-def read_folder(path: Path) -> list[dict]:
+def read_folder(path: Path, columns: Sequence[str] = ()) -> list[dict]:
     rows = []
     for file in sorted(path.glob("*.csv")):
-        rows += [{"file": file.stem, **row} for row in read_file(file)]
+        rows += [{"file": file.stem, **row} for row in read_file(file, columns)]
     return rows
 
 
@@ -120,6 +126,6 @@ def read_zip(path: Path, folder: str) -> list[dict]:
             if Path(name).parent.name == folder and name.endswith(".csv"):
                 rows += [
                     {"file": Path(name).stem, **row}
-                    for row in read_csv(archive.read(name).decode())
+                    for row in read_csv(archive.read(name).decode("utf-8-sig"))
                 ]
     return rows

@@ -1,0 +1,27 @@
+"""torchrun that ends as the stage does: with its words and its exit code, no traceback behind them.
+
+    python -m autoif.training --standalone --nproc_per_node 8 05_sft.py --in out/04_sft.jsonl ...
+
+Flags are torchrun's, which by itself ends with exit code 1 and a traceback.
+"""
+
+import sys
+
+from torch.distributed import run
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+
+def main() -> None:
+    try:
+        run.run(run.parse_args(None))
+    except SignalException as stop:
+        sys.exit(128 + stop.sigval)
+    except ChildFailedError as failure:
+        code = failure.get_first_failure()[1].exitcode
+        # a process that a signal ended has its number, negative
+        sys.exit(code if code > 0 else 128 - code)
+
+
+if __name__ == "__main__":
+    main()

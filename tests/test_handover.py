@@ -1,0 +1,131 @@
+"""What one stage learned is what the next one trains from, compares with, and serves."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny_models
+import torch
+import transformers
+
+from autoif import weights
+from autoif.training import kept
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A base model on the grid of bf16, as published ones are, and one row."""
+    folder = tmp_path_factory.mktemp("handover")
+    model = tiny_models.model("qwen2").bfloat16()
+    model.save_pretrained(folder / "base")
+    tiny_models.tokenizer("qwen2").save_pretrained(folder / "base")
+    text = {"user": "Count to three.", "assistant": "one two three"}
+    row = {"messages": [{"role": role, "content": words} for role, words in text.items()]}
+    tiny_models.write(folder / "rows.jsonl", [row])
+    return folder
+
+
+# Adam without memory: a step depends on nothing but the weights
+SFT = ("--batch", "1", "--micro-tokens", "64", "--weight-decay", "0", "--betas", "0", "0")
+SFT += ("--schedule", "constant_with_warmup", "--warmup-steps", "0")
+
+
+def train(folder, start, out, *flags, nodes=1):
+    line = ["05_sft.py", "--in", str(folder / "rows.jsonl"), "--model", str(folder / start)]
+    line += ["--out", str(folder / out), *SFT, *flags]
+    port = tiny_models.free_port()
+    runs = [tiny_models.start(*line, node=n, nodes=nodes, port=port) for n in range(nodes)]
+    return [tiny_models.finish(run) for run in runs][0]
+
+
+def tensors(path):
+    return {name: tensor[:] for name, tensor in weights.stored(str(path)).items()}
+
+
+@pytest.mark.parametrize("zero, nodes", [("3", 1), ("3", 2), ("2", 2), ("1", 1)])
+def test_a_small_update_survives_export_load_and_the_next_stage(folder, zero, nodes):
+    one, two = f"one{zero}{nodes}", f"two{zero}{nodes}"
+    said = train(folder, "base", one, "--epochs", "1", "--lr", "1e-5", "--zero", zero, nodes=nodes)
+    assert "keeps 100.0%" in said
+    # a rate at which the second stage changes nothing: what it hands on is what it was given
+    train(folder, one, two, "--epochs", "1", "--lr", "1e-30", "--zero", zero, nodes=nodes)
+    base, first, second = (tensors(folder / name) for name in ("base", one, two))
+    survived = weights.Kept()
+    for name in first:
+        survived.add(base[name], first[name], second[name])
+    assert survived.rms > 5e-6 and survived.share > 0.99
+
+
+def test_two_stages_in_a_row_equal_one_that_went_on(folder):
+    flags = ("--lr", "1e-5")
+    train(folder, "base", "half", "--epochs", "1", *flags)
+    train(folder, "half", "again", "--epochs", "1", *flags)
+    train(folder, "base", "whole", "--epochs", "2", *flags)
+    again, whole = tensors(folder / "again"), tensors(folder / "whole")
+    for name in whole:
+        assert torch.equal(again[name], whole[name]), name
+    first = tiny_models.metrics(folder / "again")[0]["loss"]
+    assert first == tiny_models.metrics(folder / "whole")[1]["loss"]
+
+
+def test_a_plain_from_pretrained_loads_all_that_was_learned(folder):
+    train(folder, "base", "plain", "--epochs", "1", "--lr", "1e-5")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "plain")
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, tensors(folder / "plain")[name])
+
+
+def test_an_export_in_bf16_says_how_little_it_keeps(folder):
+    flags = ("--epochs", "1", "--lr", "1e-6", "--export-dtype", "bf16")
+    said = train(folder, "base", "bf16", *flags)
+    share = float(said.split("(bf16) keeps ")[1].split("%")[0])
+    assert share < 20
+    assert {tensor.dtype for tensor in tensors(folder / "bf16").values()} == {torch.bfloat16}
+    assert json.loads((folder / "bf16/config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_stochastic_rounding_is_unbiased_reproducible_and_leaves_the_grid_alone():
+    grid = torch.randn(100_000, generator=torch.Generator().manual_seed(0)).bfloat16().float()
+    master = grid + 1e-5 * grid.sign()
+
+    def rounded():
+        generator = torch.Generator().manual_seed(1)
+        return weights.exported(master, "bf16-stochastic", generator)
+
+    assert torch.equal(rounded(), rounded())
+    stochastic, nearest = weights.Kept(), weights.Kept()
+    stochastic.add(grid, master, rounded())
+    nearest.add(grid, master, weights.exported(master, "bf16", None))
+    assert stochastic.share == pytest.approx(1, abs=0.1) and nearest.share < 0.1
+    step = (rounded().float() - master).abs() / master.abs()
+    assert step.max() < 2**-7
+    same = weights.exported(grid, "bf16-stochastic", torch.Generator().manual_seed(1))
+    assert torch.equal(same.float(), grid)
+
+
+def test_a_gpu_engine_gets_bf16_that_keeps_the_update_and_a_bf16_model_as_it_is(folder):
+    train(folder, "base", "gpu", "--epochs", "1", "--lr", "1e-5")
+    copy = Path(weights.half(str(folder / "gpu")))
+    made = copy.stat().st_mtime_ns
+    assert Path(weights.half(str(folder / "gpu"))).stat().st_mtime_ns == made
+    base, master = tensors(folder / "base"), tensors(folder / "gpu")
+    survived = weights.Kept()
+    for name, left in tensors(copy).items():
+        assert left.dtype == torch.bfloat16
+        survived.add(base[name], master[name], left)
+    # of 17,000 weights: the mean of a draw each
+    assert survived.share == pytest.approx(1, abs=0.3)
+    assert transformers.AutoModelForCausalLM.from_pretrained(copy).dtype == torch.bfloat16
+    assert weights.half(str(folder / "base")) == str(folder / "base")
+
+
+def test_what_each_format_keeps_is_told_with_its_worth_on_the_rows(folder, capsys):
+    train(folder, "base", "told", "--epochs", "2", "--lr", "1e-5")
+    rows = str(folder / "rows.jsonl")
+    kept.main([str(folder / "told"), str(folder / "base"), "--rows", rows])
+    lines = capsys.readouterr().out.splitlines()
+    told = {line.split(" | ")[0].strip(): line for line in lines}
+    assert "100.0% of the update kept" in told["fp32"]
+    assert float(told["bf16"].split("|")[2].split("%")[0]) < 50
+    loss = {name: float(line.split("loss ")[1]) for name, line in told.items() if "loss" in line}
+    assert loss["fp32"] < loss["bf16"] < loss["start"]
