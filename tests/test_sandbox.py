@@ -1342,23 +1342,29 @@ def test_hostile_functions_asked_twice_of_children_that_stay_get_no_more(tmp_pat
         want = row.get("neighbour", {}).get("want", ["pass", "fail"])
         assert (before["verdicts"], before["error"]) == (["pass", "fail"], None), name
         assert (behind["verdicts"], behind["error"]) == (want, None), name
-        for result in hostile:
+        # a function's own state reaches its later inputs, and so those of its second job
+        own_state = name == "state_by_a_default_argument"
+        for result in hostile[:1] if own_state else hostile:
             for verdict, allowed in zip(result["verdicts"], each(row), strict=True):
                 assert verdict in allowed, result
             assert result["error"] is None or REASONS.fullmatch(result["error"]), result
 
 
-def test_a_child_that_stays_answers_again_and_is_stopped_in_between(keeping):
-    ask, kept = keeping
-    assert ask(GOOD["code"], "aaa", "b") == (["pass", "fail"], None)
-    first = kept()
-    assert ask(GOOD["code"], "b", "aaa", "b") == (["fail", "pass", "fail"], None)
-    assert kept().keys() == first.keys()
-    # a signal arrives when its process is next scheduled
+def at_rest(kept):
+    """The processes that stay, once each is stopped: that is after the answer was sent."""
     deadline = time.monotonic() + 10
     while set(kept().values()) != {"T"}:
         assert time.monotonic() < deadline, kept()
         time.sleep(0.01)
+    return set(kept())
+
+
+def test_a_child_that_stays_answers_again_and_is_stopped_in_between(keeping):
+    ask, kept = keeping
+    assert ask(GOOD["code"], "aaa", "b") == (["pass", "fail"], None)
+    first = at_rest(kept)
+    assert ask(GOOD["code"], "b", "aaa", "b") == (["fail", "pass", "fail"], None)
+    assert at_rest(kept) == first
 
 
 def test_the_functions_asked_last_are_those_that_stay(keeping):
@@ -1367,10 +1373,10 @@ def test_the_functions_asked_last_are_those_that_stay(keeping):
     before = []
     for code in (*codes[:3], codes[0], codes[3]):
         assert ask(code, "aaa") == (["pass"], None)
-        before.append(set(kept()))
+        before.append(at_rest(kept))
     assert before[2] == before[3] and len(before[4]) == 3
-    assert ask(codes[0], "b") == (["fail"], None) and set(kept()) == before[4]
-    assert ask(codes[1], "b") == (["fail"], None) and set(kept()) != before[4]
+    assert ask(codes[0], "b") == (["fail"], None) and at_rest(kept) == before[4]
+    assert ask(codes[1], "b") == (["fail"], None) and at_rest(kept) != before[4]
 
 
 def test_what_a_function_remembers_reaches_its_next_job_but_never_as_an_error(keeping):

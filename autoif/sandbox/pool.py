@@ -92,7 +92,8 @@ class _Worker:
             while rest:
                 rest = rest[os.write(self.process.stdin.fileno(), rest) :]
         while not line.endswith(b"\n"):
-            ready = poll.poll(1000 * max(0, end - time.monotonic()))
+            # poll takes no more milliseconds than an int holds
+            ready = poll.poll(min(1000 * max(0, end - time.monotonic()), 2**31 - 1))
             part = os.read(self.process.stdout.fileno(), 1 << 16) if ready else b""
             if not part:
                 raise EOFError
