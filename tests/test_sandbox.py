@@ -1323,6 +1323,9 @@ def keeping():
     assert set(children()) == before
 
 
+OWN_STATE = {"state_by_a_default_argument", "idiom_global_counter"}
+
+
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="x86_64's system call numbers")
 def test_hostile_functions_asked_twice_of_children_that_stay_get_no_more(tmp_path):
     jobs = []
@@ -1343,8 +1346,7 @@ def test_hostile_functions_asked_twice_of_children_that_stay_get_no_more(tmp_pat
         assert (before["verdicts"], before["error"]) == (["pass", "fail"], None), name
         assert (behind["verdicts"], behind["error"]) == (want, None), name
         # a function's own state reaches its later inputs, and so those of its second job
-        own_state = name == "state_by_a_default_argument"
-        for result in hostile[:1] if own_state else hostile:
+        for result in hostile[:1] if name in OWN_STATE else hostile:
             for verdict, allowed in zip(result["verdicts"], each(row), strict=True):
                 assert verdict in allowed, result
             assert result["error"] is None or REASONS.fullmatch(result["error"]), result
