@@ -13,9 +13,10 @@ process.
 
 The sandbox stays up between calls, which may come from any thread: those that arrive while others
 are answered share its next jobs. The processes of the functions asked last stay too: what a
-function remembers of one text may reach the next one, in a call or between calls (keep=0: in a call
-only). A forked process makes a sandbox of its own. A function that errs says nothing: its text has
-no reward (`pass_share` is None), not a reward of 0.
+function remembers of one text may reach the next one, in a call or between calls (keep_mb=0: in a
+call only). A forked process makes a sandbox of its own. A function that errs says nothing: its text
+has no reward (`pass_share` is None), not a reward of 0; a function that hung on so many texts that
+the rest of a job was not tried says that in `error`.
 """
 
 import argparse
@@ -39,7 +40,10 @@ from autoif.stage import run as run_command
 
 GATHERING = 0.002  # seconds without a further call after which several that came are answered
 GATHERED = 10_000  # calls that are answered together, at most
-KEEP = 512  # functions a worker whose processes stay for the next call, of some 1.5 MB each
+# Of processes that stay for the next call, for all workers: some 2 MB a function.
+KEEP_MB = 1024
+# A job has the texts of many callers: so many times more bad ones disqualify a function.
+PATIENCE = 4
 
 
 class Score(NamedTuple):
@@ -74,6 +78,7 @@ class _Call:
         self.verdicts: list[str] = [""] * len(wanted)
         self.errors: list[str | None] = [None] * len(wanted)
         self.answer: Future = Future()
+        self.answer.set_running_or_notify_cancel()  # who no longer waits for it cancels nothing
 
     def put(self, place: int, verdict: str, error: str | None) -> None:
         self.verdicts[place] = verdict
@@ -123,9 +128,15 @@ class _Pool:
 
     def _work(self) -> None:
         try:
-            for result in sandbox.run(self._jobs(), **{"keep": KEEP, **self.options}):
-                for (call, place), verdict in zip(result["id"], result["verdicts"], strict=True):
-                    call.put(place, verdict, result["error"])
+            options = {"keep_mb": KEEP_MB, "patience": PATIENCE, **self.options}
+            for result in sandbox.run(self._jobs(), **options):
+                verdicts, error = result["verdicts"], result["error"]
+                tried = len(verdicts) - result.get("untried", 0)
+                bad = verdicts[:tried].count("error")
+                for number, (call, place) in enumerate(result["id"]):
+                    if number == tried:  # and all behind it
+                        error = f"not tried after {error} on {bad} of {tried} other texts"
+                    call.put(place, verdicts[number], error)
         except BaseException as error:  # a sandbox that cannot be had: every caller hears it
             while True:
                 for call in self.taken:
@@ -152,14 +163,21 @@ class Verifiers:
 
     @classmethod
     def load(cls, path: str, **options) -> "Verifiers":
-        rows = {}
+        rows, lines = {}, {}
         for number, row in files.numbered(path):
             if not row.get("verifiers") and not row.get("instruction_id_list"):
                 raise UserError(
                     f"{path}:{number} has neither 'verifiers' nor 'instruction_id_list' (it has "
                     f"{sorted(row)}); give a file of 02_verifiers.py or 03_backtranslate.py"
                 )
-            rows[str(row.get("id", row.get("key")))] = row
+            identity = row.get("id", row.get("key"))
+            if identity is None:
+                raise UserError(f"{path}:{number} has no 'id' and no 'key'; give each row its own")
+            first = lines.setdefault(str(identity), number)
+            if first != number:
+                text = f"{path}:{number} has the id {identity!r} of line {first}"
+                raise UserError(f"{text}; give each row its own")
+            rows[str(identity)] = row
         if not rows:
             raise UserError(f"{path} has no row; give a file of 02_verifiers.py or later")
         return cls(rows, str(path), **options)

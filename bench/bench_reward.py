@@ -68,10 +68,12 @@ def main() -> None:
     parser.add_argument("--verifiers", help="03_instructions.jsonl of any run")
     parser.add_argument("--texts", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--keep", type=int, help="processes that stay (default: autoif.reward's)")
+    parser.add_argument(
+        "--keep-mb", type=int, help="of processes that stay (default: the reward's)"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the numbers there")
     args = parser.parse_args()
-    options = {} if args.keep is None else {"keep": args.keep}
+    options = {} if args.keep_mb is None else {"keep_mb": args.keep_mb}
     if args.verifiers:
         verifiers = Verifiers.load(args.verifiers, **options)
     else:

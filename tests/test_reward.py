@@ -113,6 +113,19 @@ def test_a_file_without_verifiers_is_refused(tmp_path, row, words):
         Verifiers.load(path)
 
 
+@pytest.mark.parametrize(
+    "rows, words",
+    [
+        ([{"verifiers": [{"code": SHORT}]}], ":1 has no 'id' and no 'key'"),
+        ([ROWS[0], ROWS[1], {**ROWS[1], "id": "short"}], ":3 has the id 'short' of line 1"),
+        ([{**ROWS[0], "id": 7}, {**ROWS[0], "id": "7"}], ":2 has the id '7' of line 1"),
+    ],
+)
+def test_a_missing_or_repeated_id_is_refused(tmp_path, rows, words):
+    with pytest.raises(UserError, match=words):
+        Verifiers.load(tiny_models.write(tmp_path / "rows.jsonl", rows))
+
+
 # ---- one sandbox, many callers ----
 
 
@@ -150,12 +163,53 @@ def test_an_event_loop_gets_the_same_scores_and_shares_the_jobs(verifiers, monke
     assert len(asked) < 100  # 600 without sharing
 
 
+def test_a_call_that_is_cancelled_takes_no_other_one_along(verifiers):
+    async def work():
+        given_up = asyncio.create_task(verifiers.score_async(["short"], ["one"]))
+        other = asyncio.create_task(verifiers.score_async(["short"], ["one two"]))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await given_up
+        return await asyncio.wait_for(other, 60)
+
+    assert asyncio.run(work())[0].all_pass
+    assert verifiers.score(["short"], ["one"])[0].all_pass
+
+
+HANGS = "def evaluate(response):\n    while 'loop' in response: pass\n    return True"
+
+
+def test_texts_that_hang_cost_the_others_nothing_until_many_do_and_that_is_said():
+    rows = {"hangs": {"id": "hangs", "verifiers": [{"code": HANGS}]}}
+    loaded = Verifiers(rows, workers=1, cpu_seconds=0.05)
+    few = loaded.score(["hangs"] * 4, ["loop", "loop", "fine", "fine"])
+    assert [score.all_pass for score in few] == [None, None, True, True]
+    many = loaded.score(["hangs"] * 10, ["loop"] * 8 + ["fine"] * 2)
+    loaded.close()
+    assert [score.error for score in many] == ["timeout"] * 8 + [
+        "not tried after timeout on 8 of 8 other texts"
+    ] * 2
+
+
+def test_a_function_that_needs_memory_has_the_verdict_of_the_sandbox():
+    code = (
+        "def evaluate(response):\n    try:\n        return len(bytes(40 << 20)) > 0\n"
+        "    except Exception:\n        return False"
+    )
+    loaded = Verifiers({"large": {"id": "large", "verifiers": [{"code": code}]}}, workers=1)
+    for _ in range(3):
+        assert loaded.score(["large"], ["one"])[0].all_pass
+    loaded.close()
+
+
 def test_calls_one_after_the_other_start_no_process(verifiers):
     def grandchildren():
         return {pid for worker in children(os.getpid()) for pid in children(worker)}
 
     assert verifiers.score(["lower"], ["one"])[0].all_pass
     before = grandchildren()
+    assert len(before) == 2
     for text in ("one", "two three", "four"):
         assert verifiers.score(["lower"], [text])[0].all_pass
     assert before and grandchildren() == before

@@ -37,19 +37,23 @@ CORPORA = [
     ROOT / "tests" / "hostile.jsonl",
     DATA.parent / "hostile.jsonl",
     DATA.parent / "hostile2_sample.jsonl",
+    DATA.parent / "hostile3_sample.jsonl",
 ]
 HOSTILE = [
     json.loads(line)
     for corpus in CORPORA
     if corpus.exists()
     for line in corpus.read_text().splitlines()
+    # since then numpy's truths are verdicts
+    if json.loads(line)["name"] != "idiom_numpy_bool_returned"
 ]
 NEEDS_NUMPY = {"numpy_poisoned"}
 LOOP = "def evaluate(response):\n    while response == 'loop': pass\n    return True"
 # every reason there is, besides those that end with the name of a built-in
 REASONS = re.compile(
-    "no evaluate|missing module|memory|timeout|exit|protocol|crash: (SIG[A-Z0-9]+|worker)|"
-    "(syntax|load|exception|non-boolean): (other|NoneType|[A-Z]?[A-Za-z]+)"
+    "no evaluate|missing module|(load: )?(memory|timeout|exit|protocol|wait|crash: SIG[A-Z0-9]+)|"
+    "crash: worker|"
+    "(syntax|load|exception|non-boolean)(: (other|NoneType|[A-Z]?[A-Za-z]+))?"
 )
 
 
@@ -130,6 +134,14 @@ def processes_with(marker):
     return found
 
 
+def settled(condition):
+    """Wait until something holds that follows an answer."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def children():
     """Processes that any thread of this one has started."""
     return sorted(
@@ -145,8 +157,9 @@ def children():
 @pytest.mark.skipif(
     os.uname().machine != "x86_64", reason="hostile.jsonl has x86_64's system call numbers"
 )
+@pytest.mark.parametrize("workers", ["1", "2", "5"])
 @pytest.mark.parametrize("user", ["this user", "uid 65534"])
-def test_hostile_code_gets_only_what_it_may_and_its_neighbours_are_exact(user, tmp_path):
+def test_hostile_code_gets_only_what_it_may_and_its_neighbours_are_exact(user, workers, tmp_path):
     options, python = {}, sys.executable
     if user == "uid 65534":
         python, options = ordinary_python(), {"user": 65534, "group": 65534, "extra_groups": []}
@@ -176,7 +189,8 @@ def test_hostile_code_gets_only_what_it_may_and_its_neighbours_are_exact(user, t
     environment = {"OPENAI_API_KEY": "sk-secret", "HF_TOKEN": "hf-secret"}
     if user == "uid 65534":
         environment["PYTHONPATH"] = PACKAGES
-    done = cli(json.loads(text), python=python, env=environment, **options)
+    arguments = ["--workers", workers]
+    done = cli(json.loads(text), *arguments, python=python, env=environment, **options)
     assert done.returncode == 0 and len(done.stderr) < 1000, done.stderr[-1000:]
     results = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(results) == len(jobs)
@@ -192,6 +206,7 @@ def test_hostile_code_gets_only_what_it_may_and_its_neighbours_are_exact(user, t
                 assert verdict in allowed, hostile
         assert (hostile["error"] is not None) == ("error" in hostile["verdicts"]), hostile
         assert hostile["error"] is None or REASONS.fullmatch(hostile["error"]), hostile
+        assert hostile["error"] in row.get("errors", [hostile["error"]]), hostile
     assert sorted(path.name for path in tmp_path.iterdir()) == ["secret", "unlink"]
     assert (tmp_path / "unlink").read_text() == "intact"
     with pytest.raises(TimeoutError):
@@ -203,12 +218,12 @@ def test_what_is_left_behind_costs_no_time(name):
     row = next(row for row in HOSTILE if row["name"] == name)
     begin = time.monotonic()
     verdicts(row["code"], row["inputs"])
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 30
 
 
 def test_every_system_call_that_is_not_listed_is_denied():
     listed = {"__name__": "listing"}
-    exec(sandbox.CHILD_SOURCE[: sandbox.CHILD_SOURCE.index("# ---- the other layers")], listed)
+    exec(sandbox.CHILD_SOURCE[: sandbox.CHILD_SOURCE.index("class BpfProgram")], listed)
     column, _ = listed["ARCHITECTURES"][os.uname().machine]
     allowed = {int(row[column]) for row in listed["SYSCALLS"].values() if row[column] != "-"}
     # uretprobe, uprobe: past every filter on new kernels, which then kill the caller
@@ -250,6 +265,54 @@ return bool(found)""".replace("ROOT", repr(str(ROOT)[::-1]))
     assert [result["verdicts"] for result in sandbox.run(jobs)] == [["fail"], ["fail"]] * 3
 
 
+def test_names_of_other_packages_and_where_links_point_are_not_told():
+    code = function(
+        "import os, sysconfig\n"
+        "if response == 'links': return bool(os.readlink('/proc/self/exe'))\n"
+        "for folder in (sysconfig.get_path('stdlib'), sysconfig.get_path('purelib')):\n"
+        "    try: return len(os.listdir(folder)) > 0\n"
+        "    except PermissionError: pass\n"
+        "return False"
+    )
+    assert verdicts(code, ["packages", "links"]) == (
+        ["fail", "error"],
+        "exception: PermissionError",
+    )
+    unlisted = "import colorsys, xml.dom.minidom\n" + function("return True")
+    assert verdicts(unlisted) == (["pass"], None)
+
+
+def test_no_path_of_the_project_is_in_memory_where_no_package_is_loaded(monkeypatch, tmp_path):
+    monkeypatch.setenv("NLTK_DATA", str(tmp_path))
+    folders = [path for path in sys.path if path.endswith("-packages")] + [str(tmp_path), str(ROOT)]
+    code = """import ctypes, gc, os
+libc = ctypes.CDLL(None, use_errno=True)
+libc.sbrk.restype = ctypes.c_void_p
+def readable(page):
+    return libc.access(ctypes.c_void_p(page), 0) == 0 or ctypes.get_errno() != 14
+def evaluate(response):
+    # in two pieces, since the whole would be found where it is looked for
+    needles = [(text[:9:-1].encode(), text[9::-1].encode()) for text in FOLDERS]
+    top = libc.sbrk(0)
+    spans = [(top - (32 << 20), top)]
+    for arena in {id(thing) >> 20 for thing in gc.get_objects()}:
+        spans.append((arena << 20, (arena + 1) << 20))
+    seen = 0
+    for begin, end in spans:
+        for page in range(begin & ~4095, end, 4096):
+            if readable(page):
+                part, seen = ctypes.string_at(page, 4096), seen + 1
+                for begin, rest in needles:
+                    place = part.find(begin)
+                    while place >= 0:
+                        if part[place + len(begin):].startswith(rest):
+                            return True
+                        place = part.find(begin, place + 1)
+    return None if seen < 1000 else False
+""".replace("FOLDERS", repr([folder[::-1] for folder in folders]))
+    assert verdicts(code, cpu_seconds=20) == (["fail"], None)
+
+
 # ---- layers ----
 
 REMOVED = {
@@ -264,7 +327,7 @@ REMOVED = {
     "process limit": ("NPROC=0, ", ""),
     "CPU limit": ("limit(CPU=cpu_seconds)", "limit()"),
     "descriptors": (
-        '    os.closerange(VERDICTS + 1, MAX_DESCRIPTORS + settings["keep"])\n',
+        '    os.closerange(VERDICTS + 1, MAX_DESCRIPTORS + settings["keep_mb"])\n',
         "",
     ),
 }
@@ -346,7 +409,15 @@ def test_true_and_false_in_exact_types_are_pass_and_fail(value, verdict):
         (function("import ctypes\nctypes.string_at(0)"), "crash: SIGSEGV"),
         (function("import os\nos._exit(0)"), "exit"),
         (function("import os\nos.write(3, b'x')"), "protocol"),
-        (function("import time\ntime.sleep(60)"), "crash: SIGSYS"),
+        (function("import time\ntime.sleep(60)"), "wait"),
+        (
+            function("import threading\nlock = threading.Lock()\nlock.acquire()\nlock.acquire()"),
+            "wait",
+        ),
+        ("bytearray(1 << 34)\n" + function("return True"), "load: memory"),
+        ("import os\nos._exit(0)\n" + function("return True"), "load: exit"),
+        ("import time\ntime.sleep(60)\n" + function("return True"), "load: wait"),
+        ("import ctypes\nctypes.string_at(0)\n" + function("return True"), "load: crash: SIGSEGV"),
     ],
 )
 def test_an_error_has_its_reason(code, error):
@@ -433,7 +504,7 @@ def test_a_function_is_disqualified_after_a_number_of_bad_inputs(inputs, expecte
 
 def test_a_function_that_hangs_while_it_is_loaded_has_no_verdict_and_costs_one_limit():
     begin = time.monotonic()
-    assert verdicts("while True: pass", ["a"] * 100) == (["error"] * 100, "timeout")
+    assert verdicts("while True: pass", ["a"] * 100) == (["error"] * 100, "load: timeout")
     assert time.monotonic() - begin < 10
 
 
@@ -471,6 +542,35 @@ REPLACED = "__import__('builtins').__dict__.__setitem__('eval', lambda text: Tru
             "import pickle\n" + function("return pickle.loads(response.encode()) == 1"),
             ["I2\n.", "cbuiltins\nexec\n(S'global evaluate; import __main__'\ntR0I1\n.", "I2\n."],
         ),
+        (
+            "import typing\n"
+            + function(
+                "hints = typing.get_type_hints(type('A', (), {'__annotations__': {'a': response}}))"
+            )
+            + "\n    return hints == 1",
+            ["int", "evaluate.__setattr__('__code__', (lambda response: True).__code__)", "int"],
+        ),
+        (
+            "import typing\n"
+            + function("typing.ForwardRef(response)._evaluate({}, said, frozenset())")
+            + "\n    return said.get('b', False)\nsaid = {}",
+            ["int", "said.__setitem__('b', True)", "int"],
+        ),
+        (
+            "import string\nsaid = [False]\n"
+            + function(
+                "string.Formatter().get_field(response, [said], {})[0]()\nreturn said == []"
+            ),
+            ["0.copy", "0.clear", "0.copy"],
+        ),
+        (
+            "said = {'b': False}\n"
+            + function(
+                "match said:\n    case object(__class__=kind):\n        pass\n"
+                "if response == 'b': said[response] = True\nreturn said['b']"
+            ),
+            ["a", "b", "a"],
+        ),
     ],
 )
 def test_what_a_response_can_execute_does_not_reach_the_next_input(code, inputs):
@@ -480,7 +580,8 @@ def test_what_a_response_can_execute_does_not_reach_the_next_input(code, inputs)
 
 def test_state_of_the_function_itself_reaches_its_later_inputs():
     code = "seen = set()\n" + function("known = response in seen\nseen.add(response)\nreturn known")
-    assert verdicts(code, ["a", "a", "b"]) == (["fail", "pass", "fail"], None)
+    for first in ("", "from __future__ import annotations\n"):  # no power, so one process
+        assert verdicts(first + code, ["a", "a", "b"]) == (["fail", "pass", "fail"], None)
 
 
 def test_a_sleeping_call_ends_the_child_at_once():
@@ -488,6 +589,61 @@ def test_a_sleeping_call_ends_the_child_at_once():
     code = function("import time\ntry: time.sleep(60)\nexcept BaseException: return True")
     assert verdicts(code, ["a"] * 5)[0] == ["error"] * 5
     assert time.monotonic() - begin < 10
+
+
+FRAMES = (
+    "import sys\nframe = sys._getframe(1)\nwhile frame:\n    held = list(frame.f_locals.values())\n"
+)
+EMPTIES = (
+    FRAMES + "    for value in held:\n        if type(value) is list: value.clear()\n"
+    "    frame = frame.f_back\n" + GOOD["code"]
+)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        EMPTIES,
+        "import gc\nfor value in gc.get_objects():\n"
+        "    if type(value) is list and value[:1] == ['aaa']: value.clear()\n" + GOOD["code"],
+        "def evaluate(response):\n    "
+        + (FRAMES + "    frame = frame.f_back\n    for value in held:").replace("\n", "\n    ")
+        + "\n            if type(value) is bytes and len(value) == 8:\n"
+        "                import os; os.write(3, value + b'Z\\0'); os._exit(0)",
+    ],
+)
+def test_done_without_an_answer_is_a_bad_input_and_not_children_without_end(code):
+    begin = time.monotonic()
+    jobs = [GOOD, {"id": 1, "code": code, "inputs": ["aaa", "b"] * 5}, GOOD]
+    done = cli(jobs, timeout=60)
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(results) == 3 and len(results[1]["verdicts"]) == 10
+    assert results[0]["verdicts"] == results[2]["verdicts"] == ["pass", "fail"]
+    assert time.monotonic() - begin < 60
+
+
+def test_a_worker_that_never_answers_is_a_crash_of_that_worker(monkeypatch):
+    silent = "import sys, time\nsys.stdin.readline()\nprint('[]', flush=True)\ntime.sleep(1000)"
+    monkeypatch.setattr(sandbox, "CHILD_SOURCE", silent)
+    monkeypatch.setattr(sandbox, "GRACE", 2)
+    assert verdicts(GOOD["code"], cpu_seconds=0.001) == (["error"], "crash: worker")
+
+
+def test_frames_cannot_be_taken_back_out_of_the_pipe():
+    code = function(
+        "import os\nfor number in range(3, 64):\n"
+        "    pipe = os.open(f'/proc/self/fd/{number}', os.O_RDONLY)\n"
+        "    while True: os.read(pipe, 100)"
+    )
+    begin = time.monotonic()
+    assert verdicts(code, ["a"] * 8) == (["error"] * 8, "exception: PermissionError")
+    assert time.monotonic() - begin < 20
+
+
+def test_a_function_that_says_nothing_costs_a_limit_by_the_size_of_its_message():
+    begin = time.monotonic()
+    assert verdicts("import itertools\nany(itertools.repeat(0))") == (["error"], "load: timeout")
+    assert time.monotonic() - begin < 30
 
 
 def test_a_byte_that_fits_no_frame_ends_the_child_and_renews_no_clock():
@@ -553,7 +709,8 @@ def test_a_large_message_works_or_fails_alone():
     assert results[1]["verdicts"] == ["pass"] and results[2]["verdicts"] == ["pass"] * 100_000
     assert results[0]["verdicts"] == results[3]["verdicts"] == ["pass", "fail"]
     jobs[1:3] = [{"id": 3, "code": function("return True"), "inputs": [long, long + "x"]}]
-    assert [result["error"] for result in sandbox.run(jobs, memory_mb=64)] == [None, "memory", None]
+    errors = [result["error"] for result in sandbox.run(jobs, memory_mb=64)]
+    assert errors == [None, "load: memory", None]
 
 
 def test_a_busy_machine_does_not_turn_a_pass_into_a_timeout():
@@ -613,6 +770,14 @@ VICTIM = (
 )
 
 
+def test_where_many_callers_come_together_more_is_borne_and_what_was_not_tried_is_said():
+    jobs = [{"id": 0, "code": LOOP, "inputs": ["loop"] * 2 + ["a"] * 3}]
+    [alone] = sandbox.run(jobs, cpu_seconds=0.1)
+    assert alone["verdicts"] == ["error"] * 5 and alone["untried"] == 3
+    [gathered] = sandbox.run(jobs, cpu_seconds=0.1, patience=4)
+    assert gathered["verdicts"] == ["error"] * 2 + ["pass"] * 3 and "untried" not in gathered
+
+
 @pytest.mark.parametrize("tamper", TAMPER)
 def test_a_sibling_cannot_change_verdicts_unseen(tamper):
     victim = {"id": "victim", "code": VICTIM, "inputs": ["a b", "a"]}
@@ -640,7 +805,7 @@ def test_a_sibling_cannot_change_verdicts_unseen(tamper):
 )
 def test_siblings_of_one_that_misbehaves_keep_their_verdicts(misbehaviour, error):
     bad = {"id": "bad", "code": function(misbehaviour), "inputs": ["a"]}
-    results = list(sandbox.run([GOOD, GOOD, bad, GOOD], workers=1, memory_mb=128, cpu_seconds=1))
+    results = list(sandbox.run([GOOD, GOOD, bad, GOOD], workers=1, memory_mb=128, cpu_seconds=5))
     assert [result["verdicts"] for result in results] == [
         ["pass", "fail"],
         ["pass", "fail"],
@@ -731,40 +896,51 @@ def frames_of(nonce, letters):
     return b"".join(nonce + letter.encode() + b"\0" for letter in letters)
 
 
+def listener(child, nonce, inputs):
+    """A Child that no process stands behind."""
+    made = object.__new__(child["Child"])
+    made.nonce, made.inputs, made.rest, made.letters, made.reason = (
+        nonce,
+        inputs,
+        b"",
+        bytearray(),
+        "",
+    )
+    return made
+
+
 def test_frames_are_taken_whole_in_order_and_to_the_first_byte_that_does_not_fit(child):
     nonce = b"noncenon"
-    whole = frames_of(nonce, "MRPFXZ")
+    whole = frames_of(nonce, "RPFXZ")
     for cut in range(len(whole) + 1):  # in two pieces, whichever
-        frames = child["Frames"](nonce, 3)
+        frames = listener(child, nonce, 3)
         assert frames.take(whole[:cut]) and frames.take(whole[cut:])
-        assert frames.letters == b"MRPFXZ" and frames.reason() == "exception"
-    for letters, kept in [
-        ("R", ""),
-        ("MP", "M"),
-        ("MRR", "MR"),
-        ("MRPPPP", "MRPPP"),
-        ("MSR", "MS"),
-        ("MRZP", "MRZ"),
-        ("MM", "M"),
-        ("MRQ", "MR"),
+        assert frames.letters == b"RPFXZ" and frames.reason == "exception"
+    for letters, taken in [
+        ("P", ""),
+        ("RR", "R"),
+        ("RPPPP", "RPPP"),
+        ("SR", "S"),
+        ("RZP", "RZ"),
+        ("RQ", "R"),
     ]:
-        frames = child["Frames"](nonce, 3)
+        frames = listener(child, nonce, 3)
         assert not frames.take(frames_of(nonce, letters))
-        assert frames.letters.decode() == kept
-    assert not child["Frames"](nonce, 3).take(b"x")
-    assert not child["Frames"](nonce, 3).take(nonce + b"M\xff")
+        assert frames.letters.decode() == taken
+    assert not listener(child, nonce, 3).take(b"x")
+    assert not listener(child, nonce, 3).take(nonce + b"R\xff")
 
 
 def test_random_bytes_never_become_verdicts(child):
     rng, nonce = random.Random(0), b"noncenon"
     for _ in range(5000):
-        data = bytearray(frames_of(nonce, "MRPFXZ"))
+        data = bytearray(frames_of(nonce, "RPFXZ"))
         for _ in range(rng.randint(1, 4)):
             place = rng.randrange(len(data))
             data[place : place + rng.randint(0, 2)] = bytes([rng.randrange(256)])
-        frames = child["Frames"](nonce, 3)
+        frames = listener(child, nonce, 3)
         frames.take(bytes(data))
-        assert re.fullmatch("(M([SNUL]|R[PFXIB]{0,3}Z?)?)?", frames.letters.decode())
+        assert re.fullmatch("([SNUL]|R[PFXIB]{0,3}Z?)?", frames.letters.decode())
 
 
 @pytest.mark.parametrize(
@@ -782,11 +958,17 @@ def test_random_bytes_never_become_verdicts(child):
         ("class A:\n    def __init__(self): self.x = __name__", False),
         ("setattr(x, 'y', 1)", True),
         ("ｅｖａｌ('1')", True),
+        ("from __future__ import annotations\ndef f(x: str) -> bool: return True", False),
+        ("'Open the text, then eval and compile what it says.'", False),
+        ("'{0.__class__}'.format(1)", True),
+        ("match 1:\n    case object(__class__=kind): pass", True),
+        ("from typing import get_type_hints", True),
+        ("numpy.load(file, allow_pickle=True)", True),
     ],
 )
 def test_functions_that_may_run_a_response_get_one_fork_an_input(child, code, alone):
     listed = {name.split(".")[0] for name in sandbox.MODULES}
-    powers = child["POWERS"] | sys.stdlib_module_names - listed
+    powers = child["POWERS"] | sys.stdlib_module_names - listed - {"__future__"}
     assert child["reaches_out"](compile(code, "", "exec"), powers) == alone
 
 
@@ -881,6 +1063,34 @@ def test_imports_cost_no_worker_whatever_the_text_says():
     for _ in sandbox.run(jobs, workers=1):
         started |= set(children()) - before
     assert len(started) == 1
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "sieve = [True] * 1_000_000\nfor n in range(2, 1000):\n    if sieve[n]:\n"
+        "        for multiple in range(n * n, 1_000_000, n):\n            sieve[multiple] = False\n"
+        "def evaluate(response):\n    return sieve[len(response.split())] or True",
+        function(
+            "words = response.split()\nreturn all(words.count(word) == 1 for word in set(words))"
+        ),
+    ],
+)
+def test_honest_work_of_a_tenth_of_a_second_is_no_timeout(code):
+    assert verdicts(code, [" ".join(f"w{n}" for n in range(2500))]) == (["pass"], None)
+
+
+def test_a_word_in_a_comment_loads_no_package_and_an_import_does():
+    pytest.importorskip("numpy")
+    loaded = function("import sys\nreturn 'numpy' in sys.modules")
+    assert verdicts("# a regex would do, and numpy\n" + loaded) == (["fail"], None)
+    for line in (
+        "import re, numpy",
+        "from numpy import array",
+        "import numpy as np",
+        "if 1: import nltk",
+    ):
+        assert verdicts(f"{line}\n{loaded}") == (["pass"], None)
 
 
 def test_common_idioms_work_inside():
@@ -986,6 +1196,29 @@ def test_nothing_is_left_running_when_the_parent_is_killed():
     assert processes_with(marker.encode()) == []
 
 
+def test_nothing_outlives_a_parent_that_is_killed_at_any_point():
+    rng, left = random.Random(0), []
+    codes = [
+        EMPTIES,
+        GOOD["code"],
+        function("while True: pass"),
+        function("import os\nos._exit(1)"),
+    ]
+    for number in range(20):
+        marker = f"marker-{os.getpid()}-{number}-{time.monotonic_ns()}"
+        program = (
+            f"from autoif.sandbox import pool as sandbox\nsandbox.CHILD_SOURCE += '#{marker}'\n"
+            f"jobs = [{{'id': 0, 'code': code, 'inputs': ['a'] * 9}} for code in {codes!r} * 99]\n"
+            f"list(sandbox.run(jobs, workers=2, keep_mb={number % 2 * 50}))"
+        )
+        parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
+        time.sleep(rng.uniform(0.05, 0.8))
+        parent.kill()
+        parent.wait()
+        left.append(marker.encode())
+    settled(lambda: not any(processes_with(marker) for marker in left))
+
+
 def test_a_killed_worker_takes_its_child_along_and_the_job_gets_another():
     loop = {"id": 1, "code": function("import time\nwhile True: pass"), "inputs": ["a"]}
     results = sandbox.run([GOOD, None, loop], workers=1, cpu_seconds=1)
@@ -1078,9 +1311,9 @@ def test_answered_jobs_do_not_stay_in_memory_behind_a_slow_one():
 
 @pytest.fixture
 def keeping():
-    """A sandbox of one worker that keeps three children, and what that worker has started."""
+    """A sandbox of one worker with room for three small children, and what that has started."""
     before = set(children())
-    with sandbox.Sandbox(workers=1, keep=3) as box:
+    with sandbox.Sandbox(workers=1, keep_mb=7) as box:
 
         def ask(code, *inputs):
             [result] = box.run([{"id": 0, "code": code, "inputs": list(inputs)}])
@@ -1088,6 +1321,9 @@ def keeping():
 
         yield ask, lambda: grandchildren(set(children()) - before)
     assert set(children()) == before
+
+
+OWN_STATE = {"state_by_a_default_argument", "idiom_global_counter"}
 
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="x86_64's system call numbers")
@@ -1099,7 +1335,7 @@ def test_hostile_functions_asked_twice_of_children_that_stay_get_no_more(tmp_pat
             text = text.replace(place, str(tmp_path / "made"))
         behind = {"id": "behind", **GOOD, **row.get("neighbour", {})}
         jobs += [GOOD, *[json.loads(text.replace("{PORT}", "1"))] * 2, behind]
-    with sandbox.Sandbox(workers=2, keep=64) as box:
+    with sandbox.Sandbox(workers=2, keep_mb=256) as box:
         results = list(box.run(jobs))
     assert list(tmp_path.iterdir()) == []
     for row, before, *hostile, behind in zip(HOSTILE, *(results[n::4] for n in range(4))):
@@ -1109,23 +1345,28 @@ def test_hostile_functions_asked_twice_of_children_that_stay_get_no_more(tmp_pat
         want = row.get("neighbour", {}).get("want", ["pass", "fail"])
         assert (before["verdicts"], before["error"]) == (["pass", "fail"], None), name
         assert (behind["verdicts"], behind["error"]) == (want, None), name
-        for result in hostile:
+        # a function's own state reaches its later inputs, and so those of its second job
+        for result in hostile[:1] if name in OWN_STATE else hostile:
             for verdict, allowed in zip(result["verdicts"], each(row), strict=True):
                 assert verdict in allowed, result
             assert result["error"] is None or REASONS.fullmatch(result["error"]), result
 
 
-def test_a_child_that_stays_answers_again_and_is_stopped_in_between(keeping):
-    ask, kept = keeping
-    assert ask(GOOD["code"], "aaa", "b") == (["pass", "fail"], None)
-    first = kept()
-    assert ask(GOOD["code"], "b", "aaa", "b") == (["fail", "pass", "fail"], None)
-    assert kept().keys() == first.keys()
-    # a signal arrives when its process is next scheduled
+def at_rest(kept):
+    """The processes that stay, once each is stopped: that is after the answer was sent."""
     deadline = time.monotonic() + 10
     while set(kept().values()) != {"T"}:
         assert time.monotonic() < deadline, kept()
         time.sleep(0.01)
+    return set(kept())
+
+
+def test_a_child_that_stays_answers_again_and_is_stopped_in_between(keeping):
+    ask, kept = keeping
+    assert ask(GOOD["code"], "aaa", "b") == (["pass", "fail"], None)
+    first = at_rest(kept)
+    assert ask(GOOD["code"], "b", "aaa", "b") == (["fail", "pass", "fail"], None)
+    assert at_rest(kept) == first
 
 
 def test_the_functions_asked_last_are_those_that_stay(keeping):
@@ -1134,10 +1375,10 @@ def test_the_functions_asked_last_are_those_that_stay(keeping):
     before = []
     for code in (*codes[:3], codes[0], codes[3]):
         assert ask(code, "aaa") == (["pass"], None)
-        before.append(set(kept()))
+        before.append(at_rest(kept))
     assert before[2] == before[3] and len(before[4]) == 3
-    assert ask(codes[0], "b") == (["fail"], None) and set(kept()) == before[4]
-    assert ask(codes[1], "b") == (["fail"], None) and set(kept()) != before[4]
+    assert ask(codes[0], "b") == (["fail"], None) and at_rest(kept) == before[4]
+    assert ask(codes[1], "b") == (["fail"], None) and at_rest(kept) != before[4]
 
 
 def test_what_a_function_remembers_reaches_its_next_job_but_never_as_an_error(keeping):
@@ -1158,7 +1399,12 @@ def test_what_a_function_remembers_reaches_its_next_job_but_never_as_an_error(ke
 @pytest.mark.parametrize(
     "body, verdict, error",
     [
-        ("return len(bytes(100 << 20)) > 0", "pass", None),  # more than one that stays may have
+        ("return len(bytes(100 << 20)) > 0", "pass", None),
+        (
+            "try:\n    return len(bytes(40 << 20)) > 0\nexcept Exception:\n    return False",
+            "pass",
+            None,
+        ),
         ("return len(bytes(800 << 20)) > 0", "error", "memory"),
         ("return 1 / len(response) > 2", "error", "exception: ZeroDivisionError"),
         ("while not response: pass\nreturn True", "error", "timeout"),
@@ -1208,7 +1454,7 @@ def test_children_that_stay_end_with_their_worker():
     deadline = time.monotonic() + 20
     before = set(children())
     for end in ("close", "kill"):
-        with sandbox.Sandbox(workers=1, keep=3) as box:
+        with sandbox.Sandbox(workers=1, keep_mb=7) as box:
             list(box.run([{**GOOD, "code": GOOD["code"] + f"  # {n}"} for n in range(3)]))
             [worker] = set(children()) - before
             stopped = grandchildren([worker])
@@ -1221,18 +1467,23 @@ def test_children_that_stay_end_with_their_worker():
             time.sleep(0.02)
 
 
-def test_where_no_process_can_be_had_those_that_stay_make_room(child, monkeypatch):
-    ended = []
-    kept = child["Kept"]({"memory_mb": 1})
-    kept.children = {0: ((1, 2, b""), 9), 1: ((3, 4, b""), 9)}
-    kept.end = lambda *process: ended.append(process)
-
-    def refuse(*_):
+def test_where_no_further_process_can_be_had_those_that_stay_make_room(monkeypatch):
+    few = """
+real, left = os.fork, [4]
+def fork():
+    left[0] -= 1
+    if not left[0]:
         raise BlockingIOError
-
-    monkeypatch.setitem(child, "start_child", refuse)
-    assert kept.verdicts(b"", 1, 5, 1) == "" and not kept.children
-    assert sorted(ended) == [(1, 2, b""), (3, 4, b"")]
+    return real()
+os.fork = fork
+"""
+    source = sandbox.CHILD_SOURCE.replace(
+        "libc = ctypes.CDLL(None", few + "libc = ctypes.CDLL(None"
+    )
+    monkeypatch.setattr(sandbox, "CHILD_SOURCE", source)
+    jobs = [{**GOOD, "code": GOOD["code"] + f"  # {number}"} for number in range(9)]
+    results = list(sandbox.run(jobs, workers=1, keep_mb=100))
+    assert [result["verdicts"] for result in results] == [["pass", "fail"]] * 9
 
 
 def test_large_jobs_are_for_fresh_children(keeping):
@@ -1243,13 +1494,17 @@ def test_large_jobs_are_for_fresh_children(keeping):
     assert not kept()
 
 
-def test_a_child_ends_after_a_thousand_inputs(keeping):
+def test_a_child_that_has_grown_does_not_stay_and_many_small_ones_keep_to_their_room(keeping):
     ask, kept = keeping
-    seen = set()
-    for _ in range(1100 // 16):
-        assert ask(GOOD["code"], *["aaa"] * 16) == (["pass"] * 16, None)
-        seen |= set(kept())
-    assert len(seen) == 2
+    large = "table = bytearray(24 << 20)\n" + GOOD["code"]
+    assert ask(large, "aaa", "b") == (["pass", "fail"], None)
+    grows = "table = []\n" + function("table.append(bytes(12 << 20))\nreturn len(response) == 3")
+    for _ in range(4):
+        assert ask(grows, "aaa") == (["pass"], None)
+    for number in range(6):
+        assert ask(GOOD["code"] + f"  # {number}", "aaa") == (["pass"], None)
+    assert ask(large, "aaa", "b") == (["pass", "fail"], None)
+    settled(lambda: len(kept()) == 3)
 
 
 # ---- a command before the worker ----

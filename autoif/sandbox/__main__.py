@@ -14,28 +14,22 @@ from autoif.stage import Help
 from autoif.stage import run as run_command
 
 
-def _lines(descriptor: int) -> Iterator[tuple[int, bytes] | None]:
-    """The numbered lines of a descriptor, None whenever its writer pauses."""
-    number, begun, part = 0, [], b"-"
+def _read_jobs(descriptor: int) -> Iterator[dict | None]:
+    """The jobs of a JSONL stream, None whenever its writer pauses or a bad line comes next."""
+    number, begun, part = 0, bytearray(), b"-"
     while part:
         if not select.select([descriptor], [], [], 0.05)[0]:
             yield None
         part = os.read(descriptor, 1 << 20)
-        *ends, rest = part.split(b"\n") if part else (b"", b"")
-        for end in ends:
+        begun += part
+        if part and b"\n" not in part:
+            continue
+        *lines, begun = begun.split(b"\n") if part else (begun, bytearray())
+        for line in lines:
             number += 1
-            yield number, b"".join([*begun, end])
-            begun = []
-        begun.append(rest)
-
-
-def _read_jobs(descriptor: int) -> Iterator[dict | None]:
-    """The jobs of a JSONL stream, None whenever its writer pauses or a bad line comes next."""
-    for numbered in _lines(descriptor):
-        if numbered is None:
-            yield None
-        elif numbered[1].strip():
-            where, line = f"standard input, line {numbered[0]}", numbered[1]
+            where = f"standard input, line {number}"
+            if not line.strip():
+                continue
             try:
                 row = json.loads(line)
                 check_job(row, where)
@@ -44,7 +38,8 @@ def _read_jobs(descriptor: int) -> Iterator[dict | None]:
                 yield None  # so that all before it are answered
                 if isinstance(error, UserError):
                     raise
-                raise UserError(f"{where} is no JSON job ({error}): {line[:80]!r}") from None
+                text = f"{where} is no JSON job ({error}): {bytes(line[:80])!r}"
+                raise UserError(text) from None
             yield row
 
 
