@@ -22,6 +22,8 @@ from autoif import files, weights
 from autoif.files import UserError
 from autoif.stage import Help, positive_int, run
 
+SIDES = ("chosen", "rejected")
+
 
 def q8_0(tensor):
     """The tensor as the converter hands it to llama.cpp: 8-bit integers with a scale for each 32.
@@ -58,10 +60,11 @@ def encoded(path: str, tokenizer) -> list[dict]:
     for number, row in files.numbered(path):
         where = f"{path}:{number}"
         if "messages" in row:
-            prompt, responses = row["messages"][:-1], [row["messages"][-1:]]
+            prompt, responses, cut = row["messages"][:-1], [row["messages"][-1:]], []
         else:
             prompt, responses = row["prompt"], [row["chosen"], row["rejected"]]
-        rows.append(encode(tokenizer, prompt, responses, where))
+            cut = [SIDES.index(side) for side in row.get("truncated", [])]
+        rows.append(encode(tokenizer, prompt, responses, where, cut))
     return rows
 
 
