@@ -69,7 +69,8 @@ FLAGS = {
     # a random model learns to say "word word end" and stop, more or less often
     "FLAGS_05": "--batch 8 --epochs 12 --lr 1e-2 --warmup-steps 2 --max-length 512",
     "FLAGS_06": "--batch 8 --epochs 1 --lr 1e-4 --max-length 512",
-    "FLAGS_04_ONLINE": "--max-tokens 40",
+    # at the default 0.8 a policy of so few words draws about three different answers of eight
+    "FLAGS_04_ONLINE": "--max-tokens 40 --temperature 1",
     "FLAGS_07_HELDOUT": "--k 4 --queries-per-instruction 2 --max-tokens 40",
     "FLAGS_07": "--max-tokens 40 --benchmarks ifeval,gsm8k",
 }
@@ -163,8 +164,7 @@ def test_the_online_loop_samples_anew_from_each_policy(run):
     for iteration in ("online_1", "online_2"):
         rows = list(files.read(out / iteration / "04_responses.jsonl"))
         sampled = [{response["text"] for response in row["responses"]} for row in rows]
-        # of eight; trained as they are now, without rounding, the policies are surer of their words
-        assert sum(len(each) for each in sampled) > 2 * len(sampled)
+        assert sum(len(each) for each in sampled) > 3 * len(sampled)
         texts.append([sorted(each) for each in sampled])
         assert list(files.read(out / iteration / "06_pairs.jsonl"))
     assert texts[0] != texts[1]
