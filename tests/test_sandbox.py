@@ -5,6 +5,7 @@ tests/hostile.jsonl holds hostile functions with the verdicts that a correct san
 """
 
 import argparse
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -144,11 +145,11 @@ def settled(condition):
 
 def children():
     """Processes that any thread of this one has started."""
-    return sorted(
-        int(pid)
-        for task in Path("/proc/self/task").iterdir()
-        for pid in (task / "children").read_text().split()
-    )
+    found = []
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the thread has ended meanwhile
+            found += map(int, (task / "children").read_text().split())
+    return sorted(found)
 
 
 # ---- hostile code ----
@@ -291,8 +292,9 @@ libc.sbrk.restype = ctypes.c_void_p
 def readable(page):
     return libc.access(ctypes.c_void_p(page), 0) == 0 or ctypes.get_errno() != 14
 def evaluate(response):
-    # in two pieces, since the whole would be found where it is looked for
-    needles = [(text[:9:-1].encode(), text[9::-1].encode()) for text in FOLDERS]
+    # in two pieces, since the whole would be found where it is looked for; the first is short, or
+    # it would hold the whole of a folder above its own
+    needles = [(text[:-6:-1].encode(), text[-6::-1].encode()) for text in FOLDERS]
     top = libc.sbrk(0)
     spans = [(top - (32 << 20), top)]
     for arena in {id(thing) >> 20 for thing in gc.get_objects()}:
