@@ -1,6 +1,7 @@
 """The shell around a stage: named errors, streaming, flags, the funnel that accounts for rows."""
 
 import argparse
+import asyncio
 import functools
 import hashlib
 import json
@@ -12,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from fractions import Fraction
 from importlib import metadata
 from pathlib import Path
@@ -86,6 +87,27 @@ def through(
             yield waiting.popleft()[0], results
             results = []
     yield from ((item, []) for item, _ in waiting)
+
+
+async def in_order(
+    work: Callable[[Any], Awaitable], items: Iterable, ahead: int
+) -> AsyncIterator[Any]:
+    """Yield `await work(item)` of each item, in order; `ahead` of them are under way at a time.
+
+    `items` is read no further than that, so a million rows need no more memory than `ahead`.
+    """
+    tasks = deque()
+    try:
+        for item in items:
+            tasks.append(asyncio.ensure_future(work(item)))
+            if len(tasks) >= ahead:
+                yield await tasks.popleft()
+        while tasks:
+            yield await tasks.popleft()
+    finally:  # a stage that stops early, or an error: nothing is left under way
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def within(

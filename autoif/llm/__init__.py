@@ -1,4 +1,4 @@
 """Completions from any OpenAI-compatible server, each stored on disk and never asked for twice."""
 
-from autoif.llm.client import LLM, SAMPLING, add_flags, key  # noqa: F401  the room's door
+from autoif.llm.client import LLM, SAMPLING, Flags, add_flags, key  # noqa: F401  the room's door
 from autoif.llm.reply import strip_think  # noqa: F401

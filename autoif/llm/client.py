@@ -26,6 +26,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from autoif.files import UserError
+from autoif.flags import Count, NonNegative, Positive, PositiveShare, Share
 from autoif.llm import reply
 from autoif.llm.store import Store
 from autoif.models import fingerprint, stop_strings
@@ -110,6 +111,26 @@ def add_flags(
         help="US$ a million prompt tokens, for the cost in the last line",
     )
     add("--price-out", type=non_negative, help="US$ a million completion tokens")
+
+
+@dataclasses.dataclass(kw_only=True)
+class Flags:
+    """The flags of a stage that asks a model; the stage gives the defaults of the sampling."""
+
+    model: str  # name the server knows, or the checkpoint directory it serves
+    base_url: str | None = os.environ.get("OPENAI_BASE_URL")  # such as http://localhost:8000/v1
+    k: Count  # samples a prompt
+    temperature: NonNegative  # of the sampling; 0 is greedy
+    top_p: PositiveShare = 1.0  # sample from the likeliest tokens that make up this share
+    max_tokens: Count  # of one sample
+    concurrency: Count = CONCURRENCY  # requests in flight
+    timeout: Positive = TIMEOUT  # seconds until a request is given up and retried
+    store: str | None = None  # completions file (default: completions/STAGE.jsonl beside --out)
+    keep_think: bool = False  # leave thoughts at the head of the answers
+    think_tags: tuple[str, str] | None = (
+        None  # OPEN CLOSE of thoughts, besides those that are known
+    )
+    max_failed: Share = MAX_FAILED  # share of prompts that may keep failing before it is an error
 
 
 def key(model: str, messages: list[dict], temperature: float, max_tokens: int, **more) -> str:

@@ -15,10 +15,12 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from subprocess import PIPE, Popen
 
 from autoif.files import UserError, check
+from autoif.flags import Count, Positive
 
 CHILD_SOURCE = Path(__file__).with_name("child.py").read_text(encoding="utf-8")
 # What a verifier may import, as stage 02's prompt says; all of it is loaded before any code comes.
@@ -257,6 +259,16 @@ def run(jobs: Iterable[dict | None], **options) -> Iterator[dict]:
     """`Sandbox(**options).run(jobs)`, whose workers end with it."""
     with Sandbox(**options) as sandbox:
         yield from sandbox.run(jobs)
+
+
+@dataclass(kw_only=True)
+class Flags:
+    """Where model-written code runs."""
+
+    workers: Count | None = None  # processes that run model-written code (default: one a core)
+    cpu_seconds: Positive = CPU_SECONDS  # of a call, of loading; wall time: 100 times that
+    memory_mb: Count = MEMORY_MB  # memory of one function
+    unsafe_no_sandbox: bool = False  # run it even where layers of the sandbox cannot be had
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

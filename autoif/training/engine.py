@@ -7,19 +7,48 @@ import argparse
 import json
 import os
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Literal
 
 from autoif import weights
 from autoif.files import UserError
+from autoif.flags import Count, within
 from autoif.models import read_config
-from autoif.stage import positive_int, within
+from autoif.stage import positive_int
 from autoif.training import arithmetic
 from autoif.training.rows import packed_tokens
 
 # tests/test_train.py checks these against transformers' own forward pass
 MODELS = ("llama", "mistral", "qwen2", "qwen3")
 SCHEDULES = ("linear", "cosine", "constant_with_warmup")  # by their names in transformers
+
+
+@dataclass(kw_only=True)
+class Flags:
+    """Flags of speed, memory and bookkeeping; what changes the result stands in the stages."""
+
+    # A 7B model on 80 GB that recomputes its layers: 16,384 tokens keep 12 GB (28 layers x 7 KB
+    # and twice one layer of 270 KB, a token), states on 8 GPUs 17 GB, gathered layers and logits
+    # 5 GB: 35 GB (arithmetic.memory)
+
+    micro_tokens: Count = 16384  # tokens a device computes at a time; a longer row is alone
+    precision: Literal["bf16", "fp32"] = "bf16"  # of weights and activations (paper: bf16)
+    export_dtype: Literal[weights.EXPORTS] = "fp32"  # of the trained model; bf16: half the disk
+    zero: Literal[1, 2, 3] = 3  # share out optimizer (1), gradients (2), weights too (3; paper: 3)
+    activation_checkpointing: Literal["auto", "on", "off"] = (
+        "auto"  # recompute layers (to save memory)
+    )
+    offload: bool = False  # keep optimizer and master weights in CPU memory
+    chat_template: str | None = None  # Jinja file to use instead of the tokenizer's own template
+    skip_bad: bool = False  # leave out and count rows that cannot be trained on
+    ds_config: str = str(Path(__file__).parents[2] / "ds_config.json")  # DeepSpeed's settings
+    save_every: Count = 200  # steps between resume points (released code: 200); one at the end
+    keep_checkpoints: bool = False  # keep every resume point, not only the latest
+    divergence: within(float, 1) = 100.0  # stop when the gradient norm is X times its median
+    wandb: str | None = None  # also log to this Weights & Biases project
+    seed: int = 0  # of the data order
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +124,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--divergence",
-        type=within(float, 1),
+        type=float,
         default=100,
         metavar="X",
         help="stop when the gradient norm is X times its running median, or no number",
