@@ -164,8 +164,8 @@ class Verifiers:
     def _ask(self, rows: list[list[dict]], texts: Sequence[str]) -> dict[str, Future]:
         """{code: the (verdict, error) of each of its texts, to come}, texts in their order."""
         wanted = defaultdict(list)
-        for constraints, text in zip(rows, texts):
-            for row in constraints:
+        for under, text in zip(rows, texts):
+            for row in under:
                 for verifier in row.get("verifiers", []):
                     wanted[verifier["code"]].append(text)
         answers = {}
@@ -208,9 +208,9 @@ def scores(
     """One Score for each text under its constraints; `answers` are those to `Verifiers._ask`."""
     verdicts = {code: iter(answer) for code, answer in answers.items()}
     found = []
-    for constraints, text in zip(rows, texts):
+    for under, text in zip(rows, texts):
         of_text = []
-        for row in constraints:
+        for row in under:
             if "verifiers" not in row:
                 of_text.append(check(row, text))
                 continue
