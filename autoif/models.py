@@ -11,8 +11,9 @@ import os
 import shutil
 from pathlib import Path
 
-from autoif.files import UserError, fingerprint, write_whole
-from autoif.stage import Help, run, write_settings
+from autoif.files import UserError, write_whole
+from autoif.settings import fingerprint, write_settings
+from autoif.stage import Help, run
 
 # For base models without a template: plain words and the model's own end token, since new special
 # tokens are untrained. A line break, not a blank, stands before the answer: "Assistant: " + "Paris"
