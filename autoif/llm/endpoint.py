@@ -1,8 +1,4 @@
-"""What runs on the event loop: one prompt to its stored samples, with retries and fall-backs.
-
-The loop has a thread of its own, so that requests go on while the stage works on what it got. The
-stage's thread calls `send`, waits for the future that it returns, and watches `stopped`.
-"""
+"""One request to its stored samples: a server's dialect, retries, pauses, and errors in words."""
 
 import asyncio
 import json
@@ -11,10 +7,8 @@ import random
 import re
 import resource
 import sys
-import threading
 import time
 from collections import Counter
-from concurrent.futures import Future
 from operator import attrgetter
 
 import aiohttp
@@ -27,7 +21,7 @@ from autoif.llm import reply as replies
 from autoif.llm.store import Store
 
 SEED_STRIDE = 1000  # else --seed 1 would draw all but one of the samples of --seed 0 again
-RETRIES = 6  # by openai of 5xx, timeouts, lost connections; here, likewise, of unusable bodies
+RETRIES = 6  # of 5xx, timeouts, lost connections, unusable bodies
 PAUSE = 0.5  # seconds before the first retry, doubling to 8, where the server names none
 LONGEST = 120  # seconds of a pause after 429, which doubles as well
 PATIENCE = 600  # seconds of 429, until a request has failed
@@ -70,114 +64,77 @@ class ErrorInReply(openai.APIStatusError):
 
 
 class Endpoint:
-    """An OpenAI-compatible server; what it answers goes into `store`, what it bills in `counts`."""
+    """An OpenAI-compatible server; what it answers goes into `store`, what it bills in `counts`.
 
-    def __init__(
-        self,
-        model: str,
-        base_url: str | None,
-        store: Store,
-        counts: Counter,
-        concurrency: int,
-        timeout: float,
-    ):
-        self._model, self._store, self._counts = model, store, counts
-        if not base_url:
+    UserError, out of any of its requests, ends the run.
+    """
+
+    def __init__(self, args, store: Store, counts: Counter):
+        self._model, self._store, self._counts = args.model, store, counts
+        if not args.base_url:
             raise UserError(
-                f"{store.path} lacks a completion of {model!r} and there is no server to ask: set "
-                "OPENAI_BASE_URL or give --base-url, for example http://localhost:8000/v1"
+                f"{store.path} lacks a completion of {args.model!r} and there is no server to ask: "
+                "set OPENAI_BASE_URL or give --base-url, for example http://localhost:8000/v1"
             )
-        self._base_url, self._secret = address(base_url), secret()
+        self._base_url, self._secret = address(args.base_url), secret()
         store.lock()
-        self._most_in_a_row = max(20, 2 * concurrency)  # failures, until the server is given up
-        self._most_refused = max(REFUSALS, concurrency)
-        self.resume()
-        self._without = set()  # parameters that the server turned out not to take
-        self._said = set()  # what is said once
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft < concurrency + 256:  # every request in flight holds a socket
-            resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, concurrency + 256), hard))
-        # The aiohttp transport sends twice as many requests a second. uvicorn closes connections
-        # that idle for 5 s.
-        limits = httpx2.Limits(max_connections=concurrency, keepalive_expiry=3)
-        self._client = openai.AsyncOpenAI(
-            api_key=self._secret or "none",
-            base_url=self._base_url,
-            max_retries=RETRIES,
-            timeout=openai.Timeout(timeout, connect=min(timeout, 30)),
-            http_client=openai.DefaultAioHttpClient(
-                limits=limits, event_hooks={"response": [advise_retry]}
-            ),
-        )
-        self._slots = asyncio.Semaphore(concurrency)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        self._submit(self._sync())
-
-    # What the stage's thread calls
-
-    def resume(self) -> None:
-        """Begin a call: what ended an earlier one need not end this one."""
-        self.stopped = Future()  # holds the error that ends the run
+        self._most_in_a_row = max(20, 2 * args.concurrency)  # failures, until it is given up
+        self._most_refused = max(REFUSALS, args.concurrency)
         self._failed_in_a_row = self._refused = self._refused_in_a_row = 0
         # after a 429: when all requests go on, how many pauses there were, and since when
         self._paused_until, self._pauses, self._limited_since = 0.0, 0, None
+        self._without = set()  # parameters that the server turned out not to take
+        self._said = set()  # what is said once
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft < args.concurrency + 256:  # every request in flight holds a socket
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, args.concurrency + 256), hard))
+        # The aiohttp transport sends twice as many requests a second. uvicorn closes connections
+        # that idle for 5 s.
+        limits = httpx2.Limits(max_connections=args.concurrency, keepalive_expiry=3)
+        self._client = openai.AsyncOpenAI(
+            api_key=self._secret or "none",
+            base_url=self._base_url,
+            max_retries=0,
+            timeout=openai.Timeout(args.timeout, connect=min(args.timeout, 30)),
+            http_client=openai.DefaultAioHttpClient(limits=limits),
+        )
+        self._slots = asyncio.Semaphore(args.concurrency)
 
-    def send(self, request: dict, key: str, indices: list[int]) -> Future:
-        """Ask for the samples `indices`; the future's result is None, or why it is `Unanswered`."""
-        return self._submit(self._answer(request, key, indices))
-
-    def close(self) -> None:
-        """Cancel what is in flight and end the thread."""
-        self._submit(self._end()).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    def _submit(self, work) -> Future:
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
-
-    # What runs on the loop
-
-    async def _sync(self) -> None:
-        """A power cut may cost the answers of a second."""
-        try:
-            while True:
-                await asyncio.sleep(1)
-                await asyncio.to_thread(self._store.sync)
-        except OSError as error:
-            self._stop(error)
-
-    async def _end(self) -> None:
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    async def close(self) -> None:
         await self._client.close()
 
-    def _stop(self, error: Exception) -> None:
-        """End the run: whoever waits for a prompt raises `error`."""
-        if not self.stopped.done():
-            self.stopped.set_exception(error)
+    async def answer(self, request: dict, key: str, indices: list[int]) -> Unanswered | None:
+        """Store samples: all in one request where the server takes `n`, else in one each.
 
-    async def _answer(self, request: dict, key: str, indices: list[int]) -> Unanswered | None:
-        """All samples in one request where the server takes `n`, else in one request each."""
+        What is returned is why some are not stored.
+        """
         try:
             while len(indices) == 1 or (indices and "n" not in self._without):
                 indices = await self._ask(request, key, indices)
-        except Unanswered as failure:
-            failures = [failure]
-        else:
-            asked = [self._ask(request, key, [index]) for index in indices]
-            results = await asyncio.gather(*asked, return_exceptions=True)
-            failures = [result for result in results if isinstance(result, Unanswered)]
-        # a sample that failed may heal in a rerun, so it decides about its prompt
-        failures.sort(key=attrgetter("refused"))
-        failure = failures[0] if failures else None
+            failure = await self._one_by_one(request, key, indices)
+        except Unanswered as error:
+            failure = error
         if failure and failure.refused:
             self._note_refusal(failure)
         return failure
+
+    async def _one_by_one(self, request, key: str, indices: list[int]) -> Unanswered | None:
+        """A request for each sample."""
+
+        async def attempt(index: int) -> Unanswered | None:
+            try:
+                await self._ask(request, key, [index])
+            except Unanswered as failure:
+                return failure
+
+        tasks = [asyncio.ensure_future(attempt(index)) for index in indices]
+        try:
+            failures = [failure for failure in await asyncio.gather(*tasks) if failure]
+        finally:  # where one has ended the run
+            for task in tasks:
+                task.cancel()
+        # a sample that failed may heal in a rerun, so it decides about its prompt
+        return min(failures, key=attrgetter("refused"), default=None)
 
     async def _ask(self, request: dict, key: str, indices: list[int]) -> list[int]:
         """One request for some samples, stored; returns those that are still to be asked for."""
@@ -185,14 +142,9 @@ class Endpoint:
             if len(indices) > 1 and "n" in self._without:  # found out while this one waited
                 return indices
             try:
-                if self.stopped.done():
-                    raise self.stopped.exception()
                 answered = self._put(key, indices, await self._first_reply(request, indices))
             except (openai.APIStatusError, openai.APIConnectionError, Unusable) as error:
                 raise self._unanswered(error, request) from None
-            except Exception as error:
-                self._stop(error)
-                raise
         self._failed_in_a_row = self._refused_in_a_row = 0
         if answered == 1 < len(indices):
             self._leave_out("n", f"returned 1 sample for n={len(indices)}")
@@ -257,10 +209,8 @@ class Endpoint:
         body, refused = self._body(request, indices), {}
         while True:
             try:
-                reply = await self._usable_reply(body)
+                reply = await self._healed_reply(body)
                 break
-            except UnicodeEncodeError:
-                body = encodable(body)
             except openai.APIStatusError as error:
                 words = self._words(error)
                 name = refused_parameter(words, error.status_code, body)
@@ -283,47 +233,49 @@ class Endpoint:
             leave_out(name, body)
         return body
 
-    async def _usable_reply(self, body: dict):
-        """The reply with at least one choice; openai retries, here only what it takes for good."""
-        for attempt in range(RETRIES + 1):
-            try:
-                reply = await self._unlimited_reply(body)
-                if replies.usable(reply):
-                    return reply
-                problem = Unusable(f"a reply without choices: {self._clean(str(reply))[:200]!r}")
-            except UnicodeEncodeError:
-                raise
-            except ErrorInReply as error:
-                if not heals(error.status_code) or error.status_code == 429:
-                    raise
-                problem = error
-            except (ValueError, aiohttp.ClientError) as error:  # no JSON, no HTTP
-                words = self._clean(repr(error))[:200]
-                problem = Unusable(f"a reply that is no completion: {words}")
-            await asyncio.sleep(min(PAUSE * 2**attempt, 8) * random.uniform(0.75, 1))
-        raise problem
-
-    async def _unlimited_reply(self, body: dict):
-        """The reply to one request; the 429 of a server that limits them is waited out."""
-        began = None  # since when this request meets 429
+    async def _healed_reply(self, body: dict):
+        """A completion; what may heal is tried again, and all requests wait out a 429 together."""
+        began, attempt = None, 0  # since when this request meets 429; its other failures
         while True:
             while (left := self._paused_until - time.monotonic()) > 0:
                 await asyncio.sleep(left)
             try:
-                # as extra_body it passes openai's walk over every field of every message, a third
-                # of the work of a request, and a server's own parameters pass as well
-                reply = await self._client.chat.completions.create(
-                    model=self._model, messages=[], extra_body=body
-                )
-                raise_error_in(reply)
-            except openai.APIStatusError as error:
-                began = began or time.monotonic()
-                limited = error.status_code == 429 and error.code != "insufficient_quota"
-                if not (limited and self._pause(error, began)):
+                reply = await self._completion(body)
+            except (openai.APIStatusError, openai.APIConnectionError, Unusable) as error:
+                status = getattr(error, "status_code", 500)
+                if status == 429:
+                    began = began or time.monotonic()
+                    if error.code == "insufficient_quota" or not self._pause(error, began):
+                        raise
+                    continue
+                if not heals(status) or attempt == RETRIES:
                     raise
+                seconds = retry_after(error)
+                if not 0 < seconds <= LONGEST:
+                    seconds = min(PAUSE * 2**attempt, 8) * random.uniform(0.75, 1)
+                attempt += 1
+                await asyncio.sleep(seconds)
             else:
                 self._pauses, self._limited_since = 0, None
                 return reply
+
+    async def _completion(self, body: dict):
+        """The reply to one request, with at least one choice."""
+        try:
+            # as extra_body it passes openai's walk over every field of every message, a third
+            # of the work of a request, and a server's own parameters pass as well
+            reply = await self._client.chat.completions.create(
+                model=self._model, messages=[], extra_body=body
+            )
+            raise_error_in(reply)
+        except UnicodeEncodeError:
+            return await self._completion(encodable(body))
+        except (ValueError, aiohttp.ClientError) as error:  # no JSON, no HTTP
+            words = self._clean(repr(error))[:200]
+            raise Unusable(f"a reply that is no completion: {words}") from None
+        if not replies.usable(reply):
+            raise Unusable(f"a reply without choices: {self._clean(str(reply))[:200]!r}")
+        return reply
 
     def _pause(self, error: openai.APIStatusError, began: float) -> bool:
         """Let all requests wait after a 429; False when this one, or all, met it for too long."""
@@ -331,12 +283,7 @@ class Endpoint:
         if now < self._paused_until:  # sent before the pause began
             return True
         self._limited_since = self._limited_since or now
-        try:
-            seconds = float(error.response.headers.get("retry-after", 0))
-        except ValueError:  # a date
-            seconds = 0
-        if not seconds > 0:
-            seconds = min(PAUSE * 2 ** min(self._pauses, 10), LONGEST)
+        seconds = retry_after(error) or min(PAUSE * 2 ** min(self._pauses, 10), LONGEST)
         if now + seconds > min(began, self._limited_since) + PATIENCE:
             return False
         self._paused_until = now + seconds
@@ -363,10 +310,10 @@ class Endpoint:
         prompt = str(request["messages"][-1]["content"])[:80]
         failure = Unanswered(f"{self._words(error)} (prompt: {prompt!r})", status)
         if status == 401 or getattr(error, "code", None) == "insufficient_quota":
-            self._stop(UserError(failure.advised))
-        elif not failure.refused:
+            raise UserError(failure.advised)
+        if not failure.refused:
             self._failed_in_a_row += 1
-            self._stop_after(self._failed_in_a_row, "requests in a row failed", failure)
+            self._refuse_after(self._failed_in_a_row, "requests in a row failed", failure)
         return failure
 
     def _note_refusal(self, failure: Unanswered) -> None:
@@ -375,23 +322,21 @@ class Endpoint:
         self._refused_in_a_row += not failure.of_prompt
         answered = self._counts["answered"] or self._counts["stored"]
         if self._refused >= self._most_refused and not answered:
-            text = (
+            raise UserError(
                 f"the first {self._refused} prompts are refused, so it is the settings: "
                 f"{failure.advised}"
             )
-            self._stop(UserError(text))
-        elif not failure.of_prompt:  # credit that is used up, a key that was withdrawn
-            self._stop_after(self._refused_in_a_row, "prompts in a row are refused", failure)
+        if not failure.of_prompt:  # credit that is used up, a key that was withdrawn
+            self._refuse_after(self._refused_in_a_row, "prompts in a row are refused", failure)
         self._say_once("refused", f"refused for good, a dropped prompt: {failure}")
 
-    def _stop_after(self, count: int, what: str, failure: Unanswered) -> None:
+    def _refuse_after(self, count: int, what: str, failure: Unanswered) -> None:
         """UserError when as many as end the run fared alike, one after the other."""
         if count >= self._most_in_a_row:
-            text = (
+            raise UserError(
                 f"{count} {what}; the last with: {failure.advised}; "
                 "run the same command when the server is well, all answers are stored"
             )
-            self._stop(UserError(text))
 
     def _words(self, error: Exception) -> str:
         """The server's words, its request id and what to do."""
@@ -446,12 +391,12 @@ def heals(status: int) -> bool:
     return status in HEALING or status >= 500
 
 
-async def advise_retry(response: httpx2.Response) -> None:
-    """Tell openai which statuses to retry that it does not know, and to leave 429 to us."""
-    if response.status_code == 429:
-        response.headers["x-should-retry"] = "false"
-    elif response.status_code in HEALING:
-        response.headers["x-should-retry"] = "true"
+def retry_after(error: Exception) -> float:
+    """Seconds until the server wants to be asked again, 0 where it names none or a date."""
+    try:
+        return max(0.0, float(error.response.headers.get("retry-after", 0)))
+    except (AttributeError, ValueError):
+        return 0.0
 
 
 def raise_error_in(reply) -> None:
