@@ -84,47 +84,13 @@ class Flags(benchmarks.Flags, judge.Flags, heldout.Flags, llm.Flags, sandbox.Fla
         self.name = self.name or Path(self.model).name
 
 
-def settings_of(name: str, args: Flags) -> dict:
-    """How a benchmark is run, as the results record it: as its owners do, or as a flag says."""
-    owners = benchmarks.settings(name)
-    # answers made elsewhere: how they were sampled is not known here
-    if args.responses:
-        return {"responses": Path(args.responses).name, "samples": args.seeds}
-    settings = {
-        "temperature": owners.temperature,
-        "top_p": args.top_p,
-        "max_tokens": args.max_tokens or owners.max_tokens,
-        "n": 1,
-        "seed": args.seed,  # plus the sample's index
-        "samples": getattr(args, owners.samples_flag),
-    }
-    # a word stands for temperatures of single items (MT-Bench): a flag does not flatten these
-    if args.temperature is not None and not isinstance(owners.temperature, str):
-        settings["temperature"] = args.temperature
-    if owners.multiple_choice:
-        settings["mode"] = "gen"
-    return settings
-
-
-def sampling_of(name: str, attempt: dict, settings: dict) -> dict:
-    """What all requests of an attempt say; `first` makes equal questions different ones."""
-    temperature = settings["temperature"]
-    if isinstance(temperature, str):
-        temperature = benchmarks.module(name).temperature(attempt["item"])
-    return {
-        "first": attempt["sample"],
-        "temperature": temperature,
-        "max_tokens": settings["max_tokens"],
-    }
-
-
 async def answer_and_judge(attempt: dict, name: str, settings: dict, client, judging) -> dict:
     """An attempt with its `answers`, one a turn, and their `judgement`; `open` where one failed."""
     benchmark, item = benchmarks.module(name), attempt["item"]
     try:
         # answer: one turn, or as the benchmark has it; a --responses file has answered already
         if "answers" not in attempt:
-            say = partial(ask, client, **sampling_of(name, attempt, settings))
+            say = partial(ask, client, **benchmarks.sampling(name, attempt, settings))
             if hasattr(benchmark, "answer"):
                 attempt["answers"] = await benchmark.answer(item, say)
             else:
@@ -153,35 +119,32 @@ async def make_attempts(name: str, items: list[dict], settings: dict, args: Flag
     # keep_empty: an answer without text has failed, and is not asked for again
     answering = llm.Client(args, "07_eval", keep_empty=True)
     answering.name = f"07_eval {name}"
-    judging = contextlib.nullcontext()
-    if benchmarks.settings(name).judge:
-        judging = judge.client(args)
+    judging = judge.client(args) if benchmarks.settings(name).judge else contextlib.nullcontext()
     async with answering as client, judging as judge_client:
+        # what is stored costs nothing; a second turn depends on the first
         if not args.responses:
             lacking = 0
             for attempt in attempts:
-                first = [user(attempt["item"]["prompt"])]
-                lacking += client.lacks(first, **sampling_of(name, attempt, settings))
+                sampling = benchmarks.sampling(name, attempt, settings)
+                lacking += client.lacks(attempt["item"]["prompt"], **sampling)
             line = f"{name}: {len(items):,} items x {settings['samples']}"
             print(f"{line}, {lacking:,} requests to send", file=sys.stderr, flush=True)
-        work = partial(
-            answer_and_judge, name=name, settings=settings, client=client, judging=judge_client
-        )
+
+        def work(attempt):
+            return answer_and_judge(attempt, name, settings, client, judge_client)
+
         attempts = [attempt async for attempt in in_order(work, attempts, client.ahead)]
-    refused = client.counts["refused"]
-    if judge_client:
-        refused += judge_client.counts["refused"]
-    return attempts, refused
+    return attempts, sum(each.counts["refused"] for each in (client, judge_client) if each)
 
 
 async def score(name: str, attempts: list[dict], args: Flags) -> list[dict]:
-    """The row of each attempt: rules, functions or the judgement decide, points make the metrics."""
+    """The row of each attempt: rules, functions or a judgement decide, points make the metrics."""
     if name == "heldout":
         async with sandbox.Sandbox(args) as box:
             return await heldout.score(attempts, box, args.heldout, args.queries)
     if name == "humaneval":
-        limits = {"workers": args.workers, "unsafe_no_sandbox": args.unsafe_no_sandbox}
-        async with sandbox.Sandbox(sandbox.Flags(**limits, **humaneval.LIMITS)) as box:
+        limits = humaneval.limits(args.workers, args.unsafe_no_sandbox)
+        async with sandbox.Sandbox(limits) as box:
             return await humaneval.score(attempts, box)
     rows = [benchmarks.module(name).score(attempt) for attempt in attempts]
     if name == "followbench":
@@ -195,7 +158,8 @@ async def evaluate(name: str, data: benchmarks.Data, args: Flags) -> bool:
     Requests that kept failing leave it unfinished, since a rerun asks them again; what a server
     refuses it refuses for good.
     """
-    owners, settings, began = benchmarks.settings(name), settings_of(name, args), time.monotonic()
+    began, owners = time.monotonic(), benchmarks.settings(name)
+    settings = benchmarks.conditions(name, args)
 
     # ask and judge: an attempt of which a request failed is left open, the others are measured
     attempts, refused = await make_attempts(name, data.items, settings, args)

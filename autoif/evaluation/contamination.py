@@ -16,18 +16,22 @@ words, theirs by a sentence encoder) go to a judge, who says whether one of the 
 of the other.
 """
 
-import argparse
 import json
 import re
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+import tyro
 
 from autoif import files
 from autoif.evaluation import benchmarks, judge, table
-from autoif.evaluation.conversation import Conversation, ask_judge, converse, user
+from autoif.evaluation.asking import Unanswered, user
 from autoif.files import UserError, write_whole
-from autoif.stage import Help, run, write_settings
+from autoif.flags import cli
+from autoif.stage import in_order, write_settings
 
 WORDS = 13
 # kana and Han, whose words no blanks part
@@ -57,32 +61,31 @@ JUDGE_PROMPT = """{question} Answer with exactly one word, True or False.
 
 # What a training row may say something in.
 FIELDS = (
-    "prompt",
-    "messages",
-    "conversations",
-    "chosen",
-    "rejected",
-    "text",
-    "query",
-    "instruction",
-    "input",
-    "output",
-    "response",
-    "responses",
-)
+    "prompt messages conversations chosen rejected text query instruction input output response "
+    "responses"
+).split()
+
+
+@dataclass(kw_only=True)
+class Flags(benchmarks.Flags, judge.Flags):
+    training: tyro.conf.Positional[str]  # JSONL that is trained on, of any stage
+    out: str | None = None  # (default: 07_contamination.json beside the training file)
+
+    def __post_init__(self):
+        self.out = self.out or str(Path(self.training).with_name("07_contamination.json"))
 
 
 def training_text(row: dict) -> str:
     """All the words of a training row: of its messages, its pair, its responses or its `text`."""
-    said = []
+    texts = []
     for field in FIELDS:
         turns = row.get(field)
         for turn in turns if isinstance(turns, list) else [turns]:
             if isinstance(turn, dict):
                 turn = turn.get("content") or turn.get("value") or turn.get("text")
             if isinstance(turn, str):
-                said.append(turn)
-    return "\n".join(said)
+                texts.append(turn)
+    return "\n".join(texts)
 
 
 def read_training(path: str) -> list[str]:
@@ -144,30 +147,33 @@ def nearest(tests: list[str], training: list[str], top: int) -> list[list[tuple[
 
 
 def read_judgement(text: str) -> bool | None:
-    said = set(re.findall(r"\b(true|false)\b", text.lower()))
-    return said.pop() == "true" if len(said) == 1 else None
+    words = set(re.findall(r"\b(true|false)\b", text.lower()))
+    return words == {"true"} if len(words) == 1 else None
 
 
-def ask(test: str, candidates: list[str], kind: str) -> Conversation:
-    """Return True when a candidate is a rephrasing; None when none is and one stayed unreadable."""
+async def rephrased(pair: tuple[str, list[str]], kind: str, client) -> bool | None:
+    """Whether a candidate rephrases the test; None where none does and a judgement is lacking."""
+    test, candidates = pair
     outcome = False
     for candidate in candidates:
         prompt = JUDGE_PROMPT.format(question=QUESTIONS[kind], test=test, candidate=candidate)
-        verdict, _ = yield from ask_judge([user(prompt)], read_judgement)
-        if verdict:
+        try:
+            same, _ = await judge.verdict(client, [user(prompt)], read_judgement, max_tokens=512)
+        except Unanswered:
+            return None
+        if same:
             return True
-        if verdict is None:
+        if same is None:
             outcome = None
     return outcome
 
 
-def check(name: str, items: list[dict], training: list[str], judge_client) -> dict:
+async def check(name: str, items: list[dict], training: list[str], judging) -> dict:
     """What both detectors find of a benchmark in the training texts."""
     tests = [item.get("text", item["prompt"]) for item in items]
     kind, top = ("code", NEAREST_CODE) if name == "humaneval" else ("text", NEAREST)
-    copied = overlapping(tests, training)
-    near = nearest(tests, training, top)
-    found = {
+    copied, near = overlapping(tests, training), nearest(tests, training, top)
+    report = {
         "tests": len(tests),
         "training rows": len(training),
         "overlap": len(copied),
@@ -177,18 +183,19 @@ def check(name: str, items: list[dict], training: list[str], judge_client) -> di
         "undecided": None,
     }
     verdicts = [None] * len(tests)
-    if judge_client is not None:
-        conversations = []
+    if judging:
+        pairs = []
         for test, places in zip(tests, near):
-            conversations.append(ask(test, [training[place] for place, _ in places], kind))
-        verdicts = converse(judge_client, conversations, [{"max_tokens": 512}] * len(tests))
-        found["rephrased"] = verdicts.count(True)
-        found["rephrased share"] = verdicts.count(True) / len(tests)
-        found["undecided"] = verdicts.count(None)
-    found["pairs"] = []
+            pairs.append((test, [training[place] for place, _ in places]))
+        work = partial(rephrased, kind=kind, client=judging)
+        verdicts = [verdict async for verdict in in_order(work, pairs, judging.ahead)]
+        report["rephrased"] = verdicts.count(True)
+        report["rephrased share"] = verdicts.count(True) / len(tests)
+        report["undecided"] = verdicts.count(None)
+    report["pairs"] = []
     for number, (item, verdict, places) in enumerate(zip(items, verdicts, near)):
         place, cosine = places[0]
-        found["pairs"].append(
+        report["pairs"].append(
             {
                 "test": item["id"],
                 "nearest row": place + 1,
@@ -197,7 +204,7 @@ def check(name: str, items: list[dict], training: list[str], judge_client) -> di
                 "overlap in row": copied[number] + 1 if number in copied else None,
             }
         )
-    return found
+    return report
 
 
 def markdown(found: dict[str, dict]) -> str:
@@ -216,24 +223,7 @@ def markdown(found: dict[str, dict]) -> str:
     return table.markdown(header, lines)
 
 
-def parse(argv) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m autoif.evaluation.contamination",
-        description=__doc__,
-        formatter_class=Help,
-    )
-    parser.add_argument("training", metavar="FILE", help="JSONL that is trained on, of any stage")
-    parser.add_argument("--out", help="default: 07_contamination.json beside FILE")
-    benchmarks.add_flags(parser)
-    judge.add_flags(parser)
-    parser.set_defaults(mc_mode="gen")  # MMLU's tests without the examples of the other mode
-    args = parser.parse_args(argv)
-    args.out = args.out or str(Path(args.training).with_name("07_contamination.json"))
-    return args
-
-
-def main(argv=None) -> None:
-    args = parse(argv)
+async def main(args: Flags) -> None:
     # the held-out constraints are made of the same run: what is to be found there is known
     names = list(args.benchmarks)
     if "heldout" in names:
@@ -249,9 +239,9 @@ def main(argv=None) -> None:
             "give --data-dir with the benchmarks' data and name them by --benchmarks"
         )
     found = {}
-    with judge.client(args) as judge_client:
+    async with judge.client(args) as judging:
         for name, data in loaded.items():
-            found[name] = check(name, data.items, training, judge_client)
+            found[name] = await check(name, data.items, training, judging)
     report = {
         "file": args.training,
         "judge": args.judge_model,
@@ -267,4 +257,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    cli(main, __doc__)

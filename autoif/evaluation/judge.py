@@ -1,7 +1,6 @@
 """The judge of a run: its flags, the client that asks it, and how a verdict is got out of it."""
 
 import contextlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +19,16 @@ class Flags:
     """Who judges FollowBench, InfoBench, MT-Bench, Arena-Hard and rephrasings."""
 
     judge_model: str | None = None  # judge of the benchmarks that need one, and of rephrasings
-    judge_base_url: str | None = os.environ.get("OPENAI_BASE_URL")  # the judge's server
+    judge_base_url: str | None = llm.variable("OPENAI_BASE_URL")  # the judge's server
 
 
 @dataclass(kw_only=True)
 class Request(llm.Flags):
-    """What every request to a judge carries, whatever the model's own have."""
+    """What a judge is asked with, whatever flags the model under test has."""
 
     k: int = 1
     temperature: float = 0.0
     max_tokens: int = 1024
-    seed: int = 0
 
 
 def client(args: Flags) -> contextlib.AbstractAsyncContextManager:

@@ -37,9 +37,7 @@ def add_answers(path: str | Path, attempts: list[dict], strip: Callable[[str], s
     samples = read(path)
     if not any(attempt["item"]["prompt"].strip() in samples for attempt in attempts):
         example = attempts[0]["item"]["prompt"][:60]
-        raise NotSetUp(
-            f"{path} answers none of the {len(attempts):,} prompts, such as {example!r}"
-        )
+        raise NotSetUp(f"{path} answers none of the {len(attempts):,} prompts, such as {example!r}")
     for attempt in attempts:
         prompt = attempt["item"]["prompt"]
         turns = len(attempt["item"].get("turns", ["the prompt"]))

@@ -20,6 +20,7 @@ heldout and humaneval run code: their `score(attempts, box, ...)` are coroutines
 import hashlib
 import importlib
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import Annotated
 
@@ -99,6 +100,40 @@ def module(name: str) -> ModuleType:
 
 def settings(name: str) -> Settings:
     return module(name).SETTINGS
+
+
+def conditions(name: str, args) -> dict:
+    """How a benchmark is run, as the results record it: as its owners do, or as a flag says."""
+    owners = settings(name)
+    # answers made elsewhere: how they were sampled is not known here
+    if args.responses:
+        return {"responses": Path(args.responses).name, "samples": args.seeds}
+    recorded = {
+        "temperature": owners.temperature,
+        "top_p": args.top_p,
+        "max_tokens": args.max_tokens or owners.max_tokens,
+        "n": 1,
+        "seed": args.seed,  # plus the sample's index
+        "samples": getattr(args, owners.samples_flag),
+    }
+    # a word stands for temperatures of single items (MT-Bench): a flag does not flatten these
+    if args.temperature is not None and not isinstance(owners.temperature, str):
+        recorded["temperature"] = args.temperature
+    if owners.multiple_choice:
+        recorded["mode"] = "gen"
+    return recorded
+
+
+def sampling(name: str, attempt: dict, conditions: dict) -> dict:
+    """What all requests of an attempt say; `first` makes equal questions different ones."""
+    temperature = conditions["temperature"]
+    if isinstance(temperature, str):
+        temperature = module(name).temperature(attempt["item"])
+    return {
+        "first": attempt["sample"],
+        "temperature": temperature,
+        "max_tokens": conditions["max_tokens"],
+    }
 
 
 def undecided(reason: str = "the judge did not answer") -> dict:

@@ -101,8 +101,8 @@ def score(attempt: dict) -> dict:
     if None in verdicts:
         return undecided(reason)
     won, weight = 0.0, 0
-    for game, verdict in enumerate(verdicts):
-        for_a, times = OUTCOMES[verdict]
+    for game, outcome in enumerate(verdicts):
+        for_a, times = OUTCOMES[outcome]
         for_model = for_a if game == 1 else 1 - for_a  # the model is B, then A
         won += times * for_model
         weight += times

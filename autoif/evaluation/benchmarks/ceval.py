@@ -1,6 +1,7 @@
 """C-Eval (arXiv 2305.08322): the mean over 52 subjects of the share answered right.
 
-1,346 questions, zero-shot, answer only: what its authors advise for chat models. The data's licence is CC BY-NC-SA 4.0: it is read from where it lies and never copied.
+1,346 questions, zero-shot, answer only: what its authors advise for chat models. The data's licence
+is CC BY-NC-SA 4.0: it is read from where it lies and never copied.
 """
 
 from collections.abc import Iterator

@@ -2,8 +2,8 @@
 
 Stage 03 holds out whole families of constraints, stage 04 a share of the queries; here each
 held-out constraint is joined with held-out queries, and nothing is filtered again. A response
-passes as in stage 04: its accuracy over the constraint's functions is more than 0.5 (section 3.3),
-an error is no pass. What stands in the table:
+passes as in stage 04: its accuracy over the constraint's functions is more than
+verifiers.MIN_ACCURACY (section 3.3), an error is no pass. What stands in the table:
 
     Held-out             all constraints; clusters are prompts (these constraints, other queries)
     Held-out length      constraints on the answer's length, which brevity alone obeys
@@ -73,9 +73,8 @@ def read_queries(path: str) -> list[str]:
     return kept
 
 
-def load(
-    heldout: str | None, queries: str | None, queries_per_instruction: int, seed: int
-) -> Iterator[dict]:
+def load(heldout: str | None, queries: str | None, joined: int, seed: int) -> Iterator[dict]:
+    """Each held-out constraint with `joined` held-out queries, one an item."""
     if not (heldout and queries):
         raise NotSetUp(
             "the heldout benchmark needs --heldout out/03_instructions.jsonl and "
@@ -85,7 +84,7 @@ def load(
     for row in read_constraints(heldout):
         # a generator of its own: a constraint's queries stay when other constraints come or go
         rng = random.Random(f"{seed}:{row['id']}")
-        drawn = rng.sample(kept, min(queries_per_instruction, len(kept)))
+        drawn = rng.sample(kept, min(joined, len(kept)))
         for number, query in enumerate(drawn):
             yield {
                 "id": f"{row['id']}-{number}",
@@ -105,7 +104,7 @@ def conditions(queries: str) -> dict:
     return {"relevance by": relevance.encoder(), "queries": len(read_queries(queries))}
 
 
-async def verify(attempts: list[dict], functions: dict[str, list[dict]], box) -> list[list[str]]:
+async def verify(attempts: list[dict], box, functions: dict[str, list[dict]]) -> list[list[str]]:
     """The verdicts on each attempt's answer; a function sees all answers in one job."""
     places = defaultdict(list)  # of a constraint's attempts
     for place, attempt in enumerate(attempts):
@@ -124,7 +123,7 @@ async def verify(attempts: list[dict], functions: dict[str, list[dict]], box) ->
 async def score(attempts: list[dict], box, heldout: str, queries: str) -> list[dict]:
     """The rows of all attempts; `box` runs the functions."""
     functions = {row["id"]: row["verifiers"] for row in read_constraints(heldout)}
-    verdicts = await verify(attempts, functions, box)
+    verdicts = await verify(attempts, box, functions)
     items = [attempt["item"] for attempt in attempts]
     samples = [attempt["answers"][0] for attempt in attempts]
     on_topic = relevance.relevant(
@@ -135,7 +134,9 @@ async def score(attempts: list[dict], box, heldout: str, queries: str) -> list[d
     )
     rows = []
     for item, sample, relevant, of_answer in zip(items, samples, on_topic, verdicts):
-        passed = verifiers.accuracy(of_answer, functions[item["constraint"]]) > 0.5
+        passed = (
+            verifiers.accuracy(of_answer, functions[item["constraint"]]) > verifiers.MIN_ACCURACY
+        )
         length = len(sample["text"].split())
         truncated = sample["finish_reason"] == "length"
         rows.append(

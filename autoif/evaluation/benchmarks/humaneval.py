@@ -15,6 +15,7 @@ import re
 import textwrap
 from collections.abc import Iterator
 
+from autoif import sandbox
 from autoif.evaluation.benchmarks import Settings
 
 SETTINGS = Settings(temperature=0.0, max_tokens=1024, columns=("HumanEval",))
@@ -32,8 +33,6 @@ def evaluate(response):
     check({entry_point})
     return True
 """
-# Of one solution, whatever the flags allow a verifier.
-LIMITS = {"cpu_seconds": 3.0, "memory_mb": 1024}
 
 
 def load(source) -> Iterator[dict]:
@@ -146,8 +145,15 @@ def program(item: dict, text: str) -> str | None:
     return cut_to_code(body.strip("\n"), item["code"].rstrip() + "\n")
 
 
-async def score(attempts: list[dict], box) -> list[dict]:
-    """The rows of all attempts; `box` runs each solution with its tests, within LIMITS."""
+def limits(workers: int | None, unsafe_no_sandbox: bool) -> sandbox.Flags:
+    """Those of a solution with its tests, whatever the flags allow a verifier."""
+    return sandbox.Flags(
+        workers=workers, unsafe_no_sandbox=unsafe_no_sandbox, cpu_seconds=3.0, memory_mb=1024
+    )
+
+
+async def score(attempts: list[dict], box: sandbox.Sandbox) -> list[dict]:
+    """The rows of all attempts; `box`, with `limits`, runs each solution with its tests."""
     codes, jobs = [], []
     for attempt in attempts:
         codes.append(program(attempt["item"], attempt["answers"][0]["text"]))
