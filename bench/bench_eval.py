@@ -135,7 +135,9 @@ def against_lm_eval(folder: str, data: Path) -> dict[str, float]:
     """Both programs' seconds for the answers to IFEval that lie with the data."""
     rows = files.read(data / "ifeval/gpt4_answers.jsonl")
     answers, numbers = {row["prompt"]: row["response"] for row in rows}, {}
-    with FakeServer(lambda turns, _: answers.get(turns[-1]["content"], "None.")) as server:
+    with FakeServer(
+        lambda turns, _: answers.get(turns[-1]["content"], "None."), keep=False
+    ) as server:
         if command := lm_eval_command(folder, data, server.url):
             numbers["lm_eval seconds"] = timed("lm_eval", command, "_acc")
         out = f"{folder}/ours/07_results.json"
