@@ -84,13 +84,13 @@ class Flags(benchmarks.Flags, judge.Flags, heldout.Flags, llm.Flags, sandbox.Fla
         self.name = self.name or Path(self.model).name
 
 
-async def answer_and_judge(attempt: dict, name: str, settings: dict, client, judging) -> dict:
+async def answer_and_judge(attempt: dict, name: str, client, judging) -> dict:
     """An attempt with its `answers`, one a turn, and their `judgement`; `open` where one failed."""
     benchmark, item = benchmarks.module(name), attempt["item"]
     try:
         # answer: one turn, or as the benchmark has it; a --responses file has answered already
         if "answers" not in attempt:
-            say = partial(ask, client, **benchmarks.sampling(name, attempt, settings))
+            say = partial(ask, client, **attempt["sampling"])
             if hasattr(benchmark, "answer"):
                 attempt["answers"] = await benchmark.answer(item, say)
             else:
@@ -105,12 +105,9 @@ async def answer_and_judge(attempt: dict, name: str, settings: dict, client, jud
     return attempt
 
 
-async def make_attempts(name: str, items: list[dict], settings: dict, args: Flags) -> tuple:
+async def attempt_all(name: str, items: list[dict], settings: dict, args: Flags) -> tuple:
     """(attempts, refused requests): every sample of every item, answered and judged."""
-    attempts = []
-    for sample in range(settings["samples"]):
-        for item in items:
-            attempts.append({"item": item, "sample": sample, "judgement": None, "open": False})
+    attempts = benchmarks.attempts(name, items, settings)
     if args.responses:
         # one rule for answers on two ways in: thoughts are none
         strip = partial(llm.strip_think, tags=args.think_tags)
@@ -123,16 +120,10 @@ async def make_attempts(name: str, items: list[dict], settings: dict, args: Flag
     async with answering as client, judging as judge_client:
         # what is stored costs nothing; a second turn depends on the first
         if not args.responses:
-            lacking = 0
-            for attempt in attempts:
-                sampling = benchmarks.sampling(name, attempt, settings)
-                lacking += client.lacks(attempt["item"]["prompt"], **sampling)
             line = f"{name}: {len(items):,} items x {settings['samples']}"
+            lacking = sum(client.lacks(a["item"]["prompt"], **a["sampling"]) for a in attempts)
             print(f"{line}, {lacking:,} requests to send", file=sys.stderr, flush=True)
-
-        def work(attempt):
-            return answer_and_judge(attempt, name, settings, client, judge_client)
-
+        work = partial(answer_and_judge, name=name, client=client, judging=judge_client)
         attempts = [attempt async for attempt in in_order(work, attempts, client.ahead)]
     return attempts, sum(each.counts["refused"] for each in (client, judge_client) if each)
 
@@ -162,7 +153,7 @@ async def evaluate(name: str, data: benchmarks.Data, args: Flags) -> bool:
     settings = benchmarks.conditions(name, args)
 
     # ask and judge: an attempt of which a request failed is left open, the others are measured
-    attempts, refused = await make_attempts(name, data.items, settings, args)
+    attempts, refused = await attempt_all(name, data.items, settings, args)
     unanswered = sum(attempt["open"] for attempt in attempts)
     answered = [attempt for attempt in attempts if "answers" in attempt]
     if not answered:

@@ -40,7 +40,7 @@ INSTRUCTIONS = [
     ("detectable_format:number_bullet_lists", {"num_bullets": 3}),
 ]
 WORDS = "the river runs past a stone house and its garden where people sit in the shade to talk"
-# a judge's prompt has one of these marks
+# what a judge says, by a mark in its prompt
 JUDGEMENTS = {"[[rating]]": "[[6]]", "[[A>>B]]": "[[A=B]]", "Generated Text": "YES"}
 
 
@@ -50,8 +50,8 @@ class Flags(compare.Flags):
     ifeval_only: bool = False  # leave the other benchmarks out
 
 
-def made_up() -> Iterator[tuple[str, dict]]:
-    """(file, row): tests of our own in the owners' forms and numbers; answers to IFEval's."""
+def made_up() -> Iterator[tuple[str, str | dict]]:
+    """(file, line): tests of our own in the owners' forms and numbers; answers to IFEval's."""
     rng = random.Random(0)
     for key in range(541):
         names, kwargs = zip(*rng.sample(INSTRUCTIONS, rng.choice([1, 1, 2])))
@@ -60,44 +60,41 @@ def made_up() -> Iterator[tuple[str, dict]]:
         sentences = []  # of 200 words in all
         for _ in range(rng.randint(8, 24)):
             sentences.append(" ".join(rng.choices(WORDS.split(), k=12)).capitalize() + ".")
-        row["response"] = " ".join(sentences)
-        yield "ifeval/gpt4_answers.jsonl", row
+        yield "ifeval/gpt4_answers.jsonl", {**row, "response": " ".join(sentences)}
     for n in range(1319):
         yield "gsm8k/test.jsonl", {"question": f"What is {n} + {n}?", "answer": f"#### {2 * n}"}
     for n in range(80):
-        row = {"category": "writing", "turns": [f"Write about {n}.", "Now shorter."]}
-        yield "mt_bench/question.jsonl", {"question_id": n, **row}
+        row = {"question_id": n, "category": "writing"}
+        yield "mt_bench/question.jsonl", {**row, "turns": [f"Write about {n}.", "Now shorter."]}
     answer = {"role": "assistant", "content": {"answer": "A baseline answer."}}
     for n in range(500):
-        yield "arena_hard/v0.1/question.jsonl", {"uid": f"u{n}", "prompt": f"Explain {n}."}
-        baseline = "arena_hard/v0.1/model_answer/gpt-4-0314.jsonl"
-        yield baseline, {"uid": f"u{n}", "messages": [answer]}
+        arena, baseline = "arena_hard/v0.1", {"uid": f"u{n}", "messages": [answer]}
+        yield f"{arena}/question.jsonl", {"uid": f"u{n}", "prompt": f"Explain {n}."}
+        yield f"{arena}/model_answer/gpt-4-0314.jsonl", baseline
+    for n in range(14_042):
+        row = f"Which of these is number {n}?,{n},{n + 1},{n + 2},{n + 3},A"
+        yield "mmlu/test/made_up_test.csv", row
 
 
 def make_data(folder: Path) -> None:
-    rows = {}
-    for name, row in made_up():
-        rows.setdefault(name, []).append(json.dumps(row))
-    rows["mmlu/test/made_up_test.csv"] = ["question,choice0,choice1,choice2,choice3,answer"]
-    for n in range(14_042):
-        row = f"Which of these is number {n}?,{n},{n + 1},{n + 2},{n + 3},0"
-        rows["mmlu/test/made_up_test.csv"].append(row)
-    for name, lines in rows.items():
+    of_file = {}
+    for name, line in made_up():
+        of_file.setdefault(name, []).append(line if isinstance(line, str) else json.dumps(line))
+    for name, lines in of_file.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def timed(name: str, command: list[str], wanted: str) -> float:
+def seconds(name: str, command: list[str], wanted: str) -> float:
     """Run a program and print its seconds and those lines of its output that match `wanted`."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    began = time.perf_counter()
+    environment, began = {**os.environ, "HF_HUB_OFFLINE": "1"}, time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    seconds = time.perf_counter() - began
+    took = time.perf_counter() - began
     if done.returncode:
         raise UserError(f"{name} failed:\n{done.stdout[-1000:]}{done.stderr[-2000:]}")
     lines = [line for line in done.stdout.splitlines() if re.search(wanted, line)]
-    print(f"{name}: {seconds:.1f} s", *lines, sep="\n")
-    return seconds
+    print(f"{name}: {took:.1f} s", *lines, sep="\n")
+    return took
 
 
 def lm_eval_command(folder: str, data: Path, url: str) -> list[str]:
@@ -111,10 +108,10 @@ def lm_eval_command(folder: str, data: Path, url: str) -> list[str]:
     task = f"include: {root}/tasks/ifeval/ifeval.yaml\ntask: ifeval_local\ndataset_path: json\n"
     task += "dataset_name: null\ndataset_kwargs: {data_files: {train: %s}}\n"
     Path(folder, "task.yaml").write_text(task % (data / "ifeval/input_data.jsonl"))
+    words = "--model local-chat-completions --apply_chat_template --tasks ifeval_local"
     model = f"model=m,base_url={url}/chat/completions,num_concurrent=64"
-    asked = ["--model", "local-chat-completions", "--apply_chat_template", "--model_args", model]
-    tasks = ["--tasks", "ifeval_local", "--include_path", folder]
-    return [sys.executable, "-m", "lm_eval", *asked, *tasks]
+    words = [*words.split(), "--model_args", model, "--include_path", folder]
+    return [sys.executable, "-m", "lm_eval", *words]
 
 
 def stage_command(data: Path, url: str, out: str, *more: str) -> list[str]:
@@ -131,46 +128,36 @@ def judge_or_answer(messages: list[dict], request: dict) -> str:
     return JUDGEMENTS[marks[0]] if marks else "A short answer of a few words. The answer is 18."
 
 
-def against_lm_eval(folder: str, data: Path) -> dict[str, float]:
-    """Both programs' seconds for the answers to IFEval that lie with the data."""
-    rows = files.read(data / "ifeval/gpt4_answers.jsonl")
-    answers, numbers = {row["prompt"]: row["response"] for row in rows}, {}
-    with FakeServer(
-        lambda turns, _: answers.get(turns[-1]["content"], "None."), keep=False
-    ) as server:
-        if command := lm_eval_command(folder, data, server.url):
-            numbers["lm_eval seconds"] = timed("lm_eval", command, "_acc")
-        out = f"{folder}/ours/07_results.json"
-        command = stage_command(data, server.url, out, "--benchmarks", "ifeval")
-        numbers["ifeval seconds"] = timed("07_eval", command, r"^\| \*\*m")
-    if "lm_eval seconds" in numbers:
-        numbers["ifeval ratio"] = numbers["lm_eval seconds"] / numbers["ifeval seconds"]
-        print(f"ratio: {numbers['ifeval ratio']:.1f}")
-    return numbers
-
-
-def all_benchmarks(folder: str, data: Path) -> dict[str, float]:
-    """The stage's seconds with every benchmark, and those of each."""
-    out = f"{folder}/all/07_results.json"
-    with FakeServer(judge_or_answer, keep=False) as server:
-        judge = ["--judge-model", "j", "--judge-base-url", server.url, "--allow-gaps"]
-        command = stage_command(data, server.url, out, *judge)
-        numbers = {"all benchmarks seconds": timed("all benchmarks", command, "not run")}
-    for row in json.loads(Path(out).read_text()):
-        if "seconds" in row:
-            print(f"{row['benchmark']}: {row['seconds']:.1f} s, n {row['n']:,}")
-            numbers[f"{row['benchmark']} of all seconds"] = row["seconds"]
-    return numbers
-
-
 def main(args: Flags) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        data = args.data_dir or Path(folder, "data")
+        data = (args.data_dir or Path(folder, "data")).resolve()
         if args.data_dir is None:
             make_data(data)
-        numbers = against_lm_eval(folder, data.resolve())
+
+        # against lm-eval: both programs score the answers to IFEval that lie with the data
+        rows, numbers = files.read(data / "ifeval/gpt4_answers.jsonl"), {}
+        answers = {row["prompt"]: row["response"] for row in rows}
+        with FakeServer(lambda turns, _: answers.get(turns[-1]["content"], "None.")) as server:
+            command = stage_command(
+                data, server.url, f"{folder}/ours/07_results.json", "--benchmarks", "ifeval"
+            )
+            numbers["ifeval seconds"] = seconds("07_eval", command, r"^\| \*\*m")
+            if command := lm_eval_command(folder, data, server.url):
+                numbers["lm_eval seconds"] = seconds("lm_eval", command, "_acc")
+                numbers["ifeval ratio"] = numbers["lm_eval seconds"] / numbers["ifeval seconds"]
+                print(f"ratio: {numbers['ifeval ratio']:.1f}")
+
+        # all benchmarks: the stage's seconds, and those of each
         if not args.ifeval_only:
-            numbers |= all_benchmarks(folder, data.resolve())
+            with FakeServer(judge_or_answer, keep=False) as server:
+                judge = ["--judge-model", "j", "--judge-base-url", server.url, "--allow-gaps"]
+                command = stage_command(data, server.url, f"{folder}/all/07_results.json", *judge)
+                whole = seconds("all benchmarks", command, "not run")
+            numbers["all benchmarks seconds"] = whole
+            for row in json.loads(Path(folder, "all/07_results.json").read_text()):
+                if "seconds" in row:
+                    print(f"{row['benchmark']}: {row['seconds']:.1f} s, n {row['n']:,}")
+                    numbers[f"{row['benchmark']} of all seconds"] = row["seconds"]
     compare.save(args.json, numbers)
 
 

@@ -124,16 +124,20 @@ def conditions(name: str, args) -> dict:
     return recorded
 
 
-def sampling(name: str, attempt: dict, conditions: dict) -> dict:
-    """What all requests of an attempt say; `first` makes equal questions different ones."""
-    temperature = conditions["temperature"]
-    if isinstance(temperature, str):
-        temperature = module(name).temperature(attempt["item"])
-    return {
-        "first": attempt["sample"],
-        "temperature": temperature,
-        "max_tokens": conditions["max_tokens"],
-    }
+def attempts(name: str, items: list[dict], conditions: dict) -> list[dict]:
+    """An attempt for each sample of each item; `sampling` is what all its requests say."""
+    found = []
+    for sample in range(conditions["samples"]):
+        for item in items:
+            # the sample's index, `first`, makes equal questions different ones in the store
+            sampling = {"first": sample}
+            for setting in conditions.keys() & {"temperature", "max_tokens"}:
+                sampling[setting] = conditions[setting]
+            if isinstance(sampling.get("temperature"), str):
+                sampling["temperature"] = module(name).temperature(item)
+            attempt = {"item": item, "sample": sample, "sampling": sampling}
+            found.append({**attempt, "judgement": None, "open": False})
+    return found
 
 
 def undecided(reason: str = "the judge did not answer") -> dict:
