@@ -137,10 +137,13 @@ def main(args: Flags) -> None:
         # against lm-eval: both programs score the answers to IFEval that lie with the data
         rows, numbers = files.read(data / "ifeval/gpt4_answers.jsonl"), {}
         answers = {row["prompt"]: row["response"] for row in rows}
-        with FakeServer(lambda turns, _: answers.get(turns[-1]["content"], "None.")) as server:
-            command = stage_command(
-                data, server.url, f"{folder}/ours/07_results.json", "--benchmarks", "ifeval"
-            )
+        out = f"{folder}/ours/07_results.json"
+
+        def answer(messages, request):
+            return answers.get(messages[-1]["content"], "None.")
+
+        with FakeServer(answer, keep=False) as server:
+            command = stage_command(data, server.url, out, "--benchmarks", "ifeval")
             numbers["ifeval seconds"] = seconds("07_eval", command, r"^\| \*\*m")
             if command := lm_eval_command(folder, data, server.url):
                 numbers["lm_eval seconds"] = seconds("lm_eval", command, "_acc")
@@ -149,12 +152,13 @@ def main(args: Flags) -> None:
 
         # all benchmarks: the stage's seconds, and those of each
         if not args.ifeval_only:
+            out = f"{folder}/all/07_results.json"
             with FakeServer(judge_or_answer, keep=False) as server:
                 judge = ["--judge-model", "j", "--judge-base-url", server.url, "--allow-gaps"]
-                command = stage_command(data, server.url, f"{folder}/all/07_results.json", *judge)
+                command = stage_command(data, server.url, out, *judge)
                 whole = seconds("all benchmarks", command, "not run")
             numbers["all benchmarks seconds"] = whole
-            for row in json.loads(Path(folder, "all/07_results.json").read_text()):
+            for row in json.loads(Path(out).read_text()):
                 if "seconds" in row:
                     print(f"{row['benchmark']}: {row['seconds']:.1f} s, n {row['n']:,}")
                     numbers[f"{row['benchmark']} of all seconds"] = row["seconds"]
