@@ -117,15 +117,15 @@ def overlapping(tests: list[str], training: Iterable[str]) -> dict[int, int]:
         for gram in grams(words(test)):
             owners.setdefault(gram, []).append(number)
     lengths = sorted({gram.count(" ") + 1 for gram in owners})
-    found: dict[int, int] = {}
+    first: dict[int, int] = {}
     for place, text in enumerate(training):
         tokens = words(text)
         for length in lengths:
             for start in range(len(tokens) - length + 1):
                 gram = " ".join(tokens[start : start + length])
                 for number in owners.get(gram, ()):
-                    found.setdefault(number, place)
-    return found
+                    first.setdefault(number, place)
+    return first
 
 
 def nearest(tests: list[str], training: list[str], top: int) -> list[list[tuple[int, float]]]:
@@ -137,18 +137,18 @@ def nearest(tests: list[str], training: list[str], top: int) -> list[list[tuple[
     token = rf"[{CJK}]|[^\W{CJK}]{{2,}}"
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=token)
     corpus = vectorizer.fit_transform(training)
-    found = []
+    neighbours = []
     for start in range(0, len(tests), BLOCK):
         block = vectorizer.transform(tests[start : start + BLOCK])
         for similar in (block @ corpus.T).toarray():
             best = np.argsort(-similar)[:top]
-            found.append([(int(place), float(similar[place])) for place in best])
-    return found
+            neighbours.append([(int(place), float(similar[place])) for place in best])
+    return neighbours
 
 
 def read_judgement(text: str) -> bool | None:
-    words = set(re.findall(r"\b(true|false)\b", text.lower()))
-    return words == {"true"} if len(words) == 1 else None
+    verdicts = set(re.findall(r"\b(true|false)\b", text.lower()))
+    return verdicts == {"true"} if len(verdicts) == 1 else None
 
 
 async def rephrased(pair: tuple[str, list[str]], kind: str, client) -> bool | None:
@@ -207,17 +207,17 @@ async def check(name: str, items: list[dict], training: list[str], judging) -> d
     return report
 
 
-def markdown(found: dict[str, dict]) -> str:
+def markdown(reports: dict[str, dict]) -> str:
     """Table 4's columns: a count and, in per cent, the share of the tests."""
     lines = []
-    for name, row in found.items():
-        line = [name, row["tests"], row["training rows"]]
+    for name, report in reports.items():
+        line = [name, report["tests"], report["training rows"]]
         for column in ("overlap", "rephrased"):
-            if row[column] is None:
+            if report[column] is None:
                 line.append("no judge")
             else:
-                line.append(f"{row[column]} ({row[f'{column} share']:.1%})")
-        undecided = "no judge" if row["undecided"] is None else row["undecided"]
+                line.append(f"{report[column]} ({report[f'{column} share']:.1%})")
+        undecided = "no judge" if report["undecided"] is None else report["undecided"]
         lines.append([*line, undecided])
     header = ["benchmark", "tests", "training rows", "overlap", "rephrased", "undecided"]
     return table.markdown(header, lines)
@@ -238,19 +238,19 @@ async def main(args: Flags) -> None:
             f"{args.training} against ({'; '.join(reasons) or 'heldout is of the same run'}); "
             "give --data-dir with the benchmarks' data and name them by --benchmarks"
         )
-    found = {}
+    reports = {}
     async with judge.client(args) as judging:
         for name, data in loaded.items():
-            found[name] = await check(name, data.items, training, judging)
+            reports[name] = await check(name, data.items, training, judging)
     report = {
         "file": args.training,
         "judge": args.judge_model,
-        "benchmarks": found,
+        "benchmarks": reports,
         "not checked": {name: str(gap) for name, gap in gaps.items()},
     }
     write_settings(args, args.out)
     write_whole(args.out, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    print(markdown(found))
+    print(markdown(reports))
     for name, gap in gaps.items():
         print(f"{name}: not checked: {gap}", file=sys.stderr)
     print(f"the pairs to look at: {args.out}")

@@ -78,8 +78,8 @@ def pooled(rows: Iterable[dict]) -> dict[str, list]:
     """The points of every metric, of all rows together."""
     points: dict[str, list] = {}
     for row in rows:
-        for metric, found in row["points"].items():
-            points.setdefault(metric, []).extend(found)
+        for metric, of_metric in row["points"].items():
+            points.setdefault(metric, []).extend(of_metric)
     return points
 
 
@@ -88,8 +88,8 @@ def measure(benchmark: str, attempts: list[dict], rows: list[dict]) -> dict:
     points, metrics = pooled(rows), {}
     for metric in table.ordered(benchmark, points):
         scale = table.scale(benchmark, metric)
-        found = intervals.interval(points[metric], share=scale == 100)
-        metrics[metric] = {**found, "scale": scale}
+        measured = intervals.interval(points[metric], share=scale == 100)
+        metrics[metric] = {**measured, "scale": scale}
     samples = [sample for attempt in attempts for sample in attempt["answers"]]
     reasons = [sample["finish_reason"] for sample in samples]
     lengths = [len(sample["text"].split()) for sample in samples]
@@ -157,18 +157,18 @@ def differences(folder: Path, benchmark: str, first: dict, second: dict) -> list
     after = pooled(files.read(folder / second["items"], ["points"], "07_eval.py"))
     lines = []
     for name in table.ordered(benchmark, before.keys() & after.keys()):
-        found = intervals.paired(before[name], after[name])
-        if found is None:
+        paired = intervals.paired(before[name], after[name])
+        if paired is None:
             print(f"{pair} have no item of {name} in common", file=sys.stderr)
             continue
         scale = table.scale(benchmark, name)
-        difference = f"{found['difference'] * scale:+.2f}"
-        if found["low"] is None:  # of one cluster nothing can be resampled
-            lines.append([benchmark, name, difference, "n/a", found["clusters"], "n/a"])
+        difference = f"{paired['difference'] * scale:+.2f}"
+        if paired["low"] is None:  # of one cluster nothing can be resampled
+            lines.append([benchmark, name, difference, "n/a", paired["clusters"], "n/a"])
             continue
-        interval = f"[{found['low'] * scale:+.2f}, {found['high'] * scale:+.2f}]"
-        beyond = "yes" if found["low"] > 0 or found["high"] < 0 else "no"
-        lines.append([benchmark, name, difference, interval, found["clusters"], beyond])
+        interval = f"[{paired['low'] * scale:+.2f}, {paired['high'] * scale:+.2f}]"
+        beyond = "yes" if paired["low"] > 0 or paired["high"] < 0 else "no"
+        lines.append([benchmark, name, difference, interval, paired["clusters"], beyond])
     return lines
 
 

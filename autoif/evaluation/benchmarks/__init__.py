@@ -126,7 +126,7 @@ def conditions(name: str, args) -> dict:
 
 def attempts(name: str, items: list[dict], conditions: dict) -> list[dict]:
     """An attempt for each sample of each item; `sampling` is what all its requests say."""
-    found = []
+    every = []
     for sample in range(conditions["samples"]):
         for item in items:
             # the sample's index, `first`, makes equal questions different ones in the store
@@ -136,8 +136,8 @@ def attempts(name: str, items: list[dict], conditions: dict) -> list[dict]:
             if isinstance(sampling.get("temperature"), str):
                 sampling["temperature"] = module(name).temperature(item)
             attempt = {"item": item, "sample": sample, "sampling": sampling}
-            found.append({**attempt, "judgement": None, "open": False})
-    return found
+            every.append({**attempt, "judgement": None, "open": False})
+    return every
 
 
 def undecided(reason: str = "the judge did not answer") -> dict:

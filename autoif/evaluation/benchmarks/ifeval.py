@@ -47,7 +47,7 @@ def from_json(value: object) -> object:
 
 def items(rows: list[dict], where: str = "the file") -> list[dict]:
     """Rows of IFEval's form (IFBench has it too) as items; UserError names a row of another."""
-    found = []
+    read = []
     for row in rows:
         ids, kwargs = row["instruction_id_list"], []
         try:
@@ -61,7 +61,7 @@ def items(rows: list[dict], where: str = "the file") -> list[dict]:
                 f"of its {len(ids)} instructions, and has {str(row['kwargs'])[:80]!r}; fetch the "
                 "file again, or leave the row out"
             )
-        found.append(
+        read.append(
             {
                 "id": str(row["key"]),
                 "cluster": str(row["key"]),
@@ -70,12 +70,12 @@ def items(rows: list[dict], where: str = "the file") -> list[dict]:
                 "kwargs": kwargs,
             }
         )
-    return found
+    return read
 
 
-def checkable(found: list[dict], registry: dict[str, type], where: str) -> list[dict]:
+def checkable(items: list[dict], registry: dict[str, type], where: str) -> list[dict]:
     """The items; UserError names one that no checker fits, before its answer is paid for."""
-    for item in found:
+    for item in items:
         for instruction_id, kwargs in zip(item["instruction_ids"], item["kwargs"]):
             row = f"{where}: the row with the key {item['id']!r}"
             if instruction_id not in registry:
@@ -90,7 +90,7 @@ def checkable(found: list[dict], registry: dict[str, type], where: str) -> list[
                         f"{row}: {instruction_id} does not take {kwargs} ({error}); "
                         "fetch the file again, or leave the row out"
                     ) from None
-    return found
+    return items
 
 
 @contextlib.contextmanager
