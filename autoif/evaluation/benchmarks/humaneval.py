@@ -17,6 +17,7 @@ from collections.abc import Iterator
 
 from autoif import sandbox
 from autoif.evaluation.benchmarks import Settings
+from autoif.replies import parsed
 
 SETTINGS = Settings(temperature=0.0, max_tokens=1024, columns=("HumanEval",))
 
@@ -51,14 +52,6 @@ def load(source) -> Iterator[dict]:
             "entry_point": row["entry_point"],
             "test": row["test"],
         }
-
-
-def parsed(code: str) -> ast.Module | None:
-    """The code's syntax tree, None where it has none."""
-    try:
-        return ast.parse(code)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
 
 
 def cut_to_code(code: str, before: str = "") -> str | None:
