@@ -23,6 +23,7 @@ from autoif.training.rows import packed_tokens
 
 # tests/test_train.py checks these against transformers' own forward pass
 MODELS = ("llama", "mistral", "qwen2", "qwen3")
+DTYPES = {"bf16": "bfloat16", "fp32": "float32"}  # of --precision, by their names in torch
 SCHEDULES = ("linear", "cosine", "constant_with_warmup")  # by their names in transformers
 Schedule = Literal[SCHEDULES]
 Recompute = Literal["auto", "on", "off"]
@@ -59,11 +60,10 @@ class Policy:
 
     def __init__(self, args, rows: list[dict], checkpoints: Checkpoints, steps: int, warmup: int):
         self.args, self.rows, self.checkpoints, self.steps = args, rows, checkpoints, steps
-        world = checkpoints.world
         config = deepspeed_config(args.ds_config, args.zero, args.precision, args.offload)
         model = load_model(args.model, config, args.precision, rows)
         checkpoint_activations(
-            model, rows, args.activation_checkpointing, args.micro_tokens, config, world
+            model, rows, args.activation_checkpointing, args.micro_tokens, config, checkpoints.world
         )
         self.engine = trainable(
             model,
@@ -142,15 +142,9 @@ def start(seed: int, precision: str) -> tuple[int, int]:
     if rank == 0:
         from autoif.training.packed import kernel
 
-        device_type = "cuda" if on_gpu else "cpu"
-        print(f"attention: {kernel(device_type, dtype(precision))[1]}", flush=True)
+        form = getattr(torch, DTYPES[precision])
+        print(f"attention: {kernel('cuda' if on_gpu else 'cpu', form)[1]}", flush=True)
     return rank, world
-
-
-def dtype(precision: str):
-    import torch
-
-    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
 
 
 def deepspeed_config(path: str | Path, zero: int, precision: str, offload: bool) -> dict:
@@ -211,7 +205,7 @@ def load_model(path: str, config: dict, precision: str, rows: list[dict]):
     try:
         model, loaded = transformers.AutoModelForCausalLM.from_pretrained(
             path,
-            dtype=dtype(precision),
+            dtype=DTYPES[precision],
             attn_implementation="packed",
             output_loading_info=True,
         )
@@ -279,16 +273,14 @@ def room_for_warmup(steps: int, warmup: int, lr: float) -> int:
     """
     import torch.distributed as dist
 
-    reached = lr * (steps - 1) / max(warmup, 1)
     if warmup < steps:
         return warmup
+    words = f"there is one step: it is taken at the full learning rate, {lr:.1e}, unwarmed"
+    if steps > 1:
+        reached = lr * (steps - 1) / warmup
+        words = f"{steps} steps end before {warmup} of warm-up do: the learning rate reaches "
+        words += f"{reached:.1e}, not {lr:.1e}"
     if dist.get_rank() == 0:
-        words = f"there is one step: it is taken at the full learning rate, {lr:.1e}, unwarmed"
-        if steps > 1:
-            words = (
-                f"{steps} steps end before {warmup} of warm-up do: the learning rate reaches "
-                f"{reached:.1e}, not {lr:.1e}"
-            )
         print(f"warning: {words}; a smaller --batch, or more rows, make more steps", flush=True)
     return warmup if steps > 1 else 0
 
@@ -331,6 +323,7 @@ def trainable(
 
 def restore_masters(engine, model: str) -> None:
     """Give the fp32 master weights what `model` has in float32: they were made of its bf16 copy."""
+    import torch
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
     tensors = weights.stored(model)
@@ -338,18 +331,14 @@ def restore_masters(engine, model: str) -> None:
         if name not in tensors or tensors[name].get_dtype() != "F32":
             continue
         value = tensors[name][:]
-        if engine.zero_optimization_stage() == 3:
-            safe_set_local_fp32_param(parameter, own_part(value, parameter.ds_tensor.numel()))
-        else:
+        if engine.zero_optimization_stage() < 3:
             safe_set_full_fp32_param(parameter, value)
-
-
-def own_part(value, size: int):
-    """This rank's part of a tensor that ZeRO-3 cuts into parts of `size`; zeros fill the last."""
-    import torch
-
-    part = value.flatten()[torch.distributed.get_rank() * size :][:size]
-    return torch.nn.functional.pad(part, (0, size - len(part)))
+            continue
+        # ZeRO-3 cuts a tensor into equal parts, one for each rank; zeros fill the last
+        size = parameter.ds_tensor.numel()
+        part = value.flatten()[torch.distributed.get_rank() * size :][:size]
+        padded = torch.nn.functional.pad(part, (0, size - len(part)))
+        safe_set_local_fp32_param(parameter, padded)
 
 
 def sum_over_ranks(numbers) -> list[float]:
