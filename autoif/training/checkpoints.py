@@ -47,17 +47,8 @@ class Checkpoints:
         if self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir())):
             raise UserError(f"{self.out} exists; delete it to train again")
         # settings without a resume point bind nobody: that run had nothing to lose
-        if self._steps() and self.file.exists():
-            self._refuse_others(json.loads(self.file.read_text()))
-        if rank == 0:
-            write_settings(args, args.out)
-
-    def _steps(self) -> list[int]:
-        return sorted(int(path.name[5:]) for path in self.state.glob("step-*"))
-
-    def _refuse_others(self, before: dict) -> None:
-        """UserError where the run was begun with settings other than `before`."""
-        changed = []
+        begun = self._steps() and self.file.exists()
+        before, changed = json.loads(self.file.read_text()) if begun else self.settings, []
         for name, value in self.settings.items():
             # the day changes nothing but the rows, whose hash is among the settings
             if name != "date" and before.get(name) != value:
@@ -67,6 +58,11 @@ class Checkpoints:
                 f"{self.state} was begun with other settings ({'; '.join(changed)}); "
                 "go back to those, or delete it to begin again"
             )
+        if rank == 0:
+            write_settings(args, args.out)
+
+    def _steps(self) -> list[int]:
+        return sorted(int(path.name[5:]) for path in self.state.glob("step-*"))
 
     def restore(self, engine) -> int:
         """Load the latest resume point, if any: weights, optimizer, schedule, random state.

@@ -65,16 +65,9 @@ class Policy:
         checkpoint_activations(
             model, rows, args.activation_checkpointing, args.micro_tokens, config, checkpoints.world
         )
-        self.engine = trainable(
-            model,
-            config,
-            steps=steps,
-            warmup=warmup,
-            lr=args.lr,
-            betas=args.betas,
-            weight_decay=args.weight_decay,
-            schedule=args.schedule,
-        )
+        names = ("lr", "betas", "weight_decay", "schedule")
+        settings = {name: getattr(args, name) for name in names}
+        self.engine = trainable(model, config, steps, warmup, **settings)
         restore_masters(self.engine, args.model)
         self.done = checkpoints.restore(self.engine)
         self.log = Log(args.out, self.engine, steps, self.done, args.divergence, args.wandb)
@@ -203,11 +196,9 @@ def load_model(path: str, config: dict, precision: str, rows: list[dict]):
     # transformers holds it weakly: it must live until the model is read
     partition_on_load = HfDeepSpeedConfig(config)
     try:
+        options = {"attn_implementation": "packed", "output_loading_info": True}
         model, loaded = transformers.AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=DTYPES[precision],
-            attn_implementation="packed",
-            output_loading_info=True,
+            path, dtype=DTYPES[precision], **options
         )
     except (OSError, ValueError, ImportError, RuntimeError, UnpicklingError) as error:
         words = " ".join(str(error).split())[:300]
@@ -285,16 +276,7 @@ def room_for_warmup(steps: int, warmup: int, lr: float) -> int:
     return warmup if steps > 1 else 0
 
 
-def trainable(
-    model,
-    config: dict,
-    steps: int,
-    warmup: int,
-    lr: float,
-    betas: list[float],
-    weight_decay: float,
-    schedule: str,
-):
+def trainable(model, config: dict, steps: int, warmup: int, lr, betas, weight_decay, schedule):
     """DeepSpeed engine with the schedule and AdamW, which decays neither norms nor biases."""
     import deepspeed
     import torch
@@ -305,15 +287,10 @@ def trainable(
         # ZeRO-3 has emptied the parameter itself
         shape = getattr(parameter, "ds_shape", parameter.shape)
         (matrices if len(shape) > 1 else vectors).append(parameter)
-    groups = [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    warmup = room_for_warmup(steps, warmup, lr)
+    decayed = {"params": matrices, "weight_decay": weight_decay}
+    groups = [decayed, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(betas), eps=1e-8, fused=True)
-    scheduler = get_scheduler(
-        schedule, optimizer, num_warmup_steps=warmup, num_training_steps=steps
-    )
+    scheduler = get_scheduler(schedule, optimizer, room_for_warmup(steps, warmup, lr), steps)
     engine = deepspeed.initialize(
         model=model, optimizer=optimizer, lr_scheduler=scheduler, config=config
     )[0]

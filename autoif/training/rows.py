@@ -9,7 +9,7 @@ import heapq
 import json
 import math
 import random
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import jinja2
@@ -104,7 +104,7 @@ def read_call(call, where: str) -> dict:
 def refuse_unrendered(messages: list[dict], rendering: str, where: str) -> None:
     """UserError where a chat template leaves out a text or the name of a called tool."""
     for message in messages:
-        names = [call["function"]["name"] for call in message.get("tool_calls", [])]
+        names = [call["function"]["name"] for call in message.get("tool_calls") or []]
         for text in [message["content"].strip(), *names]:
             # a tool's answer may stand in a JSON string
             escaped = json.dumps(text, ensure_ascii=False)[1:-1]
@@ -115,14 +115,7 @@ def refuse_unrendered(messages: list[dict], rendering: str, where: str) -> None:
                 )
 
 
-def encode(
-    tokenizer,
-    prompt: list[dict],
-    responses: list[list[dict]],
-    where: str,
-    truncated: Collection[int] = (),
-    tools: list[dict] | None = None,
-) -> dict:
+def encode(tokenizer, prompt, responses, where: str, truncated=(), tools=None) -> dict:
     """Token ids of a prompt and its responses through the chat template, with their end tokens.
 
     Prompt and response are tokenized apart, as they are when the model generates. What the template
