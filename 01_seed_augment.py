@@ -16,6 +16,7 @@ Departures from the paper:
 5. Sampling (temperature 1, at most 4,096 tokens) is ours; the paper does not state it.
 """
 
+import asyncio
 import random
 import re
 from collections.abc import Iterator
@@ -168,21 +169,29 @@ def read_seeds(path: str | None) -> list[str]:
     return seeds
 
 
-async def main(args: Flags) -> None:
+async def ask(seeds: list[str], args: Flags) -> list[str]:
+    """The lines of K answers to requests for new constraints."""
+    lines = []
+
+    def work(request):
+        index, prompt = request
+        return client.ask(prompt, k=1, first=index)
+
+    async with llm.Client(args, "01_seed_augment") as client:
+        async for samples in in_order(work, enumerate(prompts(seeds, args)), client.ahead):
+            for sample in samples:
+                lines += replies.items(sample["text"])
+    return lines
+
+
+def main(args: Flags) -> None:
     seeds = read_seeds(args.seeds)[: args.limit]
     funnel = Funnel("01_seed_augment", args.out)
 
     # ask: K requests for new constraints, each with other examples; the seeds stand first, so that
     # of two duplicates the one written by hand stays
-    def ask(request):
-        index, prompt = request
-        return client.ask(prompt, k=1, first=index)
-
     candidates = [(seed, "seed") for seed in seeds]
-    async with llm.Client(args, "01_seed_augment") as client:
-        async for samples in in_order(ask, enumerate(prompts(seeds, args)), client.ahead):
-            for sample in samples:
-                candidates += [(line, "augmented") for line in replies.items(sample["text"])]
+    candidates += [(line, "augmented") for line in asyncio.run(ask(seeds, args))]
 
     # filter: what no function can check, and exact duplicates; seeds are taken as they are
     unique = {}

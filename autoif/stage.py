@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from autoif.files import UserError, dump, refuse_unwritable, whole_file, write_whole
-from autoif.settings import versions, write_settings  # noqa: F401  until all import it from there
+from autoif.settings import settings_path, versions, write_settings  # noqa: F401  users move there
 
 
 async def in_order(

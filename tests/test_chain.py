@@ -49,7 +49,7 @@ def test_how_an_output_was_made_stands_beside_it(tmp_path):
     args = Flags(input=[source])
     settings.write_settings(args, tmp_path / "folder")
     made = json.loads((tmp_path / "folder.settings.json").read_text())
-    assert made["flags"]["betas"] == [0.9, 0.95] and changes(**made, args=args) == []
+    assert made["flags"]["betas"] == [0.9, 0.95] and changes(made["flags"], args) == []
 
 
 def test_the_same_settings_of_an_earlier_version_are_the_same():

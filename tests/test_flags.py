@@ -82,11 +82,14 @@ def required(command: typing.Callable) -> list[str]:
 COMMANDS = commands()
 
 
+NUMBERS = ("INT", "FLOAT", "FLOAT FLOAT")
+
+
 def spec_of(hint) -> tyro.constructors.PrimitiveConstructorSpec | None:
     """The range that a field's type gives, of `Count | None` as well."""
     for part in (hint, *typing.get_args(hint)):
         for extra in getattr(part, "__metadata__", ()):
-            if isinstance(extra, tyro.constructors.PrimitiveConstructorSpec):
+            if getattr(extra, "instance_from_str", None) and extra.metavar in NUMBERS:
                 return extra
     return None
 
@@ -270,7 +273,7 @@ def test_one_of_several_commands_is_named(capsys):
 def program(tmp_path, end: str, **environment: str) -> subprocess.Popen:
     """A command that says "ready" and then does `end`."""
     lines = [
-        "import dataclasses, time",
+        "import asyncio, dataclasses",
         "from autoif import flags",
         "from autoif.files import UserError",
         "@dataclasses.dataclass",
@@ -292,7 +295,7 @@ def program(tmp_path, end: str, **environment: str) -> subprocess.Popen:
 
 
 def test_ctrl_c_ends_with_130_and_a_line_that_says_what_to_do(tmp_path):
-    process = program(tmp_path, "time.sleep(60)")
+    process = program(tmp_path, "await asyncio.sleep(60)")
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=30)
@@ -321,7 +324,13 @@ def test_a_process_that_fails_alone_says_so_itself(tmp_path):
 
 HELP = """
 import runpy, sys
-sys.modules.update(dict.fromkeys(["torch", "transformers", "deepspeed", "sklearn", "openai"]))
+
+class Absent:
+    def find_spec(name, path=None, target=None):
+        if name in ("torch", "transformers", "deepspeed", "sklearn", "openai"):
+            raise ImportError(f"{name} is asked for")
+
+sys.meta_path.insert(0, Absent)
 sys.argv = [sys.argv[1], "--help"]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
