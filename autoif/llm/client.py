@@ -97,7 +97,6 @@ class Client:
         self._endpoint = None  # until the first completion that the store lacks
         self._waiting = set()  # tasks that wait for the endpoint
         self._error = None  # what ended the run
-        self._last_failure = None
         self._alike = 0  # prompts with equal samples; None: the server samples
 
     async def __aenter__(self) -> "Client":
@@ -191,10 +190,7 @@ class Client:
         async with self._turns.setdefault((name, first), asyncio.Lock()):
             missing = self.store.missing(name, first, k)
             self.counts["stored"] += k - len(missing)
-            failure = await self._endpoint.answer(request, name, missing)
-        if failure:
-            self.counts["refused" if failure.refused else "failed"] += 1
-            self._last_failure = failure
+            await self._endpoint.answer(request, name, missing)
 
     async def _each_second(self) -> None:
         """Show the speed, and sync the store: a power cut may cost the answers of a second."""
@@ -245,7 +241,7 @@ class Client:
 
     def _check_failed(self) -> None:
         """UserError when too many prompts failed, or none has an answer at all."""
-        counts, last = self.counts, self._last_failure
+        counts, last = self.counts, self._endpoint and self._endpoint.last_failure
         prompts, failed, refused = counts["prompts"], counts["failed"], counts["refused"]
         if failed > self.args.max_failed * prompts:
             raise UserError(

@@ -44,19 +44,20 @@ INSTEAD = {
 }
 
 
-class Unanswered(Exception):
-    """Why a prompt stays without an answer: the server refused it for good, or kept failing."""
+class Failure(Exception):
+    """A request without a completion: the server's words and its status, None where it has none."""
 
-    def __init__(self, words: str, status: int | None):
+    def __init__(self, words: str, status: int | None = None, code: str | None = None, wait=0.0):
         super().__init__(words)
-        self.refused = status is not None and not heals(status)
+        self.status, self.wait = status, wait
+        self.refused = not heals(status)
         # other refusals (403, 404) are of the settings, or of the prompt where others are answered
         self.of_prompt = status in OF_PROMPT
-        self.advised = f"{words}; {ADVICE[status]}" if status in ADVICE else words
+        self.ends_run = status == 401 or code == "insufficient_quota"
 
-
-class Unusable(Exception):
-    """A reply with status 200 that holds no completion: HTML from a proxy, no choices."""
+    @property
+    def advised(self) -> str:
+        return f"{self}; {ADVICE[self.status]}" if self.status in ADVICE else str(self)
 
 
 class ErrorInReply(openai.APIStatusError):
@@ -78,9 +79,10 @@ class Endpoint:
             )
         self._base_url, self._secret = address(args.base_url), secret()
         store.lock()
+        self.last_failure = None
         self._most_in_a_row = max(20, 2 * args.concurrency)  # failures, until it is given up
         self._most_refused = max(REFUSALS, args.concurrency)
-        self._failed_in_a_row = self._refused = self._refused_in_a_row = 0
+        self._failed_in_a_row = self._refused_in_a_row = 0
         # after a 429: when all requests go on, how many pauses there were, and since when
         self._paused_until, self._pauses, self._limited_since = 0.0, 0, None
         self._without = set()  # parameters that the server turned out not to take
@@ -103,34 +105,27 @@ class Endpoint:
     async def close(self) -> None:
         await self._client.close()
 
-    async def answer(self, request: dict, key: str, indices: list[int]) -> Unanswered | None:
-        """Store samples: all in one request where the server takes `n`, else in one each.
+    async def answer(self, request: dict, key: str, indices: list[int]) -> None:
+        """Store samples; a prompt that stays without some is counted as failed, or as refused."""
+        failure = await self._fetch(request, key, indices)
+        if failure is None:
+            return
+        self.last_failure = failure
+        self._counts["refused" if failure.refused else "failed"] += 1
+        if failure.refused:
+            self._check_refused(failure)
 
-        What is returned is why some are not stored.
-        """
+    async def _fetch(self, request: dict, key: str, indices: list[int]) -> Failure | None:
+        """All samples in one request where the server takes `n`, else in one request each."""
         try:
             while len(indices) == 1 or (indices and "n" not in self._without):
                 indices = await self._ask(request, key, indices)
-            failure = await self._one_by_one(request, key, indices)
-        except Unanswered as error:
-            failure = error
-        if failure and failure.refused:
-            self._note_refusal(failure)
-        return failure
-
-    async def _one_by_one(self, request, key: str, indices: list[int]) -> Unanswered | None:
-        """A request for each sample."""
-
-        async def attempt(index: int) -> Unanswered | None:
-            try:
-                await self._ask(request, key, [index])
-            except Unanswered as failure:
-                return failure
-
-        tasks = [asyncio.ensure_future(attempt(index)) for index in indices]
+        except Failure as failure:
+            return failure
+        tasks = [asyncio.ensure_future(self._fetch(request, key, [index])) for index in indices]
         try:
             failures = [failure for failure in await asyncio.gather(*tasks) if failure]
-        finally:  # where one has ended the run
+        finally:  # none goes on where another has ended the run
             for task in tasks:
                 task.cancel()
         # a sample that failed may heal in a rerun, so it decides about its prompt
@@ -142,9 +137,11 @@ class Endpoint:
             if len(indices) > 1 and "n" in self._without:  # found out while this one waited
                 return indices
             try:
-                answered = self._put(key, indices, await self._first_reply(request, indices))
-            except (openai.APIStatusError, openai.APIConnectionError, Unusable) as error:
-                raise self._unanswered(error, request) from None
+                reply = await self._reply(request, indices)
+            except Failure as failure:
+                self._check_failed(failure, request)
+                raise
+            answered = self._put(key, indices, reply)
         self._failed_in_a_row = self._refused_in_a_row = 0
         if answered == 1 < len(indices):
             self._leave_out("n", f"returned 1 sample for n={len(indices)}")
@@ -192,18 +189,6 @@ class Endpoint:
             text += "; it is not stored, a rerun asks again"
         self._say_once("empty", text)
 
-    async def _first_reply(self, request: dict, indices: list[int]):
-        """The reply to `n` samples, or to one alone where the server refuses `n`."""
-        try:
-            return await self._reply(request, indices)
-        except openai.APIStatusError as error:
-            if len(indices) == 1 or error.status_code not in (400, 422, 501):
-                raise
-            words = self._words(error)
-        reply = await self._reply(request, indices[:1])  # refused as well if it was the prompt
-        self._leave_out("n", f"refuses n={len(indices)} ({words})")
-        return reply
-
     async def _reply(self, request: dict, indices: list[int]):
         """The reply to a request, without the parameters that the server turns out to refuse."""
         body, refused = self._body(request, indices), {}
@@ -211,15 +196,14 @@ class Endpoint:
             try:
                 reply = await self._healed_reply(body)
                 break
-            except openai.APIStatusError as error:
-                words = self._words(error)
-                name = refused_parameter(words, error.status_code, body)
+            except Failure as failure:
+                name = refused_parameter(str(failure), failure.status, body)
                 if name is None:
                     raise
                 leave_out(name, body)
-                refused[name] = words
-        for name, words in refused.items():  # that was the reason, then, and not the prompt
-            self._leave_out(name, f"takes no {name} from {self._model} ({words})")
+                refused[name] = failure
+        for name, failure in refused.items():  # that was the reason, then, and not the prompt
+            self._leave_out(name, f"takes no {name} from {self._model} ({failure})")
         return reply
 
     def _body(self, request: dict, indices: list[int]) -> dict:
@@ -241,23 +225,21 @@ class Endpoint:
                 await asyncio.sleep(left)
             try:
                 reply = await self._completion(body)
-            except (openai.APIStatusError, openai.APIConnectionError, Unusable) as error:
-                status = getattr(error, "status_code", 500)
-                if status == 429:
-                    began = began or time.monotonic()
-                    if error.code == "insufficient_quota" or not self._pause(error, began):
-                        raise
-                    continue
-                if not heals(status) or attempt == RETRIES:
-                    raise
-                seconds = retry_after(error)
-                if not 0 < seconds <= LONGEST:
-                    seconds = min(PAUSE * 2**attempt, 8) * random.uniform(0.75, 1)
-                attempt += 1
-                await asyncio.sleep(seconds)
-            else:
                 self._pauses, self._limited_since = 0, None
                 return reply
+            except Failure as failure:
+                if failure.status == 429 and not failure.ends_run:
+                    began = began or time.monotonic()
+                    if not self._pause(failure, began):
+                        raise
+                    continue
+                if failure.refused or failure.ends_run or attempt == RETRIES:
+                    raise
+                seconds = min(PAUSE * 2**attempt, 8) * random.uniform(0.75, 1)
+                if 0 < failure.wait <= LONGEST:
+                    seconds = failure.wait
+            attempt += 1
+            await asyncio.sleep(seconds)
 
     async def _completion(self, body: dict):
         """The reply to one request, with at least one choice."""
@@ -268,29 +250,48 @@ class Endpoint:
                 model=self._model, messages=[], extra_body=body
             )
             raise_error_in(reply)
+            if not replies.usable(reply):
+                raise ValueError(f"no choices in {reply}")
+            return reply
         except UnicodeEncodeError:
             return await self._completion(encodable(body))
-        except (ValueError, aiohttp.ClientError) as error:  # no JSON, no HTTP
-            words = self._clean(repr(error))[:200]
-            raise Unusable(f"a reply that is no completion: {words}") from None
-        if not replies.usable(reply):
-            raise Unusable(f"a reply without choices: {self._clean(str(reply))[:200]!r}")
-        return reply
+        except (openai.APIError, ValueError, aiohttp.ClientError) as error:
+            raise self._failure(error) from None
 
-    def _pause(self, error: openai.APIStatusError, began: float) -> bool:
+    def _failure(self, error: Exception) -> Failure:
+        """An error in the server's words, with its request id and without the key."""
+        if isinstance(error, openai.APIConnectionError) and error.__cause__:
+            # says more, and the transport calls a refused connection a timeout
+            error = error.__cause__
+            words = str(error) or repr(error)
+        elif isinstance(error, openai.APIError):
+            words = str(error)
+        else:
+            words = f"a reply that is no completion: {error!r}"
+        known = isinstance(error, openai.APIStatusError)
+        if known and " - " not in words:  # openai looks for them in one field, FastAPI has another
+            words += f" - {error.response.text}"
+        if self._secret:  # which some servers repeat
+            words = words.replace(self._secret, "***")
+        words = f"{self._base_url}: {words[:1000]}"
+        if not known:
+            return Failure(words)
+        if error.request_id:
+            words += f" (request {error.request_id})"
+        return Failure(words, error.status_code, error.code, retry_after(error.response))
+
+    def _pause(self, failure: Failure, began: float) -> bool:
         """Let all requests wait after a 429; False when this one, or all, met it for too long."""
         now = time.monotonic()
         if now < self._paused_until:  # sent before the pause began
             return True
         self._limited_since = self._limited_since or now
-        seconds = retry_after(error) or min(PAUSE * 2 ** min(self._pauses, 10), LONGEST)
+        seconds = failure.wait or min(PAUSE * 2 ** min(self._pauses, 10), LONGEST)
         if now + seconds > min(began, self._limited_since) + PATIENCE:
             return False
         self._paused_until = now + seconds
         self._pauses += 1
-        self._say_once(
-            "429", f"{self._words(error)}; all requests pause, for {PATIENCE / 60:g} min at most"
-        )
+        self._say_once("429", f"{failure}; all requests pause, for {PATIENCE / 60:g} min at most")
         return True
 
     def _leave_out(self, name: str, reason: str) -> None:
@@ -304,58 +305,36 @@ class Endpoint:
             self._said.add(name)
             tqdm.write(text, file=sys.stderr)
 
-    def _unanswered(self, error: Exception, request: dict) -> Unanswered:
-        """What an error means for its prompt; UserError where it ends the run."""
-        status = getattr(error, "status_code", None)
+    def _check_failed(self, failure: Failure, request: dict) -> None:
+        """Add the prompt to the words; UserError where the failure of a request ends the run."""
         prompt = str(request["messages"][-1]["content"])[:80]
-        failure = Unanswered(f"{self._words(error)} (prompt: {prompt!r})", status)
-        if status == 401 or getattr(error, "code", None) == "insufficient_quota":
+        failure.args = (f"{failure} (prompt: {prompt!r})",)
+        if failure.ends_run:
             raise UserError(failure.advised)
         if not failure.refused:
             self._failed_in_a_row += 1
-            self._refuse_after(self._failed_in_a_row, "requests in a row failed", failure)
-        return failure
+            self._end_after(self._failed_in_a_row, "requests in a row failed", failure)
 
-    def _note_refusal(self, failure: Unanswered) -> None:
+    def _check_refused(self, failure: Failure) -> None:
         """Say the first refusal; UserError when so many are refused that it is the settings."""
-        self._refused += 1
-        self._refused_in_a_row += not failure.of_prompt
+        refused = self._counts["refused"]
         answered = self._counts["answered"] or self._counts["stored"]
-        if self._refused >= self._most_refused and not answered:
+        if refused >= self._most_refused and not answered:
             raise UserError(
-                f"the first {self._refused} prompts are refused, so it is the settings: "
-                f"{failure.advised}"
+                f"the first {refused} prompts are refused, so it is the settings: {failure.advised}"
             )
         if not failure.of_prompt:  # credit that is used up, a key that was withdrawn
-            self._refuse_after(self._refused_in_a_row, "prompts in a row are refused", failure)
+            self._refused_in_a_row += 1
+            self._end_after(self._refused_in_a_row, "prompts in a row are refused", failure)
         self._say_once("refused", f"refused for good, a dropped prompt: {failure}")
 
-    def _refuse_after(self, count: int, what: str, failure: Unanswered) -> None:
+    def _end_after(self, count: int, what: str, failure: Failure) -> None:
         """UserError when as many as end the run fared alike, one after the other."""
         if count >= self._most_in_a_row:
             raise UserError(
                 f"{count} {what}; the last with: {failure.advised}; "
                 "run the same command when the server is well, all answers are stored"
             )
-
-    def _words(self, error: Exception) -> str:
-        """The server's words, its request id and what to do."""
-        if isinstance(error, openai.APIConnectionError) and error.__cause__:
-            # says more, and the transport calls a refused connection a timeout
-            error = error.__cause__
-        said = str(error) or repr(error)
-        if not isinstance(error, openai.APIStatusError):
-            return f"{self._base_url}: {self._clean(said)[:1000]}"
-        if " - " not in said:  # openai looks for words in one field only; FastAPI's are in another
-            said += f" - {error.response.text}"
-        words = f"{self._base_url}: {self._clean(said)[:1000]}"
-        if error.request_id:
-            words += f" (request {error.request_id})"
-        return words
-
-    def _clean(self, text: str) -> str:
-        """`text` without the key, which some servers repeat."""
-        return text.replace(self._secret, "***") if self._secret else text
 
 
 def address(base_url: str) -> str:
@@ -386,16 +365,16 @@ def secret() -> str:
     return key
 
 
-def heals(status: int) -> bool:
+def heals(status: int | None) -> bool:
     """Whether the same request may be answered later."""
-    return status in HEALING or status >= 500
+    return status is None or status in HEALING or status >= 500
 
 
-def retry_after(error: Exception) -> float:
+def retry_after(response: httpx2.Response) -> float:
     """Seconds until the server wants to be asked again, 0 where it names none or a date."""
     try:
-        return max(0.0, float(error.response.headers.get("retry-after", 0)))
-    except (AttributeError, ValueError):
+        return max(0.0, float(response.headers.get("retry-after", 0)))
+    except ValueError:
         return 0.0
 
 
@@ -411,21 +390,24 @@ def raise_error_in(reply) -> None:
     raise ErrorInReply(f"Error code: {status} - {error}", response=response, body=body)
 
 
-def refused_parameter(words: str, status: int, body: dict) -> str | None:
-    """The parameter of `body` that a refusal is about and that can be left out."""
+def refused_parameter(words: str, status: int | None, body: dict) -> str | None:
+    """The parameter of `body` that a refusal is about and that can be left out.
+
+    It was that one only if the request is taken without it.
+    """
     words = words.lower()
     template = "system" in words and "role" in words or "roles must alternate" in words
     # some servers make a 500 of what a chat template raises
     if template and status in (400, 422, 500) and has_system_role(body):
         return "system role"
     if status not in (400, 422):
-        return None
+        return "n" if status == 501 and "n" in body else None
     if "max_completion_tokens" in words and "max_tokens" in body:
         return "max_tokens"
     for name in ("top_p", "seed"):
         if name in body and re.search(rf"\b{name}\b", words):
             return name
-    # servers call it by many names; it was that only if the request is taken without it
+    # servers call it by many names
     if "response_format" in body and re.search(FORMAT_WORDS, words):
         return "response_format"
     # one out of range must be mended; left out is one where the model takes none but its own
@@ -434,7 +416,7 @@ def refused_parameter(words: str, status: int, body: dict) -> str | None:
     # but for the 0 of judgements, which no flag changes
     if body.get("temperature") in (0, SMALLEST) and "temperature" in words:
         return "temperature" if body["temperature"] else "temperature 0"
-    return None
+    return "n" if "n" in body else None
 
 
 def has_system_role(body: dict) -> bool:
@@ -451,10 +433,10 @@ def leave_out(name: str, body: dict) -> None:
             system, user, *others = body["messages"]
             user = {**user, "content": f"{system['content']}\n\n{user['content']}"}
             body["messages"] = [user, *others]
-    elif name in body:
-        value = body.pop(name)
-        if name == "max_tokens":
-            body["max_completion_tokens"] = value
+    elif name == "max_tokens" and name in body:
+        body["max_completion_tokens"] = body.pop(name)
+    else:
+        body.pop(name, None)
 
 
 def encodable(body: dict) -> dict:

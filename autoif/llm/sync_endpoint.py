@@ -23,11 +23,11 @@ from autoif.files import UserError
 from autoif.llm import endpoint as shared
 from autoif.llm import reply as replies
 from autoif.llm.endpoint import (
+    ADVICE,
     HEALING,
     INSTEAD,
+    OF_PROMPT,
     ErrorInReply,
-    Unanswered,
-    Unusable,
     address,
     encodable,
     heals,
@@ -39,6 +39,21 @@ from autoif.llm.endpoint import (
 from autoif.llm.store import Store
 
 SEED_STRIDE, LONGEST, REFUSALS = shared.SEED_STRIDE, shared.LONGEST, shared.REFUSALS
+
+
+class Unanswered(Exception):
+    """Why a prompt stays without an answer: the server refused it for good, or kept failing."""
+
+    def __init__(self, words: str, status: int | None):
+        super().__init__(words)
+        self.refused = status is not None and not heals(status)
+        # other refusals (403, 404) are of the settings, or of the prompt where others are answered
+        self.of_prompt = status in OF_PROMPT
+        self.advised = f"{words}; {ADVICE[status]}" if status in ADVICE else words
+
+
+class Unusable(Exception):
+    """A reply with status 200 that holds no completion: HTML from a proxy, no choices."""
 
 
 class Endpoint:
