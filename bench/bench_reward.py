@@ -62,8 +62,8 @@ def ways(verifiers: Verifiers, ids: list[str], texts: list[str]) -> dict[str, Ca
 @dataclass(kw_only=True)
 class Flags(compare.Flags):
     verifiers: str | None = None  # 03_instructions.jsonl of any run (default: generated ones)
-    texts: Count = 1000
-    repeats: Count = 3
+    texts: Count = 1000  # to score
+    repeats: Count = 3  # turns, of which the best counts
     keep_mb: Natural = KEEP_MB  # of processes that stay
 
 

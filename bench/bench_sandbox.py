@@ -247,7 +247,9 @@ def soak(codes: list[str], calls: int, inputs: int) -> None:
         rate = done * inputs / (time.perf_counter() - begin)
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         memory = pages * resource.getpagesize() >> 10
-        workers = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        workers = []  # each thread of the sandbox starts its own
+        for task in Path("/proc/self/task").iterdir():
+            workers += (task / "children").read_text().split()
         held = f"{memory:,} KiB | {len(os.listdir('/proc/self/fd'))} descriptors"
         print(f"{rate:8,.0f} calls/s | {held} | {len(workers)} workers", flush=True)
 
@@ -255,9 +257,9 @@ def soak(codes: list[str], calls: int, inputs: int) -> None:
 @dataclass(kw_only=True)
 class Flags(compare.Flags):
     functions: str | None = None  # a file of stage 02 (default: generated ones)
-    jobs: Count = 2000
+    jobs: Count = 2000  # functions
     inputs: Count = 128  # of a job
-    repeats: Count = 3
+    repeats: Count = 3  # turns, of which the best counts
     short: bool = False  # 400 jobs, once
     soak: bool = False  # only the long run
     calls: Count = 1_000_000  # of the long run
