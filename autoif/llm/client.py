@@ -45,7 +45,7 @@ class Flags:
     """The flags of a stage that asks a model; the stage gives the defaults of the sampling."""
 
     model: str  # name the server knows, or the checkpoint directory it serves
-    base_url: str | None = variable("OPENAI_BASE_URL")  # such as http://localhost:8000/v1
+    base_url: str | None = variable("OPENAI_BASE_URL")  # http://HOST/v1 (or $OPENAI_BASE_URL)
     k: Count  # samples a prompt
     temperature: NonNegative  # of the sampling; 0 is greedy
     top_p: PositiveShare = 1.0  # sample from the likeliest tokens that make up this share
