@@ -8,6 +8,10 @@ import sys
 import pytest
 import tiny_models
 
+from autoif.flags import call
+
+sys.path.append(str(tiny_models.ROOT / "bench"))  # where the benchmarks find compare.py
+
 
 def script(name):
     path = tiny_models.ROOT / "bench" / f"{name}.py"
@@ -81,7 +85,7 @@ def test_a_benchmarks_json_is_what_compare_reads(name, flags, number, tmp_path):
     command = [sys.executable, str(folder / f"{name}.py"), *flags.split(), "--json", str(path)]
     subprocess.run(command, check=True, capture_output=True)
     assert json.loads(path.read_text())["numbers"][number] > 0
-    assert script("compare").main([str(path), str(path)]) == 0
+    call(script("compare").main, [str(path), str(path)])  # exit code 0
 
 
 def test_too_few_rows_for_a_second_step_are_refused():
@@ -94,5 +98,6 @@ def test_too_few_rows_for_a_second_step_are_refused():
 def test_a_number_that_is_gone_is_a_loss(tmp_path, capsys):
     (tmp_path / "old.json").write_text(json.dumps(record(speed=1.0)))
     (tmp_path / "new.json").write_text(json.dumps(record()))
-    code = script("compare").main([str(tmp_path / "old.json"), str(tmp_path / "new.json")])
-    assert code == 1 and "speed   LOST" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        call(script("compare").main, [str(tmp_path / "old.json"), str(tmp_path / "new.json")])
+    assert end.value.code == 1 and "speed   LOST" in capsys.readouterr().out
