@@ -15,12 +15,12 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import PIPE, Popen
 
-from autoif.files import UserError, check
+from autoif.files import UserError
 from autoif.flags import Count, Positive
 
 CHILD_SOURCE = Path(__file__).with_name("child.py").read_text(encoding="utf-8")
@@ -39,7 +39,8 @@ CPU_SECONDS, MEMORY_MB = 0.2, 512
 WALL_FACTOR = 100  # no code can wait, but a busy machine may leave it so little
 ENVIRONMENT = (
     "PYTHONHASHSEED=0 PYTHONIOENCODING=utf-8:backslashreplace LC_ALL=C.UTF-8 TZ=UTC HOME=/ "
-    "OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1".split()
+    "OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 "
+    "LD_BIND_NOW=1".split()  # or each child would look up the C libraries' functions anew
 )
 AHEAD, HELD_ANSWERS = 4, 10_000  # jobs a worker, and answers behind a slow one; then none is read
 TRIES = 3  # workers that may die under a job
@@ -48,18 +49,6 @@ KEPT_INPUTS, KEPT_BYTES = 16, 1 << 16  # of a job for a child that stays, at mos
 PREFIX_HINT = "set SANDBOX_PREFIX='docker run -i --rm --network none IMAGE' or the like"
 HEAD, READ_RATE = struct.Struct("=3q"), 10e6  # see child.py
 VERDICTS = {"P": "pass", "F": "fail", "E": "error", "D": "error"}
-
-
-def check_job(row: dict, where: str) -> None:
-    """UserError that names `where` and what is wrong, unless `row` is a job."""
-    if not isinstance(row, dict):
-        raise UserError(f"{where} is no object with id, code, inputs: {str(row)[:80]!r}")
-    check(row, ["id", "code", "inputs"], where, "; a job has id, code and inputs")
-    code, inputs = row["code"], row["inputs"]
-    if not isinstance(code, str):
-        raise UserError(f"{where}: 'code' must be a string, not {str(code)[:80]!r}")
-    if not isinstance(inputs, list) or not all(isinstance(text, str) for text in inputs):
-        raise UserError(f"{where}: 'inputs' must be a list of strings, not {str(inputs)[:80]!r}")
 
 
 class _Worker:
@@ -103,14 +92,12 @@ class _Worker:
         return line[:-1].decode("ascii", "replace")
 
     def close(self) -> None:
-        self.process.kill()  # its child dies with it
-        self.process.wait()
-        self.process.stdin.close()
-        self.process.stdout.close()
+        with self.process:  # closes the pipes and waits
+            self.process.kill()  # its child dies with it
 
 
-class Sandbox:
-    """Workers that judge jobs, for any number of threads and event loops, and for forks.
+class Sandbox(AbstractContextManager, AbstractAsyncContextManager):
+    """Workers that judge jobs, for any number of threads and event loops of this process.
 
         async with sandbox.Sandbox(args) as box:
             results = await box.run([{"code": "def evaluate(...", "inputs": ["One.", "Two."]}])
@@ -130,63 +117,45 @@ class Sandbox:
         self.settings |= {"cpu_seconds": flags.cpu_seconds, "memory_mb": flags.memory_mb}
         self.settings["keep_mb"] = keep_mb // self.limit
         # where children stay, a function has a thread and a worker of its own, where its child is
-        self.places = self.limit if keep_mb else 1
-        self.warned = False
-        self._start()
-
-    def _start(self) -> None:
-        """Threads, and workers to come; what a fork has taken along is its parent's."""
-        self.owner, self.over = os.getpid(), False
+        self.places = self.limit if self.settings["keep_mb"] else 1
         self.threads = [ThreadPoolExecutor(self.limit // self.places) for _ in range(self.places)]
+        self.workers: set[_Worker] = set()
         self.idle: dict[tuple, deque] = {}  # whose pop and append need no lock
-        self.busy: set[_Worker] = set()
+        self.warned = self.over = False
 
     async def run(self, jobs: Iterable[dict]) -> list[dict]:
-        """`{"verdicts", "error"}` of each job `{"code", "inputs"}`, in order; all else is theirs.
+        """`{"verdicts", "error"}` of each job `{"code", "inputs"}`, in order.
 
         UserError where isolation cannot be had (unless `unsafe_no_sandbox`).
         """
-        # in threads, not here: to pack and to send texts would hold up whatever else the loop does
+        # in threads: to pack and to send texts here would hold up all else that the loop does
         return await asyncio.gather(*[asyncio.wrap_future(self.submit(job)) for job in jobs])
 
     def submit(self, job: dict) -> Future:
         """The answer to one job, to come."""
-        if self.owner != os.getpid():
-            self._start()
         place = hash(job["code"]) % self.places
         return self.threads[place].submit(self._judge, job, place)
 
     def ahead(self, jobs: Iterable[dict]) -> Iterator[Future]:
         """Yield the answer of each job, to come; jobs are read no further than workers need."""
         room = threading.Semaphore(AHEAD * self.limit)
-        for number, job in enumerate(jobs, 1):
-            check_job(job, f"job {number}")
+        for job in jobs:
             room.acquire()
             answer = self.submit(job)
             answer.add_done_callback(lambda _: room.release())
             yield answer
 
-    def close(self) -> None:
+    def close(self, *_) -> None:
         """End the workers; jobs that nobody waits for any more end with them."""
-        if self.owner != os.getpid():
-            return
         self.over = True
-        for worker in list(self.busy):
-            worker.process.kill()  # its thread closes it
+        for worker in list(self.workers):
+            worker.process.kill()
         for threads in self.threads:
             threads.shutdown(cancel_futures=True)
-        for idle in self.idle.values():
-            while idle:
-                idle.pop().close()
+        for worker in self.workers:
+            worker.close()
 
-    def __enter__(self) -> "Sandbox":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
-
-    async def __aenter__(self) -> "Sandbox":
-        return self
+    __exit__ = close
 
     async def __aexit__(self, *_) -> None:
         self.close()
@@ -211,7 +180,7 @@ class Sandbox:
             except IndexError:
                 worker = _Worker(self.settings, packages, self.prefix)
             tries -= 1
-            self.busy.add(worker)
+            self.workers.add(worker)
             try:
                 if self.over:  # nobody waits, and `close` may have missed this worker
                     raise CancelledError
@@ -226,8 +195,8 @@ class Sandbox:
                         f"{worker.process.wait()}; is it a command that this user can run?"
                     ) from None
             finally:
-                self.busy.discard(worker)
                 if not line:
+                    self.workers.discard(worker)
                     worker.close()
         letters, _, reason = (line or "E" * count + " crash: worker").partition(" ")
         answer = {"id": job["id"]} if "id" in job else {}
