@@ -39,7 +39,8 @@ from autoif.evaluation.asking import Unanswered, ask, user
 from autoif.evaluation.benchmarks import NotSetUp, followbench, heldout, humaneval
 from autoif.files import UserError
 from autoif.flags import Count, NonNegative, cli
-from autoif.stage import in_order, versions, write_settings, wrote
+from autoif.settings import versions, write_settings
+from autoif.stage import in_order, wrote
 
 # The paper's tables 1 and 2, in per cent.
 PAPER_COLUMNS = ["Pr(S)", "Pr(L)", "Ins(S)", "Ins(L)", "FB SSR"]

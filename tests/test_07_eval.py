@@ -635,7 +635,7 @@ def test_bad_input_ends_with_exit_code_2_and_says_what_to_do(tmp_path):
         (["--limit", "-1"], "--limit: must be at least 1, not -1"),
         (["--limit", "0"], "--limit: must be"),
         (["--seeds", "0"], "--seeds: must be"),
-        (["--seeds", "two"], "--seeds: 'two' is no int"),
+        (["--seeds", "two"], "--seeds: must be at least 1, not two"),
         (["--queries-per-instruction", "0"], "--queries-per-instruction: must be"),
         (["--queries-per-instruction", "-1"], "--queries-per-instruction: must be"),
         (["--benchmarks", "ifevil"], "'ifevil' is none; choose from"),

@@ -31,7 +31,8 @@ from autoif.evaluation import benchmarks, judge, table
 from autoif.evaluation.asking import Unanswered, user
 from autoif.files import UserError, write_whole
 from autoif.flags import cli
-from autoif.stage import in_order, write_settings
+from autoif.settings import write_settings
+from autoif.stage import in_order
 
 WORDS = 13
 # kana and Han, whose words no blanks part
