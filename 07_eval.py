@@ -78,6 +78,7 @@ class Flags(benchmarks.Flags, judge.Flags, heldout.Flags, llm.Flags, sandbox.Fla
     allow_gaps: bool = False  # exit with 0 although a benchmark has no data, judge or answers
 
     def __post_init__(self):
+        super().__post_init__()
         if not (self.model or self.responses):
             raise UserError("give --model NAME, or --responses FILE with its answers")
         # without a model the file of answers gives the rows their name

@@ -89,7 +89,9 @@ def read(path: str) -> tuple[list[Output], list[str]]:
                 args = flags_of(*command)
             except UserError as error:
                 wrong = str(error).removesuffix("; see --help")
-                problems.append(f"{command[0]}: {wrong}; mend the flags (FLAGS_{stage} or its like)")
+                problems.append(
+                    f"{command[0]}: {wrong}; mend the flags (FLAGS_{stage} or its like)"
+                )
         outputs.append(Output(stage, output, args))
     return outputs, list(dict.fromkeys(problems))
 

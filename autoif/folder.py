@@ -20,6 +20,7 @@ MADE_WITH = [
     ("judge", "07_items/*/benchmarks", "judge_model"),
 ]
 
+
 def rows(path: Path, *fields: str) -> Iterable[dict]:
     """The rows of a file, none where there is no such file."""
     return files.read(path, fields) if path.is_file() else []
