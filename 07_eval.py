@@ -39,7 +39,8 @@ from autoif.evaluation.asking import Unanswered, ask, user
 from autoif.evaluation.benchmarks import NotSetUp, followbench, heldout, humaneval
 from autoif.files import UserError
 from autoif.flags import Count, NonNegative, cli
-from autoif.stage import in_order, versions, write_settings, wrote
+from autoif.settings import versions, write_settings
+from autoif.stage import in_order, wrote
 
 # The paper's tables 1 and 2, in per cent.
 PAPER_COLUMNS = ["Pr(S)", "Pr(L)", "Ins(S)", "Ins(L)", "FB SSR"]
@@ -77,6 +78,7 @@ class Flags(benchmarks.Flags, judge.Flags, heldout.Flags, llm.Flags, sandbox.Fla
     allow_gaps: bool = False  # exit with 0 although a benchmark has no data, judge or answers
 
     def __post_init__(self):
+        super().__post_init__()
         if not (self.model or self.responses):
             raise UserError("give --model NAME, or --responses FILE with its answers")
         # without a model the file of answers gives the rows their name
