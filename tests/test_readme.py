@@ -1,4 +1,5 @@
-"""The commands of README's "On your own data" run as they stand, from the first to the last."""
+"""What README says: its own-data commands run as they stand, its flags are the released code's,
+and the files and functions that it and its neighbours name are there."""
 
 import json
 import os
@@ -13,6 +14,33 @@ from fake_server import FakeServer
 
 ROOT = tiny_models.ROOT
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+PAGES = sorted(
+    path for pattern in ("*.md", "*/README.md", "autoif/*/README.md") for path in ROOT.glob(pattern)
+)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_of_a_page_leads_to_a_file(page):
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    local = [link for link in links if not link.startswith("http")]
+    assert [link for link in local if not (page.parent / link).exists()] == []
+
+
+def test_every_function_that_readme_names_is_in_its_stage():
+    """Those of "Read it", and the `02:cross_validate` of the table of departures."""
+    named = re.findall(r"`(0\d):(\w+)`", README)
+    for file, cell in re.findall(r"^\| `(0\d)_\w+\.py` \|(.*)\|$", README, re.M):
+        named += [(file, name) for name in re.findall(r"`(\w+)`", cell)]
+    assert len(named) > 15
+    for stage, name in named:
+        (path,) = ROOT.glob(f"{stage}_*.py")
+        assert re.search(rf"^(async )?(def {name}\(|{name} = )", path.read_text(), re.M), name
+
+
+def test_readme_is_120_columns_wide():
+    assert [line for line in README.splitlines() if len(line) > 120] == []
 
 
 def commands(heading: str) -> list[str]:
