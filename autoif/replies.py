@@ -116,10 +116,16 @@ def unquoted(text: str) -> str:
 
 def values(text: str) -> Iterator[object]:
     """Yield every JSON or Python list or object that begins a line."""
-    end = 0
+    end, steps = 0, 0
     for opening in VALUE.finditer(text):
-        # one inside the last value is a part of it
-        if opening.end() >= end and (value := literal(span := balanced(text, opening.end()))):
+        if opening.end() < end:  # a part of the last value
+            continue
+        span = balanced(text, opening.end())
+        # where nothing closes thousands of brackets, each would be followed to the end
+        steps += len(span) or len(text) - opening.end()
+        if steps > 50 * len(text):
+            return
+        if value := literal(span):
             end = opening.end() + len(span)
             yield value
 
@@ -150,13 +156,10 @@ def literal(text: str) -> object:
     try:
         return json.loads(text, strict=False)
     except (json.JSONDecodeError, RecursionError):
-        pass  # Python, then
+        tree = parsed(text.strip(), "eval")  # Python, then
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "\d", which Python reads as it was meant
-            tree = ast.parse(text.strip(), mode="eval")
-        return ast.literal_eval(JsonNames().visit(tree))
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        return tree and ast.literal_eval(JsonNames().visit(tree))
+    except (ValueError, TypeError, RecursionError, MemoryError):
         return None  # all that hostile text raises
 
 
@@ -211,12 +214,12 @@ def pattern_escapes(string: re.Match) -> str:
     return string[0].replace("\b", escape + "b").replace("\f", escape + "f")
 
 
-def parsed(code: str) -> ast.Module | None:
+def parsed(code: str, mode: str = "exec") -> ast.AST | None:
     """The syntax tree of source code, None where it has none."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "\d" in strings
-            return ast.parse(code)
+            warnings.simplefilter("ignore")  # "\d", which Python reads as it was meant
+            return ast.parse(code, mode=mode)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None  # all that hostile text raises
 
@@ -251,7 +254,7 @@ def score(text: str) -> float | None:
     text = re.sub(r"[*_`#\[\]{}]", "", text)
     text = re.sub(SCALE, "", text, flags=re.IGNORECASE)
     text = re.sub(LEGEND, "", text, flags=re.IGNORECASE | re.MULTILINE)
-    begins = rf"^\W*(?:(?:final|overall|my) )*{LABEL}{SCORE}"
+    begins = rf"^[^\w\n]*(?:(?:final|overall|my) )*{LABEL}{SCORE}"
     labelled = re.findall(begins, text, re.IGNORECASE | re.MULTILINE)
     if not labelled:
         inside = rf"(?:{LABEL}|(?<![\d./-])(?=[\d.]+{OUT_OF_TEN})){SCORE}"

@@ -1,28 +1,106 @@
-"""Compare a benchmark's JSON with its baseline; exit code 1 where something lost more than 10 %.
+"""What the benchmarks share: turns, the best of repeats, processes of their own, JSON, comparing.
 
     python bench/bench_train.py --rows 24 --json new.json
     python bench/compare.py bench/baselines/train-cpu.json new.json
 
-A name that ends in `_gb`, `seconds` or `error` is better when smaller, any other when larger. On
-another machine than the baseline's only ratios count, since both their sides ran there; --ratios
-asks for that on the same machine, where others use it too.
+compares the numbers with a baseline; exit code 1 where something lost more than 10 %. A name that
+ends in `_gb`, `seconds` or `error` is better when smaller, any other when larger. On another
+machine than the baseline's only ratios count, since both their sides ran there; --ratios asks for
+that on the same machine, where others use it too.
 """
 
-import argparse
 import json
 import os
 import platform
+import re
+import subprocess
 import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
+
+import tyro
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]  # run from a checkout, uninstalled
+
+from autoif.files import UserError, write_whole  # noqa: E402
+from autoif.flags import Share, cli  # noqa: E402
 
 SMALLER_IS_BETTER = ("_gb", "seconds", "error")
 
 
-def save(path: str, numbers: dict[str, float]) -> None:
-    """Write a benchmark's numbers as the JSON that is compared here."""
-    record = {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "numbers": numbers}
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(record, indent=2) + "\n")
+@dataclass(kw_only=True)
+class Flags:
+    """What every benchmark has."""
+
+    json: str | None = None  # write the numbers there, for bench/compare.py
+
+
+# ---- measure ----
+
+
+class Time(NamedTuple):
+    """Seconds by the clock, and of the CPU in this process and in those that it has seen end."""
+
+    clock: float
+    cpu: float
+
+
+def timed(work: Callable[[], object]) -> Time:
+    """How long a call takes; one that measured itself, in another process, returns its Time."""
+    began, cpu = time.perf_counter(), sum(os.times()[:4])
+    result = work()
+    if isinstance(result, Time):
+        return result
+    return Time(time.perf_counter() - began, sum(os.times()[:4]) - cpu)
+
+
+def best(contestants: dict[str, Callable[[], object]], repeats: int) -> dict[str, Time]:
+    """The least seconds of each contestant, by the clock and of the CPU; they take turns.
+
+    In turns, since a machine's speed changes from minute to minute; the CPU is disturbed less.
+    """
+    least = {}
+    for _ in range(repeats):
+        for name, work in contestants.items():
+            found = timed(work)
+            least[name] = Time(*map(min, found, least.get(name, found)))
+    return least
+
+
+def hand_over(numbers: object) -> None:
+    """The last line of a process that `alone` has started: what it measured."""
+    print(f"RESULT {json.dumps(numbers)}", flush=True)
+
+
+def alone(script: str, *words: str, python: str = sys.executable, seconds: float | None = None):
+    """What `script WORDS` hands over, in a process of its own; UserError with its last words."""
+    line = [python, script, *words]
+    try:
+        done = subprocess.run(
+            line, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=seconds
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError("out of time") from None
+    result = re.search(r"^RESULT (.*)$", done.stdout, re.MULTILINE)
+    if result is None:
+        raise UserError(done.stdout.strip()[-3000:] or f"exit code {done.returncode}, no output")
+    return json.loads(result[1])
+
+
+# ---- write and compare ----
+
+
+def save(path: str | None, numbers: dict[str, float], machine: str = "", **more: object) -> None:
+    """Write a benchmark's numbers as the JSON that is compared here; nothing without a path."""
+    if path is None:
+        return
+    machine = machine or f"{platform.machine()}, {os.cpu_count()} cores"
+    record = {"machine": machine, **more, "numbers": numbers}
+    write_whole(path, json.dumps(record, indent=2) + "\n")
 
 
 def compare(
@@ -42,23 +120,26 @@ def compare(
     return rows
 
 
-def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("baseline", type=Path)
-    parser.add_argument("new", type=Path)
-    parser.add_argument("--tolerance", type=float, default=0.1, help="share that may be lost")
-    parser.add_argument("--ratios", action="store_true", help="only ratios can be losses")
-    args = parser.parse_args(argv)
+@dataclass(kw_only=True)
+class Comparison:
+    """The flags of this program."""
+
+    baseline: tyro.conf.Positional[Path]
+    new: tyro.conf.Positional[Path]
+    tolerance: Share = 0.1  # share that may be lost
+    ratios: bool = False  # only ratios can be losses
+
+
+def main(args: Comparison) -> None:
     baseline, new = (json.loads(path.read_text()) for path in (args.baseline, args.new))
     rows = compare(baseline, new, args.tolerance, args.ratios)
     for name, change, lost in rows:
         print(f"{change:8.2f}x  {name}{'   LOST' if lost else ''}")
     losses = sum(lost for _, _, lost in rows)
     print(f"{losses} of {len(rows)} numbers lost more than {args.tolerance:.0%}")
-    return 1 if losses else 0
+    if losses:
+        sys.exit(1)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli(main, __doc__)

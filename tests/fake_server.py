@@ -5,7 +5,7 @@
 where answers.py has `answer(messages, request) -> text`, or in a test
 
     with FakeServer(lambda messages, request: "yes", faults=script("429", "html")) as server:
-        LLM("model", server.url, ...)
+        llm.Client(Flags(model="m", base_url=server.url, ...), "stage")
 """
 
 import argparse

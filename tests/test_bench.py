@@ -8,6 +8,11 @@ import sys
 import pytest
 import tiny_models
 
+from autoif.files import UserError
+from autoif.flags import call
+
+sys.path.append(str(tiny_models.ROOT / "bench"))  # where the benchmarks find compare.py
+
 
 def script(name):
     path = tiny_models.ROOT / "bench" / f"{name}.py"
@@ -21,9 +26,11 @@ def test_the_gpu_benchmark_measures_each_part_and_goes_on_after_one_that_fails(t
     parts = ["attention", "dpo-0.5b", "trl-dpo-0.5b", "zero1"]  # zero1 is SFT
     parts.insert(1, "no-such")
     out = tmp_path / "tiny.json"
-    code = script("gpu").main(["--tiny", "--json", str(out), "--parts", *parts])
+    flags = ["--tiny", "--json", str(out), "--part-seconds", "500"]
+    with pytest.raises(SystemExit) as end:
+        call(script("gpu").main, [*flags, "--parts", *parts])
     record, printed = json.loads(out.read_text()), capsys.readouterr().out
-    assert code == 1 and list(record["failed"]) == ["no-such"], printed
+    assert end.value.code == 1 and list(record["failed"]) == ["no-such"], printed
     numbers = record["numbers"]
     assert numbers["attention sdpa key error"] < 0.02
     for part in ("dpo-0.5b", "trl-dpo-0.5b", "zero1"):
@@ -32,13 +39,13 @@ def test_the_gpu_benchmark_measures_each_part_and_goes_on_after_one_that_fails(t
     assert numbers["dpo-0.5b ratio"] > 0 and "no-such: FAILED" in printed
 
 
-def test_without_a_gpu_the_gpu_benchmark_says_what_runs_instead(capsys):
+def test_without_a_gpu_the_gpu_benchmark_says_what_runs_instead():
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("a GPU is here")
-    assert script("gpu").main([]) == 2
-    assert "no GPU; `--tiny` runs the same code on a CPU" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no GPU; `--tiny` runs the same code on a CPU"):
+        call(script("gpu").main, [])
 
 
 def record(machine="a", **numbers):
@@ -81,7 +88,7 @@ def test_a_benchmarks_json_is_what_compare_reads(name, flags, number, tmp_path):
     command = [sys.executable, str(folder / f"{name}.py"), *flags.split(), "--json", str(path)]
     subprocess.run(command, check=True, capture_output=True)
     assert json.loads(path.read_text())["numbers"][number] > 0
-    assert script("compare").main([str(path), str(path)]) == 0
+    call(script("compare").main, [str(path), str(path)])  # exit code 0
 
 
 def test_too_few_rows_for_a_second_step_are_refused():
@@ -94,5 +101,6 @@ def test_too_few_rows_for_a_second_step_are_refused():
 def test_a_number_that_is_gone_is_a_loss(tmp_path, capsys):
     (tmp_path / "old.json").write_text(json.dumps(record(speed=1.0)))
     (tmp_path / "new.json").write_text(json.dumps(record()))
-    code = script("compare").main([str(tmp_path / "old.json"), str(tmp_path / "new.json")])
-    assert code == 1 and "speed   LOST" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        call(script("compare").main, [str(tmp_path / "old.json"), str(tmp_path / "new.json")])
+    assert end.value.code == 1 and "speed   LOST" in capsys.readouterr().out

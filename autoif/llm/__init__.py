@@ -1,4 +1,5 @@
 """Completions from any OpenAI-compatible server, each stored on disk and never asked for twice."""
 
-from autoif.llm.client import LLM, SAMPLING, Flags, add_flags, key  # noqa: F401  the room's door
+from autoif.llm.client import SAMPLING, Client, Flags, key, variable  # noqa: F401  the room's door
 from autoif.llm.reply import strip_think  # noqa: F401
+from autoif.llm.sync_client import LLM, add_flags  # noqa: F401  until all have moved

@@ -1,8 +1,4 @@
-"""What runs on the event loop: one prompt to its stored samples, with retries and fall-backs.
-
-The loop has a thread of its own, so that requests go on while the stage works on what it got. The
-stage's thread calls `send`, waits for the future that it returns, and watches `stopped`.
-"""
+"""One request to its stored samples: a server's dialect, retries, pauses, and errors in words."""
 
 import asyncio
 import json
@@ -11,10 +7,8 @@ import random
 import re
 import resource
 import sys
-import threading
 import time
 from collections import Counter
-from concurrent.futures import Future
 from operator import attrgetter
 
 import aiohttp
@@ -27,7 +21,7 @@ from autoif.llm import reply as replies
 from autoif.llm.store import Store
 
 SEED_STRIDE = 1000  # else --seed 1 would draw all but one of the samples of --seed 0 again
-RETRIES = 6  # by openai of 5xx, timeouts, lost connections; here, likewise, of unusable bodies
+RETRIES = 6  # of 5xx, timeouts, lost connections, unusable bodies
 PAUSE = 0.5  # seconds before the first retry, doubling to 8, where the server names none
 LONGEST = 120  # seconds of a pause after 429, which doubles as well
 PATIENCE = 600  # seconds of 429, until a request has failed
@@ -50,19 +44,20 @@ INSTEAD = {
 }
 
 
-class Unanswered(Exception):
-    """Why a prompt stays without an answer: the server refused it for good, or kept failing."""
+class Failure(Exception):
+    """A request without a completion: the server's words and its status, None where it has none."""
 
-    def __init__(self, words: str, status: int | None):
+    def __init__(self, words: str, status: int | None = None, code: str | None = None, wait=0.0):
         super().__init__(words)
-        self.refused = status is not None and not heals(status)
+        self.status, self.wait = status, wait
+        self.refused = not heals(status)
         # other refusals (403, 404) are of the settings, or of the prompt where others are answered
         self.of_prompt = status in OF_PROMPT
-        self.advised = f"{words}; {ADVICE[status]}" if status in ADVICE else words
+        self.ends_run = status == 401 or code == "insufficient_quota"
 
-
-class Unusable(Exception):
-    """A reply with status 200 that holds no completion: HTML from a proxy, no choices."""
+    @property
+    def advised(self) -> str:
+        return f"{self}; {ADVICE[self.status]}" if self.status in ADVICE else str(self)
 
 
 class ErrorInReply(openai.APIStatusError):
@@ -70,114 +65,71 @@ class ErrorInReply(openai.APIStatusError):
 
 
 class Endpoint:
-    """An OpenAI-compatible server; what it answers goes into `store`, what it bills in `counts`."""
+    """An OpenAI-compatible server; what it answers goes into `store`, what it bills in `counts`.
 
-    def __init__(
-        self,
-        model: str,
-        base_url: str | None,
-        store: Store,
-        counts: Counter,
-        concurrency: int,
-        timeout: float,
-    ):
-        self._model, self._store, self._counts = model, store, counts
-        if not base_url:
+    UserError, out of any of its requests, ends the run.
+    """
+
+    def __init__(self, args, store: Store, counts: Counter):
+        self._model, self._store, self._counts = args.model, store, counts
+        if not args.base_url:
             raise UserError(
-                f"{store.path} lacks a completion of {model!r} and there is no server to ask: set "
-                "OPENAI_BASE_URL or give --base-url, for example http://localhost:8000/v1"
+                f"{store.path} lacks a completion of {args.model!r} and there is no server to ask: "
+                "set OPENAI_BASE_URL or give --base-url, for example http://localhost:8000/v1"
             )
-        self._base_url, self._secret = address(base_url), secret()
+        self._base_url, self._secret = address(args.base_url), secret()
         store.lock()
-        self._most_in_a_row = max(20, 2 * concurrency)  # failures, until the server is given up
-        self._most_refused = max(REFUSALS, concurrency)
-        self.resume()
+        self.last_failure = None
+        self._most_in_a_row = max(20, 2 * args.concurrency)  # failures, until it is given up
+        self._most_refused = max(REFUSALS, args.concurrency)
+        self._failed_in_a_row = self._refused_in_a_row = 0
+        # after a 429: when all requests go on, how many pauses there were, and since when
+        self._paused_until, self._pauses, self._limited_since = 0.0, 0, None
         self._without = set()  # parameters that the server turned out not to take
         self._said = set()  # what is said once
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft < concurrency + 256:  # every request in flight holds a socket
-            resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, concurrency + 256), hard))
+        if soft < args.concurrency + 256:  # every request in flight holds a socket
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, args.concurrency + 256), hard))
         # The aiohttp transport sends twice as many requests a second. uvicorn closes connections
         # that idle for 5 s.
-        limits = httpx2.Limits(max_connections=concurrency, keepalive_expiry=3)
+        limits = httpx2.Limits(max_connections=args.concurrency, keepalive_expiry=3)
         self._client = openai.AsyncOpenAI(
             api_key=self._secret or "none",
             base_url=self._base_url,
-            max_retries=RETRIES,
-            timeout=openai.Timeout(timeout, connect=min(timeout, 30)),
-            http_client=openai.DefaultAioHttpClient(
-                limits=limits, event_hooks={"response": [advise_retry]}
-            ),
+            max_retries=0,
+            timeout=openai.Timeout(args.timeout, connect=min(args.timeout, 30)),
+            http_client=openai.DefaultAioHttpClient(limits=limits),
         )
-        self._slots = asyncio.Semaphore(concurrency)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        self._submit(self._sync())
+        self._slots = asyncio.Semaphore(args.concurrency)
 
-    # What the stage's thread calls
-
-    def resume(self) -> None:
-        """Begin a call: what ended an earlier one need not end this one."""
-        self.stopped = Future()  # holds the error that ends the run
-        self._failed_in_a_row = self._refused = self._refused_in_a_row = 0
-        # after a 429: when all requests go on, how many pauses there were, and since when
-        self._paused_until, self._pauses, self._limited_since = 0.0, 0, None
-
-    def send(self, request: dict, key: str, indices: list[int]) -> Future:
-        """Ask for the samples `indices`; the future's result is None, or why it is `Unanswered`."""
-        return self._submit(self._answer(request, key, indices))
-
-    def close(self) -> None:
-        """Cancel what is in flight and end the thread."""
-        self._submit(self._end()).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    def _submit(self, work) -> Future:
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
-
-    # What runs on the loop
-
-    async def _sync(self) -> None:
-        """A power cut may cost the answers of a second."""
-        try:
-            while True:
-                await asyncio.sleep(1)
-                await asyncio.to_thread(self._store.sync)
-        except OSError as error:
-            self._stop(error)
-
-    async def _end(self) -> None:
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    async def close(self) -> None:
         await self._client.close()
 
-    def _stop(self, error: Exception) -> None:
-        """End the run: whoever waits for a prompt raises `error`."""
-        if not self.stopped.done():
-            self.stopped.set_exception(error)
+    async def answer(self, request: dict, key: str, indices: list[int]) -> None:
+        """Store samples; a prompt that stays without some is counted as failed, or as refused."""
+        failure = await self._fetch(request, key, indices)
+        if failure is None:
+            return
+        self.last_failure = failure
+        self._counts["refused" if failure.refused else "failed"] += 1
+        if failure.refused:
+            self._check_refused(failure)
 
-    async def _answer(self, request: dict, key: str, indices: list[int]) -> Unanswered | None:
+    async def _fetch(self, request: dict, key: str, indices: list[int]) -> Failure | None:
         """All samples in one request where the server takes `n`, else in one request each."""
         try:
             while len(indices) == 1 or (indices and "n" not in self._without):
                 indices = await self._ask(request, key, indices)
-        except Unanswered as failure:
-            failures = [failure]
-        else:
-            asked = [self._ask(request, key, [index]) for index in indices]
-            results = await asyncio.gather(*asked, return_exceptions=True)
-            failures = [result for result in results if isinstance(result, Unanswered)]
+        except Failure as failure:
+            return failure
+        tasks = [asyncio.ensure_future(self._fetch(request, key, [index])) for index in indices]
+        try:
+            failures = [failure for failure in await asyncio.gather(*tasks) if failure]
+        finally:  # none goes on where another has ended the run
+            for task in tasks:
+                task.cancel()
         # a sample that failed may heal in a rerun, so it decides about its prompt
-        failures.sort(key=attrgetter("refused"))
-        failure = failures[0] if failures else None
-        if failure and failure.refused:
-            self._note_refusal(failure)
-        return failure
+        return min(failures, key=attrgetter("refused"), default=None)
 
     async def _ask(self, request: dict, key: str, indices: list[int]) -> list[int]:
         """One request for some samples, stored; returns those that are still to be asked for."""
@@ -185,14 +137,11 @@ class Endpoint:
             if len(indices) > 1 and "n" in self._without:  # found out while this one waited
                 return indices
             try:
-                if self.stopped.done():
-                    raise self.stopped.exception()
-                answered = self._put(key, indices, await self._first_reply(request, indices))
-            except (openai.APIStatusError, openai.APIConnectionError, Unusable) as error:
-                raise self._unanswered(error, request) from None
-            except Exception as error:
-                self._stop(error)
+                reply = await self._reply(request, indices)
+            except Failure as failure:
+                self._check_failed(failure, request)
                 raise
+            answered = self._put(key, indices, reply)
         self._failed_in_a_row = self._refused_in_a_row = 0
         if answered == 1 < len(indices):
             self._leave_out("n", f"returned 1 sample for n={len(indices)}")
@@ -240,36 +189,21 @@ class Endpoint:
             text += "; it is not stored, a rerun asks again"
         self._say_once("empty", text)
 
-    async def _first_reply(self, request: dict, indices: list[int]):
-        """The reply to `n` samples, or to one alone where the server refuses `n`."""
-        try:
-            return await self._reply(request, indices)
-        except openai.APIStatusError as error:
-            if len(indices) == 1 or error.status_code not in (400, 422, 501):
-                raise
-            words = self._words(error)
-        reply = await self._reply(request, indices[:1])  # refused as well if it was the prompt
-        self._leave_out("n", f"refuses n={len(indices)} ({words})")
-        return reply
-
     async def _reply(self, request: dict, indices: list[int]):
         """The reply to a request, without the parameters that the server turns out to refuse."""
         body, refused = self._body(request, indices), {}
         while True:
             try:
-                reply = await self._usable_reply(body)
+                reply = await self._healed_reply(body)
                 break
-            except UnicodeEncodeError:
-                body = encodable(body)
-            except openai.APIStatusError as error:
-                words = self._words(error)
-                name = refused_parameter(words, error.status_code, body)
+            except Failure as failure:
+                name = refused_parameter(str(failure), failure.status, body)
                 if name is None:
                     raise
                 leave_out(name, body)
-                refused[name] = words
-        for name, words in refused.items():  # that was the reason, then, and not the prompt
-            self._leave_out(name, f"takes no {name} from {self._model} ({words})")
+                refused[name] = failure
+        for name, failure in refused.items():  # that was the reason, then, and not the prompt
+            self._leave_out(name, f"takes no {name} from {self._model} ({failure})")
         return reply
 
     def _body(self, request: dict, indices: list[int]) -> dict:
@@ -283,67 +217,81 @@ class Endpoint:
             leave_out(name, body)
         return body
 
-    async def _usable_reply(self, body: dict):
-        """The reply with at least one choice; openai retries, here only what it takes for good."""
-        for attempt in range(RETRIES + 1):
-            try:
-                reply = await self._unlimited_reply(body)
-                if replies.usable(reply):
-                    return reply
-                problem = Unusable(f"a reply without choices: {self._clean(str(reply))[:200]!r}")
-            except UnicodeEncodeError:
-                raise
-            except ErrorInReply as error:
-                if not heals(error.status_code) or error.status_code == 429:
-                    raise
-                problem = error
-            except (ValueError, aiohttp.ClientError) as error:  # no JSON, no HTTP
-                words = self._clean(repr(error))[:200]
-                problem = Unusable(f"a reply that is no completion: {words}")
-            await asyncio.sleep(min(PAUSE * 2**attempt, 8) * random.uniform(0.75, 1))
-        raise problem
-
-    async def _unlimited_reply(self, body: dict):
-        """The reply to one request; the 429 of a server that limits them is waited out."""
-        began = None  # since when this request meets 429
+    async def _healed_reply(self, body: dict):
+        """A completion; what may heal is tried again, and all requests wait out a 429 together."""
+        began, attempt = None, 0  # since when this request meets 429; its other failures
         while True:
             while (left := self._paused_until - time.monotonic()) > 0:
                 await asyncio.sleep(left)
             try:
-                # as extra_body it passes openai's walk over every field of every message, a third
-                # of the work of a request, and a server's own parameters pass as well
-                reply = await self._client.chat.completions.create(
-                    model=self._model, messages=[], extra_body=body
-                )
-                raise_error_in(reply)
-            except openai.APIStatusError as error:
-                began = began or time.monotonic()
-                limited = error.status_code == 429 and error.code != "insufficient_quota"
-                if not (limited and self._pause(error, began)):
-                    raise
-            else:
+                reply = await self._completion(body)
                 self._pauses, self._limited_since = 0, None
                 return reply
+            except Failure as failure:
+                if failure.status == 429 and not failure.ends_run:
+                    began = began or time.monotonic()
+                    if not self._pause(failure, began):
+                        raise
+                    continue
+                if failure.refused or failure.ends_run or attempt == RETRIES:
+                    raise
+                seconds = min(PAUSE * 2**attempt, 8) * random.uniform(0.75, 1)
+                if 0 < failure.wait <= LONGEST:
+                    seconds = failure.wait
+            attempt += 1
+            await asyncio.sleep(seconds)
 
-    def _pause(self, error: openai.APIStatusError, began: float) -> bool:
+    async def _completion(self, body: dict):
+        """The reply to one request, with at least one choice."""
+        try:
+            # as extra_body it passes openai's walk over every field of every message, a third
+            # of the work of a request, and a server's own parameters pass as well
+            reply = await self._client.chat.completions.create(
+                model=self._model, messages=[], extra_body=body
+            )
+            raise_error_in(reply)
+            if not replies.usable(reply):
+                raise ValueError(f"no choices in {reply}")
+            return reply
+        except UnicodeEncodeError:
+            return await self._completion(encodable(body))
+        except (openai.APIError, ValueError, aiohttp.ClientError) as error:
+            raise self._failure(error) from None
+
+    def _failure(self, error: Exception) -> Failure:
+        """An error in the server's words, with its request id and without the key."""
+        if isinstance(error, openai.APIConnectionError) and error.__cause__:
+            # says more, and the transport calls a refused connection a timeout
+            error = error.__cause__
+            words = str(error) or repr(error)
+        elif isinstance(error, openai.APIError):
+            words = str(error)
+        else:
+            words = f"a reply that is no completion: {error!r}"
+        known = isinstance(error, openai.APIStatusError)
+        if known and " - " not in words:  # openai looks for them in one field, FastAPI has another
+            words += f" - {error.response.text}"
+        if self._secret:  # which some servers repeat
+            words = words.replace(self._secret, "***")
+        words = f"{self._base_url}: {words[:1000]}"
+        if not known:
+            return Failure(words)
+        if error.request_id:
+            words += f" (request {error.request_id})"
+        return Failure(words, error.status_code, error.code, retry_after(error.response))
+
+    def _pause(self, failure: Failure, began: float) -> bool:
         """Let all requests wait after a 429; False when this one, or all, met it for too long."""
         now = time.monotonic()
         if now < self._paused_until:  # sent before the pause began
             return True
         self._limited_since = self._limited_since or now
-        try:
-            seconds = float(error.response.headers.get("retry-after", 0))
-        except ValueError:  # a date
-            seconds = 0
-        if not seconds > 0:
-            seconds = min(PAUSE * 2 ** min(self._pauses, 10), LONGEST)
+        seconds = failure.wait or min(PAUSE * 2 ** min(self._pauses, 10), LONGEST)
         if now + seconds > min(began, self._limited_since) + PATIENCE:
             return False
         self._paused_until = now + seconds
         self._pauses += 1
-        self._say_once(
-            "429", f"{self._words(error)}; all requests pause, for {PATIENCE / 60:g} min at most"
-        )
+        self._say_once("429", f"{failure}; all requests pause, for {PATIENCE / 60:g} min at most")
         return True
 
     def _leave_out(self, name: str, reason: str) -> None:
@@ -357,60 +305,36 @@ class Endpoint:
             self._said.add(name)
             tqdm.write(text, file=sys.stderr)
 
-    def _unanswered(self, error: Exception, request: dict) -> Unanswered:
-        """What an error means for its prompt; UserError where it ends the run."""
-        status = getattr(error, "status_code", None)
+    def _check_failed(self, failure: Failure, request: dict) -> None:
+        """Add the prompt to the words; UserError where the failure of a request ends the run."""
         prompt = str(request["messages"][-1]["content"])[:80]
-        failure = Unanswered(f"{self._words(error)} (prompt: {prompt!r})", status)
-        if status == 401 or getattr(error, "code", None) == "insufficient_quota":
-            self._stop(UserError(failure.advised))
-        elif not failure.refused:
+        failure.args = (f"{failure} (prompt: {prompt!r})",)
+        if failure.ends_run:
+            raise UserError(failure.advised)
+        if not failure.refused:
             self._failed_in_a_row += 1
-            self._stop_after(self._failed_in_a_row, "requests in a row failed", failure)
-        return failure
+            self._end_after(self._failed_in_a_row, "requests in a row failed", failure)
 
-    def _note_refusal(self, failure: Unanswered) -> None:
+    def _check_refused(self, failure: Failure) -> None:
         """Say the first refusal; UserError when so many are refused that it is the settings."""
-        self._refused += 1
-        self._refused_in_a_row += not failure.of_prompt
+        refused = self._counts["refused"]
         answered = self._counts["answered"] or self._counts["stored"]
-        if self._refused >= self._most_refused and not answered:
-            text = (
-                f"the first {self._refused} prompts are refused, so it is the settings: "
-                f"{failure.advised}"
+        if refused >= self._most_refused and not answered:
+            raise UserError(
+                f"the first {refused} prompts are refused, so it is the settings: {failure.advised}"
             )
-            self._stop(UserError(text))
-        elif not failure.of_prompt:  # credit that is used up, a key that was withdrawn
-            self._stop_after(self._refused_in_a_row, "prompts in a row are refused", failure)
+        if not failure.of_prompt:  # credit that is used up, a key that was withdrawn
+            self._refused_in_a_row += 1
+            self._end_after(self._refused_in_a_row, "prompts in a row are refused", failure)
         self._say_once("refused", f"refused for good, a dropped prompt: {failure}")
 
-    def _stop_after(self, count: int, what: str, failure: Unanswered) -> None:
+    def _end_after(self, count: int, what: str, failure: Failure) -> None:
         """UserError when as many as end the run fared alike, one after the other."""
         if count >= self._most_in_a_row:
-            text = (
+            raise UserError(
                 f"{count} {what}; the last with: {failure.advised}; "
                 "run the same command when the server is well, all answers are stored"
             )
-            self._stop(UserError(text))
-
-    def _words(self, error: Exception) -> str:
-        """The server's words, its request id and what to do."""
-        if isinstance(error, openai.APIConnectionError) and error.__cause__:
-            # says more, and the transport calls a refused connection a timeout
-            error = error.__cause__
-        said = str(error) or repr(error)
-        if not isinstance(error, openai.APIStatusError):
-            return f"{self._base_url}: {self._clean(said)[:1000]}"
-        if " - " not in said:  # openai looks for words in one field only; FastAPI's are in another
-            said += f" - {error.response.text}"
-        words = f"{self._base_url}: {self._clean(said)[:1000]}"
-        if error.request_id:
-            words += f" (request {error.request_id})"
-        return words
-
-    def _clean(self, text: str) -> str:
-        """`text` without the key, which some servers repeat."""
-        return text.replace(self._secret, "***") if self._secret else text
 
 
 def address(base_url: str) -> str:
@@ -441,17 +365,17 @@ def secret() -> str:
     return key
 
 
-def heals(status: int) -> bool:
+def heals(status: int | None) -> bool:
     """Whether the same request may be answered later."""
-    return status in HEALING or status >= 500
+    return status is None or status in HEALING or status >= 500
 
 
-async def advise_retry(response: httpx2.Response) -> None:
-    """Tell openai which statuses to retry that it does not know, and to leave 429 to us."""
-    if response.status_code == 429:
-        response.headers["x-should-retry"] = "false"
-    elif response.status_code in HEALING:
-        response.headers["x-should-retry"] = "true"
+def retry_after(response: httpx2.Response) -> float:
+    """Seconds until the server wants to be asked again, 0 where it names none or a date."""
+    try:
+        return max(0.0, float(response.headers.get("retry-after", 0)))
+    except ValueError:
+        return 0.0
 
 
 def raise_error_in(reply) -> None:
@@ -466,21 +390,24 @@ def raise_error_in(reply) -> None:
     raise ErrorInReply(f"Error code: {status} - {error}", response=response, body=body)
 
 
-def refused_parameter(words: str, status: int, body: dict) -> str | None:
-    """The parameter of `body` that a refusal is about and that can be left out."""
+def refused_parameter(words: str, status: int | None, body: dict) -> str | None:
+    """The parameter of `body` that a refusal is about and that can be left out.
+
+    It was that one only if the request is taken without it.
+    """
     words = words.lower()
     template = "system" in words and "role" in words or "roles must alternate" in words
     # some servers make a 500 of what a chat template raises
     if template and status in (400, 422, 500) and has_system_role(body):
         return "system role"
     if status not in (400, 422):
-        return None
+        return "n" if status == 501 and "n" in body else None
     if "max_completion_tokens" in words and "max_tokens" in body:
         return "max_tokens"
     for name in ("top_p", "seed"):
         if name in body and re.search(rf"\b{name}\b", words):
             return name
-    # servers call it by many names; it was that only if the request is taken without it
+    # servers call it by many names
     if "response_format" in body and re.search(FORMAT_WORDS, words):
         return "response_format"
     # one out of range must be mended; left out is one where the model takes none but its own
@@ -489,7 +416,7 @@ def refused_parameter(words: str, status: int, body: dict) -> str | None:
     # but for the 0 of judgements, which no flag changes
     if body.get("temperature") in (0, SMALLEST) and "temperature" in words:
         return "temperature" if body["temperature"] else "temperature 0"
-    return None
+    return "n" if "n" in body else None
 
 
 def has_system_role(body: dict) -> bool:
@@ -506,10 +433,10 @@ def leave_out(name: str, body: dict) -> None:
             system, user, *others = body["messages"]
             user = {**user, "content": f"{system['content']}\n\n{user['content']}"}
             body["messages"] = [user, *others]
-    elif name in body:
-        value = body.pop(name)
-        if name == "max_tokens":
-            body["max_completion_tokens"] = value
+    elif name == "max_tokens" and name in body:
+        body["max_completion_tokens"] = body.pop(name)
+    else:
+        body.pop(name, None)
 
 
 def encodable(body: dict) -> dict:
