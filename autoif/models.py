@@ -5,14 +5,17 @@
 fills a folder with links to the model and with what it lacks to answer in a chat.
 """
 
-import argparse
 import json
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
-from autoif.files import UserError, fingerprint, write_whole
-from autoif.stage import Help, run, write_settings
+from tyro.conf import Positional
+
+from autoif.files import UserError, write_whole
+from autoif.flags import cli
+from autoif.settings import fingerprint, write_settings
 
 # For base models without a template: plain words and the model's own end token, since new special
 # tokens are untrained. A line break, not a blank, stands before the answer: "Assistant: " + "Paris"
@@ -139,23 +142,16 @@ def end_of_turn(tokenizer) -> int:
 
     Qwen2's base model ends a text with <|endoftext|>, its template ends an answer with <|im_end|>.
     """
-    question, answer = (
-        {"role": "user", "content": "Is it?"},
-        {"role": "assistant", "content": "Yes"},
-    )
+    question, answer = {"role": "user", "content": "So?"}, {"role": "assistant", "content": "Yes"}
     text = tokenizer.apply_chat_template([question, answer], tokenize=False)
     tail = tokenizer(text[text.rindex("Yes") :], add_special_tokens=False)["input_ids"]
     special = special_tokens(tokenizer)
-    ends = [token for token in tail if token in special]
-    return ends[-1] if ends else tokenizer.eos_token_id
+    return next((token for token in reversed(tail) if token in special), tokenizer.eos_token_id)
 
 
 def stop_strings(model: str) -> list[str]:
     """What a request to `model` stops at besides end tokens: only the fallback template has it."""
-    folder = Path(model)
-    if not folder.is_dir():
-        return []
-    jinja, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    jinja, config = Path(model, "chat_template.jinja"), Path(model, "tokenizer_config.json")
     if jinja.exists():
         template = jinja.read_text(encoding="utf-8")
     elif config.exists():
@@ -171,13 +167,8 @@ def generation_config(end_tokens: list[int]) -> dict:
     For whoever calls `generate`: without `do_sample` transformers answers greedily, without `top_k`
     it samples from 50 tokens only.
     """
-    return {
-        "do_sample": True,
-        "temperature": 1.0,
-        "top_p": 1.0,
-        "top_k": 0,
-        "eos_token_id": end_tokens,
-    }
+    sampling = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    return {**sampling, "eos_token_id": end_tokens}
 
 
 def known_end_tokens(folder: Path) -> set[int]:
@@ -185,8 +176,8 @@ def known_end_tokens(folder: Path) -> set[int]:
     known = set()
     for name in ("config.json", "generation_config.json"):
         if (folder / name).exists():
-            found = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token_id")
-            known.update(found if isinstance(found, list) else [found])
+            ends = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token_id")
+            known.update(ends if isinstance(ends, list) else [ends])
     return known - {None}
 
 
@@ -215,20 +206,16 @@ def servable(model: str, folder: str | Path) -> str:
     return str(folder)
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m autoif.models", description=__doc__, formatter_class=Help
-    )
-    parser.add_argument("model", help="a directory, or a name on the hub")
-    parser.add_argument("folder", help="to fill")
-    return parser.parse_args(argv)
+@dataclass(kw_only=True)
+class Flags:
+    model: Positional[str]  # a directory, or a name on the hub
+    folder: Positional[str]  # to fill
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
+def main(args: Flags) -> None:
     print(servable(args.model, args.folder))
     write_settings(args, args.folder)
 
 
 if __name__ == "__main__":
-    run(main)
+    cli(main, __doc__)

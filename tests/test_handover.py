@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from autoif import weights
+from autoif.flags import call
 from autoif.training import kept
 
 
@@ -122,7 +123,7 @@ def test_a_gpu_engine_gets_bf16_that_keeps_the_update_and_a_bf16_model_as_it_is(
 def test_what_each_format_keeps_is_told_with_its_worth_on_the_rows(folder, capsys):
     train(folder, "base", "told", "--epochs", "2", "--lr", "1e-5")
     rows = str(folder / "rows.jsonl")
-    kept.main([str(folder / "told"), str(folder / "base"), "--rows", rows])
+    call(kept.main, [str(folder / "told"), str(folder / "base"), "--rows", rows])
     lines = capsys.readouterr().out.splitlines()
     told = {line.split(" | ")[0].strip(): line for line in lines}
     assert "100.0% of the update kept" in told["fp32"]

@@ -4,7 +4,6 @@ tests/hostile.jsonl holds hostile functions with the verdicts that a correct san
 (`allow` for any input, `each` for each of them); system call numbers in it are x86_64's.
 """
 
-import argparse
 import asyncio
 import contextlib
 import importlib
@@ -691,8 +690,6 @@ def test_frames_with_the_right_nonce_cannot_go_on_for_ever():
 def test_humaneval_is_not_passed_by_frames_that_the_solution_writes():
     from autoif.evaluation.benchmarks import humaneval
 
-    parser = argparse.ArgumentParser()
-    sandbox.add_flags(parser)
     item = {"entry_point": "f", "code": "def f(x):\n", "cluster": "f"}
     item["test"] = "def check(candidate):\n    assert candidate(1) == 2"
     answers = {
@@ -702,11 +699,15 @@ def test_humaneval_is_not_passed_by_frames_that_the_solution_writes():
         "a guess": "import os\nos.write(3, bytes(8) + b'M\\0')\ndef f(x): os._exit(0)",
         "an exit": "import os\ndef f(x): os._exit(0)",
     }
-    works = [
-        {"item": item, "answers": [{"text": f"```python\n{answer}\n```"}]}
-        for answer in answers.values()
-    ]
-    scored = humaneval.score(works, parser.parse_args([]))
+    attempts = []
+    for answer in answers.values():
+        attempts.append({"item": item, "answers": [{"text": f"```python\n{answer}\n```"}]})
+
+    async def run():
+        async with sandbox.Sandbox(humaneval.limits(None, unsafe_no_sandbox=False)) as box:
+            return await humaneval.score(attempts, box)
+
+    scored = asyncio.run(run())
     assert [row["verdict"] for row in scored] == [True, False, False, False, False]
 
 

@@ -1,6 +1,5 @@
 """autoif.training: what both training stages rest on."""
 
-import argparse
 import datetime
 import errno
 import inspect
@@ -144,6 +143,14 @@ def test_flash_attention_on_a_gpu_computes_what_sdpa_does(responses):
     on_gpu = [each.detach().cuda().bfloat16() for each in inputs]
     found = packed.attention(None, *on_gpu, None, 0.3, segments=segments)[0]
     torch.testing.assert_close(found.cpu().float(), expected, rtol=2e-2, atol=2e-2)
+
+
+def test_a_row_beyond_a_sliding_window_is_an_error_with_both_numbers():
+    segments, inputs = states(1)
+    longest = max(segments.key_sizes)
+    packed.attention(None, *inputs, None, 0.3, segments=segments, sliding_window=longest)
+    with pytest.raises(UserError, match=f"attends to 3 tokens only, and a row has {longest}"):
+        packed.attention(None, *inputs, None, 0.3, segments=segments, sliding_window=3)
 
 
 def test_the_cpu_and_float32_compute_with_sdpa():
@@ -459,9 +466,7 @@ def test_a_pack_spends_the_tokens_that_its_rows_were_counted_with():
 
 
 def test_flags_fill_the_deepspeed_settings():
-    parser = argparse.ArgumentParser()
-    train.add_flags(parser)
-    args = parser.parse_args(["--precision", "fp32", "--offload", "--zero", "2"])
+    args = train.Flags(precision="fp32", offload=True, zero=2)
     config = train.deepspeed_config(args.ds_config, args.zero, args.precision, args.offload)
     assert config["bf16"] == {"enabled": False} and config["zero_optimization"]["stage"] == 2
     assert config["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
@@ -630,10 +635,10 @@ def test_a_warm_up_that_leaves_no_step_at_the_full_rate_is_said(
     assert re.search(words, printed) and bool(printed) == bool(words)
 
 
-def checkpoints(folder, world=1, data=None, **changes):
-    flags = {"model": "no/such", "lr": 1.0, "wandb": None, **changes}
-    settings = binding(flags, data or tiny_models.random_rows(1, 2), world)
-    return Checkpoints(str(folder / "model"), settings, rank=0, keep=False)
+def checkpoints(folder, world=1, date=DAY, **changes):
+    flags = {"model": "no/such", "lr": 1.0, "wandb": None, "keep_checkpoints": False, **changes}
+    args = SimpleNamespace(out=str(folder / "model"), **flags)
+    return Checkpoints(args, tiny_models.random_rows(1, 2), date, rank=0, world=world)
 
 
 @pytest.fixture
@@ -642,6 +647,30 @@ def alone(monkeypatch):
     monkeypatch.setattr(torch.distributed, "barrier", lambda: None)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+
+
+# settings.json of version 815f9fb, for rows of one prompt [1, 2] and one response [3, 4]
+BOUND = {
+    "05_sft": """{"batch": 128, "epochs": 3, "max_length": 8192, "lr": 7e-06,
+        "schedule": "linear", "warmup_steps": 20, "weight_decay": 0.1, "betas": [0.9, 0.95],
+        "precision": "bf16", "zero": 3, "offload": false, "seed": 0, "model": "m",
+        "data": "a199c5d1d6c7b0ff", "processes": 2}""",
+    "06_dpo": """{"batch": 64, "epochs": 2, "max_length": 4096, "beta": 0.3, "sft_weight": 0.0,
+        "lr": 5e-07, "schedule": "cosine", "warmup_ratio": 0.1, "weight_decay": 0.0,
+        "betas": [0.9, 0.999], "precision": "bf16", "zero": 3, "offload": false, "seed": 0,
+        "model": "m", "reference": "r", "data": "a199c5d1d6c7b0ff", "processes": 2}""",
+}
+
+
+@pytest.mark.parametrize("stage", BOUND)
+def test_a_run_begun_by_an_earlier_version_is_bound_to_the_same_settings(stage):
+    module, required = tiny_models.stage(stage), {"input": "x", "model": "m", "out": "o"}
+    if stage == "05_sft":
+        args = module.Flags(**required)
+    else:
+        args = module.Train(**required, reference="r")
+    made = [{"id": "0", "prompt": [1, 2], "responses": [[3, 4]]}]
+    assert binding(vars(args), made, world=2) == json.loads(BOUND[stage])
 
 
 def test_other_settings_do_not_resume_a_begun_run(tmp_path, alone):

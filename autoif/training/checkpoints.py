@@ -10,25 +10,13 @@ from pathlib import Path
 from autoif import weights
 from autoif.files import UserError, write_whole
 from autoif.models import fingerprint, generation_config
+from autoif.stage import write_settings
 from autoif.training.rows import digest, end_tokens
 
 # Flags that may change between a killed run and its continuation: the result does not hang on them.
-FREE = (
-    "input",
-    "out",
-    "command",
-    "model",
-    "reference",
-    "micro_tokens",
-    "activation_checkpointing",
-    "ds_config",
-    "chat_template",
-    "skip_bad",
-    "export_dtype",
-    "save_every",
-    "keep_checkpoints",
-    "divergence",
-    "wandb",
+FREE = set(
+    "input out command model reference micro_tokens activation_checkpointing ds_config "
+    "chat_template skip_bad export_dtype save_every keep_checkpoints divergence wandb".split()
 )
 
 # How safetensors and torch.save say that the disk is full.
@@ -41,31 +29,37 @@ def binding(flags: dict, rows: list[dict], world: int) -> dict:
     for name in ("model", "reference"):
         if flags.get(name):
             settings[name] = fingerprint(flags[name])
-    return {**settings, "data": digest(rows), "processes": world}
+    # as a file gives them back: (0.9, 0.95) is [0.9, 0.95]
+    return json.loads(json.dumps({**settings, "data": digest(rows), "processes": world}))
 
 
 class Checkpoints:
-    """Resume points `<out>.state/step-N`, valid for the settings and data they were made with."""
+    """Resume points `<out>.state/step-N`, valid for the settings and data they were made with.
 
-    def __init__(self, out: str, settings: dict, rank: int, keep: bool):
-        self.out, self.state = Path(out), Path(f"{out}.state")
-        self.settings, self.rank, self.keep = settings, rank, keep
+    `date` is the day that the chat template prints.
+    """
+
+    def __init__(self, args, rows: list[dict], date: str, rank: int, world: int):
+        self.out, self.state = Path(args.out), Path(f"{args.out}.state")
+        self.rank, self.world, self.keep = rank, world, args.keep_checkpoints
         self.file = self.state / "settings.json"
+        self.settings = {**binding(vars(args), rows, world), "date": date}
         if self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir())):
             raise UserError(f"{self.out} exists; delete it to train again")
-        # Settings without a resume point bind nobody: that run had nothing to lose.
-        if self._steps() and self.file.exists():
-            before = json.loads(self.file.read_text())
-            changed = []
-            for name, value in settings.items():
-                # the day changes nothing but the rows, whose hash is among the settings
-                if name != "date" and before.get(name) != value:
-                    changed.append(f"{name} was {before.get(name)}, is {value}")
-            if changed:
-                raise UserError(
-                    f"{self.state} was begun with other settings ({'; '.join(changed)}); "
-                    "go back to those, or delete it to begin again"
-                )
+        # settings without a resume point bind nobody: that run had nothing to lose
+        begun = self._steps() and self.file.exists()
+        before, changed = json.loads(self.file.read_text()) if begun else self.settings, []
+        for name, value in self.settings.items():
+            # the day changes nothing but the rows, whose hash is among the settings
+            if name != "date" and before.get(name) != value:
+                changed.append(f"{name} was {before.get(name)}, is {value}")
+        if changed:
+            raise UserError(
+                f"{self.state} was begun with other settings ({'; '.join(changed)}); "
+                "go back to those, or delete it to begin again"
+            )
+        if rank == 0:
+            write_settings(args, args.out)
 
     def _steps(self) -> list[int]:
         return sorted(int(path.name[5:]) for path in self.state.glob("step-*"))
@@ -121,16 +115,17 @@ class Checkpoints:
         import torch.distributed as dist
         import transformers
 
-        tensors = self.gather(engine, start, form)
+        tensors = self._gather(engine, start, form)
         if self.rank == 0:
             model, partial = engine.module.model, Path(f"{self.out}.partial")
             shutil.rmtree(partial, ignore_errors=True)
-            # An end token that the model did not know as one must stop generation from now on
-            # (Qwen2's base model: <|im_end|>).
+            # an end token that the model did not know as one must stop generation from now on
+            # (Qwen2's base model: <|im_end|>)
             known = model.generation_config.eos_token_id
-            known = [known] if isinstance(known, int) else known or []
-            ends = sorted(end_tokens(rows, tokenizer).union(known))
-            model.generation_config = transformers.GenerationConfig(**generation_config(ends))
+            known = known if isinstance(known, list) else [known]
+            ends = end_tokens(rows, tokenizer).union(known) - {None}
+            config = generation_config(sorted(ends))
+            model.generation_config = transformers.GenerationConfig(**config)
             with full_disk_named(partial):
                 model.save_pretrained(partial, state_dict=tensors)
                 # it names the format of the working copy
@@ -138,7 +133,6 @@ class Checkpoints:
                 tokenizer.save_pretrained(partial)
                 for name in ("metrics.jsonl", "curves.png", "settings.json"):
                     shutil.copy(self.state / name, partial / name)
-                shutil.copytree(self.state / "tensorboard", partial / "tensorboard")
             if self.out.is_dir():
                 self.out.rmdir()
             os.replace(partial, self.out)
@@ -146,7 +140,7 @@ class Checkpoints:
                 shutil.rmtree(self.state)
         dist.barrier()
 
-    def gather(self, engine, start: str, form: str) -> dict:
+    def _gather(self, engine, start: str, form: str) -> dict:
         """The master weights by name in `form`, on rank 0, which says what is left of the update.
 
         Not the bf16 copy that the passes compute with: most of a small update is not in it.

@@ -1,9 +1,8 @@
 """DeepSpeed's engine for both training stages: start-up, flags, the model, the optimizer.
 
-It knows no loss and no rows: a stage keeps its own loop.
+It knows no loss: a stage keeps its rows, its loss and its loop, and trains a `Policy`.
 """
 
-import argparse
 import json
 import os
 import warnings
@@ -16,13 +15,18 @@ from autoif import weights
 from autoif.files import UserError
 from autoif.flags import Count, within
 from autoif.models import read_config
-from autoif.stage import positive_int
+from autoif.stage import wrote
 from autoif.training import arithmetic
+from autoif.training.checkpoints import Checkpoints
+from autoif.training.log import Log
 from autoif.training.rows import packed_tokens
 
 # tests/test_train.py checks these against transformers' own forward pass
 MODELS = ("llama", "mistral", "qwen2", "qwen3")
+DTYPES = {"bf16": "bfloat16", "fp32": "float32"}  # of --precision, by their names in torch
 SCHEDULES = ("linear", "cosine", "constant_with_warmup")  # by their names in transformers
+Schedule = Literal[SCHEDULES]
+Recompute = Literal["auto", "on", "off"]
 
 
 @dataclass(kw_only=True)
@@ -32,17 +36,14 @@ class Flags:
     # A 7B model on 80 GB that recomputes its layers: 16,384 tokens keep 12 GB (28 layers x 7 KB
     # and twice one layer of 270 KB, a token), states on 8 GPUs 17 GB, gathered layers and logits
     # 5 GB: 35 GB (arithmetic.memory)
-
     micro_tokens: Count = 16384  # tokens a device computes at a time; a longer row is alone
     precision: Literal["bf16", "fp32"] = "bf16"  # of weights and activations (paper: bf16)
-    export_dtype: Literal[weights.EXPORTS] = "fp32"  # of the trained model; bf16: half the disk
+    export_dtype: Literal[weights.EXPORTS] = "fp32"  # bf16: half the disk, small updates are lost
     zero: Literal[1, 2, 3] = 3  # share out optimizer (1), gradients (2), weights too (3; paper: 3)
-    activation_checkpointing: Literal["auto", "on", "off"] = (
-        "auto"  # recompute layers (to save memory)
-    )
+    activation_checkpointing: Recompute = "auto"  # recompute layers (auto: where memory is short)
     offload: bool = False  # keep optimizer and master weights in CPU memory
     chat_template: str | None = None  # Jinja file to use instead of the tokenizer's own template
-    skip_bad: bool = False  # leave out and count rows that cannot be trained on
+    skip_bad: bool = False  # leave out and count rows that cannot be trained on (else an error)
     ds_config: str = str(Path(__file__).parents[2] / "ds_config.json")  # DeepSpeed's settings
     save_every: Count = 200  # steps between resume points (released code: 200); one at the end
     keep_checkpoints: bool = False  # keep every resume point, not only the latest
@@ -51,86 +52,58 @@ class Flags:
     seed: int = 0  # of the data order
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags of speed, memory and bookkeeping; what changes the result stands in the stages."""
-    parser.add_argument(
-        "--micro-tokens",
-        type=positive_int,
-        # A 7B model on 80 GB that recomputes its layers: 16,384 tokens keep 12 GB (28 layers x 7 KB
-        # and twice one layer of 270 KB, a token), states on 8 GPUs 17 GB, gathered layers and
-        # logits 5 GB: 35 GB (arithmetic.memory)
-        default=16384,
-        metavar="N",
-        help="tokens a device computes at a time; a longer row is computed alone (default: 16384)",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=["bf16", "fp32"],
-        default="bf16",
-        help="of weights and activations; master weights are always fp32 (paper: bf16)",
-    )
-    parser.add_argument(
-        "--export-dtype",
-        choices=weights.EXPORTS,
-        default="fp32",
-        help="of the trained model: fp32 hands on all that was learned, bf16 takes half the disk "
-        "and, rounded to nearest, erases small updates (default: fp32)",
-    )
-    parser.add_argument(
-        "--zero",
-        type=int,
-        choices=[1, 2, 3],
-        default=3,
-        help="share out optimizer states (1), gradients too (2), weights too (3; paper: 3)",
-    )
-    parser.add_argument(
-        "--activation-checkpointing",
-        choices=["auto", "on", "off"],
-        nargs="?",
-        const="on",
-        default="auto",
-        help="recompute layers in the backward pass (default: where memory would not do otherwise)",
-    )
-    parser.add_argument(
-        "--offload", action="store_true", help="keep optimizer and master weights in CPU memory"
-    )
-    parser.add_argument(
-        "--chat-template",
-        metavar="FILE",
-        help="Jinja template to use instead of the tokenizer's own",
-    )
-    parser.add_argument(
-        "--skip-bad",
-        action="store_true",
-        help="leave out rows that cannot be trained on, and count them (default: an error)",
-    )
-    parser.add_argument(
-        "--ds-config",
-        metavar="FILE",
-        default=Path(__file__).parents[2] / "ds_config.json",
-        help="DeepSpeed's settings; the flags fill in ZeRO stage, precision and offload",
-    )
-    parser.add_argument(
-        "--save-every",
-        type=positive_int,
-        default=200,
-        metavar="STEPS",
-        help="steps between resume points (released code: 200); one more at the end",
-    )
-    parser.add_argument(
-        "--keep-checkpoints",
-        action="store_true",
-        help="keep every resume point, not only the latest",
-    )
-    parser.add_argument(
-        "--divergence",
-        type=float,
-        default=100,
-        metavar="X",
-        help="stop when the gradient norm is X times its running median, or no number",
-    )
-    parser.add_argument("--wandb", metavar="PROJECT", help="also log to Weights & Biases")
-    parser.add_argument("--seed", type=int, default=0, help="of the data order")
+class Policy:
+    """A model in training: engine, resume points and log.
+
+    `args` are a stage's flags: those above, and lr, schedule, betas and weight_decay.
+    """
+
+    def __init__(self, args, rows: list[dict], checkpoints: Checkpoints, steps: int, warmup: int):
+        self.args, self.rows, self.checkpoints, self.steps = args, rows, checkpoints, steps
+        config = deepspeed_config(args.ds_config, args.zero, args.precision, args.offload)
+        model = load_model(args.model, config, args.precision, rows)
+        checkpoint_activations(
+            model, rows, args.activation_checkpointing, args.micro_tokens, config, checkpoints.world
+        )
+        names = ("lr", "betas", "weight_decay", "schedule")
+        settings = {name: getattr(args, name) for name in names}
+        self.engine = trainable(model, config, steps, warmup, **settings)
+        restore_masters(self.engine, args.model)
+        self.done = checkpoints.restore(self.engine)
+        self.log = Log(args.out, self.engine, steps, self.done, args.divergence, args.wandb)
+
+    def steps_left(self) -> range:
+        return range(self.done + 1, self.steps + 1)
+
+    def __call__(self, rows: list[dict]):
+        """Summed log-probability of each response of a pack's rows, in nats, shape (R,)."""
+        from autoif.training.packed import pack
+
+        return self.engine(**pack(rows, self.engine.device))
+
+    def backward(self, loss, last: bool) -> None:
+        """Add up the gradient of a pack's share of the loss; with `last` the optimizer steps."""
+        self.lr = self.engine.get_lr()[0]  # of this step: the optimizer's moves the schedule on
+        # a step has as many packs as its tokens need: DeepSpeed is told which is the last
+        self.engine.set_gradient_accumulation_boundary(last)
+        # DeepSpeed takes the mean over ranks; ours is a sum
+        self.engine.backward(loss * self.checkpoints.world, scale_wrt_gas=False)
+        self.engine.step()
+
+    def finish_step(self, step: int, numbers: dict[str, float], batch: list[dict]) -> None:
+        """Log a step of all ranks, and keep a resume point where one is due."""
+        self.log.step(step, numbers, self.lr, float(self.engine.get_global_grad_norm()), batch)
+        # the last one too: a run killed while it exports does not train again
+        if step % self.args.save_every == 0 or step == self.steps:
+            self.checkpoints.save(self.engine, step)
+
+    def export(self, tokenizer, then: str) -> None:
+        """Write the trained model with its log to --out, and say which command comes `then`."""
+        self.log.close()
+        args = self.args
+        self.checkpoints.export(self.engine, tokenizer, self.rows, args.model, args.export_dtype)
+        if self.checkpoints.rank == 0:
+            wrote(args.out, then=then)
 
 
 def start(seed: int, precision: str) -> tuple[int, int]:
@@ -162,15 +135,9 @@ def start(seed: int, precision: str) -> tuple[int, int]:
     if rank == 0:
         from autoif.training.packed import kernel
 
-        device_type = "cuda" if on_gpu else "cpu"
-        print(f"attention: {kernel(device_type, dtype(precision))[1]}", flush=True)
+        form = getattr(torch, DTYPES[precision])
+        print(f"attention: {kernel('cuda' if on_gpu else 'cpu', form)[1]}", flush=True)
     return rank, world
-
-
-def dtype(precision: str):
-    import torch
-
-    return {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
 
 
 def deepspeed_config(path: str | Path, zero: int, precision: str, offload: bool) -> dict:
@@ -229,11 +196,9 @@ def load_model(path: str, config: dict, precision: str, rows: list[dict]):
     # transformers holds it weakly: it must live until the model is read
     partition_on_load = HfDeepSpeedConfig(config)
     try:
+        options = {"attn_implementation": "packed", "output_loading_info": True}
         model, loaded = transformers.AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=dtype(precision),
-            attn_implementation="packed",
-            output_loading_info=True,
+            path, dtype=DTYPES[precision], **options
         )
     except (OSError, ValueError, ImportError, RuntimeError, UnpicklingError) as error:
         words = " ".join(str(error).split())[:300]
@@ -292,23 +257,6 @@ def device_memory() -> float:
     return machine / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
-def frozen(model, config: dict):
-    """DeepSpeed engine that only computes: partitioned weights, no gradients, no optimizer."""
-    import deepspeed
-
-    engine = deepspeed.initialize(model=model.requires_grad_(False), config=config)[0]
-    engine.eval()
-    return engine
-
-
-def release(engine) -> None:
-    """Free a frozen engine's weights one by one: DeepSpeed keeps references to the module."""
-    module = engine.module
-    engine.destroy()
-    for parameter in module.parameters():
-        parameter.ds_tensor.data = parameter.data = parameter.data.new_empty(0)
-
-
 def room_for_warmup(steps: int, warmup: int, lr: float) -> int:
     """Steps of warm-up; where they leave no step at the full rate, it is said.
 
@@ -316,30 +264,19 @@ def room_for_warmup(steps: int, warmup: int, lr: float) -> int:
     """
     import torch.distributed as dist
 
-    reached = lr * (steps - 1) / max(warmup, 1)
     if warmup < steps:
         return warmup
+    words = f"there is one step: it is taken at the full learning rate, {lr:.1e}, unwarmed"
+    if steps > 1:
+        reached = lr * (steps - 1) / warmup
+        words = f"{steps} steps end before {warmup} of warm-up do: the learning rate reaches "
+        words += f"{reached:.1e}, not {lr:.1e}"
     if dist.get_rank() == 0:
-        words = f"there is one step: it is taken at the full learning rate, {lr:.1e}, unwarmed"
-        if steps > 1:
-            words = (
-                f"{steps} steps end before {warmup} of warm-up do: the learning rate reaches "
-                f"{reached:.1e}, not {lr:.1e}"
-            )
         print(f"warning: {words}; a smaller --batch, or more rows, make more steps", flush=True)
     return warmup if steps > 1 else 0
 
 
-def trainable(
-    model,
-    config: dict,
-    steps: int,
-    warmup: int,
-    lr: float,
-    betas: list[float],
-    weight_decay: float,
-    schedule: str,
-):
+def trainable(model, config: dict, steps: int, warmup: int, lr, betas, weight_decay, schedule):
     """DeepSpeed engine with the schedule and AdamW, which decays neither norms nor biases."""
     import deepspeed
     import torch
@@ -350,15 +287,10 @@ def trainable(
         # ZeRO-3 has emptied the parameter itself
         shape = getattr(parameter, "ds_shape", parameter.shape)
         (matrices if len(shape) > 1 else vectors).append(parameter)
-    groups = [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    warmup = room_for_warmup(steps, warmup, lr)
+    decayed = {"params": matrices, "weight_decay": weight_decay}
+    groups = [decayed, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=lr, betas=tuple(betas), eps=1e-8, fused=True)
-    scheduler = get_scheduler(
-        schedule, optimizer, num_warmup_steps=warmup, num_training_steps=steps
-    )
+    scheduler = get_scheduler(schedule, optimizer, room_for_warmup(steps, warmup, lr), steps)
     engine = deepspeed.initialize(
         model=model, optimizer=optimizer, lr_scheduler=scheduler, config=config
     )[0]
@@ -368,6 +300,7 @@ def trainable(
 
 def restore_masters(engine, model: str) -> None:
     """Give the fp32 master weights what `model` has in float32: they were made of its bf16 copy."""
+    import torch
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
     tensors = weights.stored(model)
@@ -375,18 +308,14 @@ def restore_masters(engine, model: str) -> None:
         if name not in tensors or tensors[name].get_dtype() != "F32":
             continue
         value = tensors[name][:]
-        if engine.zero_optimization_stage() == 3:
-            safe_set_local_fp32_param(parameter, own_part(value, parameter.ds_tensor.numel()))
-        else:
+        if engine.zero_optimization_stage() < 3:
             safe_set_full_fp32_param(parameter, value)
-
-
-def own_part(value, size: int):
-    """This rank's part of a tensor that ZeRO-3 cuts into parts of `size`; zeros fill the last."""
-    import torch
-
-    part = value.flatten()[torch.distributed.get_rank() * size :][:size]
-    return torch.nn.functional.pad(part, (0, size - len(part)))
+            continue
+        # ZeRO-3 cuts a tensor into equal parts, one for each rank; zeros fill the last
+        size = parameter.ds_tensor.numel()
+        part = value.flatten()[torch.distributed.get_rank() * size :][:size]
+        padded = torch.nn.functional.pad(part, (0, size - len(part)))
+        safe_set_local_fp32_param(parameter, padded)
 
 
 def sum_over_ranks(numbers) -> list[float]:

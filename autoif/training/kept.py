@@ -14,15 +14,26 @@ float32: the loss a token in nats, or of pairs the loss and margin of DPO with S
     q8_0 of bf16     the same, made of an export in bf16
 """
 
-import argparse
 import json
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+from tyro.conf import Positional
 
 from autoif import files, weights
 from autoif.files import UserError
-from autoif.stage import Help, positive_int, run
+from autoif.flags import Count, cli
+from autoif.models import chat_tokenizer
+from autoif.training.rows import read_pairs, read_sft
 
-SIDES = ("chosen", "rejected")
+
+@dataclass(kw_only=True)
+class Flags:
+    model: Positional[str]  # the trained model, in fp32
+    start: Positional[str]  # the model that it was trained from
+    rows: str | None = None  # what it was trained on
+    micro_tokens: Count = 2048  # tokens that are computed at a time
 
 
 def q8_0(tensor):
@@ -44,48 +55,26 @@ def q8_0(tensor):
 
 def formats(generator) -> dict:
     """Each format's name and the function that rounds a float32 tensor to it."""
-    made = {}
-    for name in weights.EXPORTS:
-        made[name] = lambda tensor, name=name: weights.exported(tensor, name, generator)
-    made["q8_0"] = q8_0
-    made["q8_0 of bf16"] = lambda tensor: q8_0(tensor.bfloat16())
-    return made
+    rounding = {}
+    for form in weights.EXPORTS:
+        rounding[form] = partial(weights.exported, form=form, generator=generator)
+    rounding["q8_0"] = q8_0
+    rounding["q8_0 of bf16"] = lambda tensor: q8_0(tensor.bfloat16())
+    return rounding
 
 
-def encoded(path: str, tokenizer) -> list[dict]:
-    """Rows of stage 05 (one response) or 06 (chosen, rejected) as token ids."""
-    from autoif.training.rows import encode
-
-    rows = []
-    for number, row in files.numbered(path):
-        where = f"{path}:{number}"
-        if "messages" in row:
-            prompt, responses, cut = row["messages"][:-1], [row["messages"][-1:]], []
-        else:
-            prompt, responses = row["prompt"], [row["chosen"], row["rejected"]]
-            cut = [SIDES.index(side) for side in row.get("truncated", [])]
-        rows.append(encode(tokenizer, prompt, responses, where, cut))
+def read_rows(path: str, model: str) -> list[dict]:
+    """Rows of stage 05 (one response) or 06 (chosen, rejected) as token ids, as it trained them."""
+    read = read_sft if "messages" in next(files.read(path), {}) else read_pairs
+    rows = list(read(path, chat_tokenizer(model)))
+    for row in rows:
+        if "error" in row:
+            raise UserError(row["error"])
     return rows
 
 
-def logprobs(model, rows: list[dict], micro_tokens: int):
-    """Summed log-probabilities of the rows' responses in nats, shape (rows, 1 or 2)."""
-    import torch
-
-    from autoif.training.packed import pack
-    from autoif.training.rows import share_out
-
-    numbered = [{**row, "number": number} for number, row in enumerate(rows)]
-    table = torch.zeros(len(rows), len(rows[0]["responses"]))
-    for part in share_out(numbered, micro_tokens, 1):
-        with torch.inference_mode():
-            sums = model(**pack(part)).view(len(part), -1)
-        table[[row["number"] for row in part]] = sums
-    return table
-
-
 def worth(policy, reference, rows: list[dict], beta: float) -> str:
-    """The loss on the rows, and of pairs the margin too."""
+    """The loss on the rows, and of pairs the margin too; shapes (rows, 1 or 2)."""
     import torch.nn.functional as F
 
     if policy.shape[1] == 1:
@@ -96,18 +85,7 @@ def worth(policy, reference, rows: list[dict], beta: float) -> str:
     return f"loss {loss:.4f}, margin {(chosen - rejected).mean():+.4f}"
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m autoif.training.kept", description=__doc__, formatter_class=Help
-    )
-    parser.add_argument("model", help="the trained model, in fp32")
-    parser.add_argument("start", help="the model that it was trained from")
-    parser.add_argument("--rows", metavar="FILE", help="what it was trained on")
-    parser.add_argument("--micro-tokens", type=positive_int, default=2048, metavar="N")
-    args = parser.parse_args(argv)
-
-    import torch
-
+def main(args: Flags) -> None:
     start, master = weights.stored(args.start), weights.stored(args.model)
     if {tensor.get_dtype() for tensor in master.values()} != {"F32"}:
         raise UserError(
@@ -115,40 +93,38 @@ def main(argv: list[str] | None = None) -> None:
             "--export-dtype fp32"
         )
 
-    model, rows = None, []
+    # not at the top of the file: --help does not wait for torch
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from autoif.training.packed import ResponseLogprobs, frozen_logprobs
+
+    # load the start with the rows; its weights are replaced by those of each format
     if args.rows:
-        from transformers import AutoModelForCausalLM
-
-        from autoif.models import chat_tokenizer
-        from autoif.training.packed import ResponseLogprobs
-
-        rows = encoded(args.rows, chat_tokenizer(args.model))
-        beta = json.loads((Path(args.model) / "settings.json").read_text()).get("beta", 0)
-        plain = AutoModelForCausalLM.from_pretrained(
-            args.start, dtype=torch.float32, attn_implementation="packed"
-        )
-        names = dict(plain.named_parameters())
-        model = ResponseLogprobs(plain)
-        reference = logprobs(model, rows, args.micro_tokens)
+        rows = read_rows(args.rows, args.model)
+        beta = json.loads(Path(args.model, "settings.json").read_text()).get("beta", 0)
+        attention = {"attn_implementation": "packed", "dtype": torch.float32}
+        plain = AutoModelForCausalLM.from_pretrained(args.start, **attention)
+        parameters, model = dict(plain.named_parameters()), ResponseLogprobs(plain)
+        reference = frozen_logprobs(model, rows, args.micro_tokens, "cpu")
         print(f"{'start':16} | {worth(reference, reference, rows, beta)}", flush=True)
 
-    # one format after the other: a large model is in memory once
+    # measure one format after the other: a large model is in memory once
     for form, rounded in formats(torch.Generator().manual_seed(0)).items():
         kept = weights.Kept()
         for name, slices in master.items():
-            tensor = slices[:]
-            left = rounded(tensor)
-            kept.add(start[name][:], tensor, left)
-            if model:
-                names[name].data.copy_(left)
+            left = rounded(slices[:])
+            kept.add(start[name][:], slices[:], left)
+            if args.rows:
+                parameters[name].data.copy_(left)
         line = f"{form:16} | {kept.changed / kept.weights:.1%} of the weights changed"
         line += f" | {kept.share:.1%} of the update kept"
-        if model:
-            policy = logprobs(model, rows, args.micro_tokens)
+        if args.rows:
+            policy = frozen_logprobs(model, rows, args.micro_tokens, "cpu")
             line += f" | {worth(policy, reference, rows, beta)}"
         print(line, flush=True)
     print(f"rms of the update: {kept.rms:.2e}")
 
 
 if __name__ == "__main__":
-    run(main)
+    cli(main, __doc__)

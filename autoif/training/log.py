@@ -1,4 +1,4 @@
-"""The log of a training run: a line a step, metrics.jsonl, tensorboard, curves.png; and the stop.
+"""The log of a training run: a line a step, metrics.jsonl, curves.png; and the stop.
 
 A step's numbers, as they are named in metrics.jsonl and in the curves:
 
@@ -44,12 +44,9 @@ class Log:
         self.norms = [row["norm"] for row in rows]
         dist.barrier()  # other ranks may still be reading it
         if self.rank == 0:
-            from torch.utils.tensorboard import SummaryWriter
-
             with files.writer(self.file) as write:
                 for row in rows:
                     write(row)
-            self.board = SummaryWriter(self.file.parent / "tensorboard", purge_step=done + 1)
             dtype = next(engine.module.parameters()).dtype
             self.peak = arithmetic.peak_flops(engine.device, dtype)
             if wandb:
@@ -96,8 +93,6 @@ class Log:
             share = f" | MFU {row['mfu']:.1%}"
         with open(self.file, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        for name, value in row.items():
-            self.board.add_scalar(name, value, step)
         if self.wandb:
             self.wandb.log(row, step=step)
         shown = " | ".join(f"{name} {value:.3f}" for name, value in numbers.items())
@@ -111,27 +106,21 @@ class Log:
         )
 
     def close(self) -> None:
-        """Draw the curves and close the writers."""
+        """Draw the curves."""
         if self.rank:
             return
-        import matplotlib
-
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
+        from matplotlib.figure import Figure
 
         rows = list(files.read(self.file))
         names = [name for name in rows[0] if name != "step"]
-        figure, axes = plt.subplots(
-            len(names), 1, sharex=True, figsize=(8, 1.8 * len(names)), layout="constrained"
-        )
+        figure = Figure(figsize=(8, 1.8 * len(names)), layout="constrained")
+        axes = figure.subplots(len(names), sharex=True)
         for axis, name in zip(axes, names):
             # a run that goes on elsewhere may log other numbers
             axis.plot([row["step"] for row in rows], [row.get(name) for row in rows])
             axis.set_ylabel(name.replace("_", "\n"))
         axes[-1].set_xlabel("step")
         figure.savefig(self.file.with_name("curves.png"))
-        plt.close(figure)
-        self.board.close()
         if self.wandb:
             self.wandb.finish()
 
@@ -143,12 +132,9 @@ def logged(file: Path, done: int) -> list[dict]:
     """
     if not file.exists():
         return []
-    rows = []
-    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
-        # without its end it is torn, and of a step that is done again
-        if line.endswith("\n"):
-            rows.append(json.loads(line))
-    return [row for row in rows if row["step"] <= done]
+    # behind the last line's end stands nothing, or a torn line of a step that is done again
+    *lines, _torn = file.read_text(encoding="utf-8").split("\n")
+    return [row for row in map(json.loads, lines) if row["step"] <= done]
 
 
 def memory_gb() -> float:

@@ -21,7 +21,9 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
+from autoif.files import UserError
 from autoif.training.arithmetic import LOGIT_TOKENS
+from autoif.training.rows import micro_steps
 
 
 def pack(rows: list[dict], device: str | torch.device = "cpu") -> dict:
@@ -114,6 +116,11 @@ class Segments:
             return states_TGD
         return states_TGD.index_select(0, self.key_index)
 
+    def bounds(self) -> tuple:
+        """Where segments end and the longest of them, as the kernels of FlashAttention ask."""
+        sizes = (max(self.query_sizes), max(self.key_sizes))
+        return self.query_ends, self.key_ends, *sizes
+
 
 def sdpa(queries_THD, keys_KGD, values_KGD, segments: Segments, scaling: float) -> torch.Tensor:
     """A call of PyTorch's causal kernel a segment: one mask over the whole pack would be dense."""
@@ -140,37 +147,16 @@ def sdpa(queries_THD, keys_KGD, values_KGD, segments: Segments, scaling: float) 
 
 def varlen(queries_THD, keys_KGD, values_KGD, segments: Segments, scaling: float) -> torch.Tensor:
     """One call of PyTorch's FlashAttention, which aligns queries with the end of longer keys."""
-    return varlen_attn(
-        queries_THD,
-        keys_KGD,
-        values_KGD,
-        segments.query_ends,
-        segments.key_ends,
-        max(segments.query_sizes),
-        max(segments.key_sizes),
-        scale=scaling,
-        window_size=(-1, 0),
-        enable_gqa=True,
-    )
+    states, causal = (queries_THD, keys_KGD, values_KGD), {"window_size": (-1, 0)}
+    return varlen_attn(*states, *segments.bounds(), scale=scaling, enable_gqa=True, **causal)
 
 
-def flash_attn(
-    queries_THD, keys_KGD, values_KGD, segments: Segments, scaling: float
-) -> torch.Tensor:
+def flash_attn(queries_THD, keys_KGD, values_KGD, segments: Segments, scaling: float):
     """The same by the user's flash-attn."""
     from flash_attn import flash_attn_varlen_func
 
-    return flash_attn_varlen_func(
-        queries_THD,
-        keys_KGD,
-        values_KGD,
-        segments.query_ends,
-        segments.key_ends,
-        max(segments.query_sizes),
-        max(segments.key_sizes),
-        softmax_scale=scaling,
-        causal=True,
-    )
+    states = (queries_THD, keys_KGD, values_KGD)
+    return flash_attn_varlen_func(*states, *segments.bounds(), softmax_scale=scaling, causal=True)
 
 
 @functools.cache
@@ -187,21 +173,13 @@ def kernel(device_type: str, dtype: torch.dtype):
     return varlen, "FlashAttention-2 (PyTorch's varlen_attn)"
 
 
-def attention(
-    module,
-    query_1HTD,
-    key_1GTD,
-    value_1GTD,
-    attention_mask,
-    scaling,
-    segments=None,
-    sliding_window=None,
-    **_,
-):
+def attention(module, query_1HTD, key_1GTD, value_1GTD, attention_mask, scaling, **more):
     """Attention within each segment; result (1, T, H, D), as transformers expects."""
-    if sliding_window is not None and max(segments.key_sizes) > sliding_window:
-        raise NotImplementedError(
-            f"packed attention has no sliding window ({sliding_window} tokens)"
+    segments, window = more["segments"], more.get("sliding_window")
+    if window is not None and max(segments.key_sizes) > window:
+        raise UserError(
+            f"the model attends to {window} tokens only, and a row has {max(segments.key_sizes)}; "
+            f"leave out rows of more than {window} tokens"
         )
     compute, _name = kernel(query_1HTD.device.type, query_1HTD.dtype)
     keys_KGD = segments.keys(key_1GTD[0].transpose(0, 1))
@@ -274,3 +252,17 @@ class ResponseLogprobs(nn.Module):
         logprobs_P = self.model.get_output_embeddings()(hidden_TC[places], targets)
         empty_R = torch.zeros(count, dtype=torch.float32, device=hidden_TC.device)
         return empty_R.index_add(0, owner, logprobs_P)
+
+
+def frozen_logprobs(model, rows: list[dict], capacity: int, device, rank: int = 0, world: int = 1):
+    """Log-probabilities of the rows' responses, shape (rows, responses), without gradient.
+
+    Those of this rank's rows, in nats; where another rank computes a row, it is 0.
+    """
+    numbered = [{**row, "number": number} for number, row in enumerate(rows)]
+    table = torch.zeros(len(rows), len(rows[0]["responses"]), device=device)
+    for micro, weight, _last in micro_steps(numbered, capacity, rank, world):
+        with torch.no_grad():
+            sums = model(**pack(micro, device)).view(len(micro), -1)
+        table[[row["number"] for row in micro]] += weight * sums
+    return table

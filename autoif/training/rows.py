@@ -9,7 +9,7 @@ import heapq
 import json
 import math
 import random
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import jinja2
@@ -20,6 +20,7 @@ from autoif.models import chat_tokenizer, special_tokens
 from autoif.stage import Funnel
 
 ROLES = ("system", "user", "assistant", "tool")
+SIDES = ("chosen", "rejected")
 BAD_ROWS = 10  # that are shown at once
 
 
@@ -38,45 +39,53 @@ def load_tokenizer(model: str, chat_template: str | None, date: str):
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     tokenizer = chat_tokenizer(model)
-    if chat_template:
-        try:
-            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--chat-template {chat_template} cannot be read: {error}") from None
     try:
+        if chat_template:
+            tokenizer.chat_template = Path(chat_template).read_text(encoding="utf-8")
         # transformers compiles a template once and gives it the clock, without a way to set it
         compiled = _compile_jinja_template(tokenizer.get_chat_template())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--chat-template {chat_template} cannot be read: {error}") from None
     except jinja2.TemplateError as error:
         raise UserError(f"the chat template of {chat_template or model} says: {error}") from None
     compiled.globals["strftime_now"] = datetime.datetime.fromisoformat(date).strftime
     return tokenizer
 
 
-def read_message(message, name: str, where: str) -> dict:
-    """A message as chat templates want it: role, text, tool calls whose arguments are objects.
+# ---- a row as token ids ----------------------------------------------------------------------
+
+
+def read_messages(messages, name: str, where: str) -> list[dict]:
+    """Messages as chat templates want them: role, text, tool calls whose arguments are objects.
 
     {"role": "user", "content": [{"type": "text", "text": "Hi"}]}  ->  {..., "content": "Hi"}
     """
-    bare = f"{where}: {name} has a message without role and text: {str(message)[:80]!r}"
-    if not isinstance(message, dict):
-        raise UserError(bare)
-    content, calls = message.get("content"), message.get("tool_calls") or []
+    if not isinstance(messages, list):
+        raise UserError(
+            f"{where}: {name} must be a list of messages "
+            f'[{{"role": "user", "content": "..."}}], not {str(messages)[:80]!r}'
+        )
+    return [read_message(message, name, where) for message in messages]
+
+
+def read_message(message, name: str, where: str) -> dict:
+    fields = message if isinstance(message, dict) else {}
+    content, calls, role = fields.get("content"), fields.get("tool_calls") or [], fields.get("role")
     if isinstance(content, list):
-        texts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        if not all(isinstance(text, str) for text in texts):
+        if any(files.mismatch(part, {"text": str}) for part in content):
             raise UserError(f"{where}: {name} has a part that is no text: {str(content)[:80]!r}")
-        content = "".join(texts)
+        content = "".join(part["text"] for part in content)
     if content is None and calls:
         content = ""
     if not isinstance(content, str):
-        raise UserError(bare)
-    role = message.get("role")
+        raise UserError(
+            f"{where}: {name} has a message without role and text: {str(message)[:80]!r}"
+        )
     if role not in ROLES:
         raise UserError(f"{where}: unknown role {role!r}; roles are {', '.join(ROLES)}")
-    message = {**message, "content": content}
     if calls:
-        message["tool_calls"] = [read_call(call, where) for call in calls]
-    return message
+        fields = {**fields, "tool_calls": [read_call(call, where) for call in calls]}
+    return {**fields, "content": content}
 
 
 def read_call(call, where: str) -> dict:
@@ -92,21 +101,11 @@ def read_call(call, where: str) -> dict:
         ) from None
 
 
-def read_messages(messages, name: str, where: str) -> list[dict]:
-    """Messages as chat templates want them; UserError where they are none."""
-    if not isinstance(messages, list):
-        raise UserError(
-            f"{where}: {name} must be a list of messages "
-            f'[{{"role": "user", "content": "..."}}], not {str(messages)[:80]!r}'
-        )
-    return [read_message(message, name, where) for message in messages]
-
-
 def refuse_unrendered(messages: list[dict], rendering: str, where: str) -> None:
     """UserError where a chat template leaves out a text or the name of a called tool."""
     for message in messages:
-        calls = message.get("tool_calls", [])
-        for text in [message["content"].strip(), *(call["function"]["name"] for call in calls)]:
+        names = [call["function"]["name"] for call in message.get("tool_calls") or []]
+        for text in [message["content"].strip(), *names]:
             # a tool's answer may stand in a JSON string
             escaped = json.dumps(text, ensure_ascii=False)[1:-1]
             if text not in rendering and escaped not in rendering:
@@ -116,21 +115,7 @@ def refuse_unrendered(messages: list[dict], rendering: str, where: str) -> None:
                 )
 
 
-def token_ids(tokenizer, text: str, where: str) -> list[int]:
-    try:
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-    except TypeError:  # what tokenizers says to half of a surrogate pair
-        raise UserError(f"{where}: a text is no Unicode; delete the row") from None
-
-
-def encode(
-    tokenizer,
-    prompt: list[dict],
-    responses: list[list[dict]],
-    where: str,
-    truncated: Collection[int] = (),
-    tools: list[dict] | None = None,
-) -> dict:
+def encode(tokenizer, prompt, responses, where: str, truncated=(), tools=None) -> dict:
     """Token ids of a prompt and its responses through the chat template, with their end tokens.
 
     Prompt and response are tokenized apart, as they are when the model generates. What the template
@@ -146,16 +131,19 @@ def encode(
             raise UserError(f"{where}: the chat template says: {error}") from None
 
     def ids(text):
-        return token_ids(tokenizer, text, where)
+        try:
+            return tokenizer(text, add_special_tokens=False)["input_ids"]
+        except TypeError:  # what tokenizers says to half of a surrogate pair
+            raise UserError(f"{where}: a text is no Unicode; delete the row") from None
 
     prompt = read_messages(prompt, "the prompt", where)
     if not prompt or prompt[-1]["role"] == "assistant":
         raise UserError(f"{where}: the prompt must end with the user's message, not {prompt[-1:]}")
-    asked, special = render(prompt, add_generation_prompt=True), special_tokens(tokenizer)
+    question, special = render(prompt, add_generation_prompt=True), special_tokens(tokenizer)
     # of earlier answers the calls alone: templates leave out their thoughts on purpose
     needed = [{**turn, "content": ""} if turn["role"] == "assistant" else turn for turn in prompt]
-    refuse_unrendered(needed, asked, where)
-    row = {"prompt": ids(asked), "responses": []}
+    refuse_unrendered(needed, question, where)
+    row = {"prompt": ids(question), "responses": []}
     for number, response in enumerate(responses):
         response = read_messages(response, "a response", where)
         if len(response) != 1 or response[0]["role"] != "assistant":
@@ -163,28 +151,65 @@ def encode(
         if not response[0]["content"].strip():
             raise UserError(f"{where}: empty response {response[0]['content']!r}; delete the row")
         whole = render(prompt + response)
-        if not whole.startswith(asked):
+        if not whole.startswith(question):
             raise UserError(
                 f"{where}: the chat template does not continue its own generation prompt; "
                 "pass --chat-template"
             )
-        refuse_unrendered(response, whole[len(asked) :], where)
-        tokens = ids(whole[len(asked) :])
-        while special.intersection(tokens) and tokens[-1] not in special:
-            tokens.pop()
-        ended = tokens[-1] in special
-        if number in truncated and ended:
-            tokens.pop()
-        elif number not in truncated and not ended:
-            tokens.append(tokenizer.eos_token_id)
-        row["responses"].append(tokens)
+        answer = whole[len(question) :]
+        refuse_unrendered(response, answer, where)
+        cut = number in truncated
+        row["responses"].append(ended(ids(answer), special, cut, tokenizer.eos_token_id))
     return row
 
 
+def ended(tokens: list[int], special: set[int], truncated: bool, end: int) -> list[int]:
+    """A response with its end token and nothing behind it; one that was cut off without it."""
+    while special.intersection(tokens) and tokens[-1] not in special:
+        tokens.pop()
+    if truncated and tokens[-1] in special:
+        tokens.pop()
+    elif not truncated and tokens[-1] not in special:
+        tokens.append(end)
+    return tokens
+
+
+def encode_sample(tokenizer, row: dict, where: str) -> dict:
+    """A row with `messages` as token ids: of several turns the last one is the response."""
+    messages = read_messages(row["messages"], "messages", where)
+    return encode(tokenizer, messages[:-1], [messages[-1:]], where, tools=row.get("tools"))
+
+
+def encode_pair(tokenizer, row: dict, where: str) -> dict:
+    """A row with prompt, chosen and rejected as token ids: two responses, chosen first.
+
+    With `"truncated": ["rejected"]` no end token is put behind that side: none was ever there.
+    """
+    prompt, *responses = [read_messages(row[name], name, where) for name in ("prompt", *SIDES)]
+    # the margin of equal sides is 0 whatever the policy: such a pair teaches nothing
+    if row["chosen"] == row["rejected"]:
+        raise UserError(f"{where}: chosen and rejected are equal; delete the row")
+    truncated = row.get("truncated", [])
+    if not isinstance(truncated, list) or not all(side in SIDES for side in truncated):
+        raise UserError(f"{where}: truncated must be a list of {SIDES}, not {truncated!r}")
+    cut = [SIDES.index(side) for side in truncated]
+    return encode(tokenizer, prompt, responses, where, cut, row.get("tools"))
+
+
+def read_sft(path: str, tokenizer) -> Iterator[dict]:
+    """Rows of 04_sft.jsonl as token ids; of a bad one its error: {"id", "error"}."""
+    return encoded_rows(path, tokenizer, ["messages"], "04_responses.py", encode_sample)
+
+
+def read_pairs(path: str, tokenizer) -> Iterator[dict]:
+    """Rows of 06_pairs.jsonl as token ids; of a bad one its error: {"id", "error"}."""
+    return encoded_rows(path, tokenizer, ["prompt", *SIDES], "06_dpo.py pairs", encode_pair)
+
+
 def encoded_rows(
-    path: str, fields: list[str], made_by: str, encode_row: Callable[[dict, str], dict]
+    path: str, tokenizer, fields: list[str], made_by: str, encode_row: Callable
 ) -> Iterator[dict]:
-    """The rows of `path` through `encode_row(row, where)`; of a bad one its error: {"id", "error"}.
+    """The rows of `path`, which have `fields`, through `encode_row(tokenizer, row, where)`.
 
     `made_by` is the stage that writes such a file, under a name that begins with its number.
     """
@@ -198,10 +223,11 @@ def encoded_rows(
         try:
             row = read_object(line, where)
             files.check(row, fields, where, f"; a row needs {', '.join(fields)}, lists of messages")
-            # one's own rows may have no id: their line is it
-            yield {"id": row.get("id", str(number)), **encode_row(row, where)}
+            encoded = encode_row(tokenizer, row, where)
         except UserError as error:
-            yield {"id": row.get("id", str(number)), "error": str(error)}
+            encoded = {"error": str(error)}
+        # one's own rows may have no id: their line is it
+        yield {"id": row.get("id", str(number)), **encoded}
 
 
 def read_object(line: str, where: str) -> dict:
@@ -221,9 +247,43 @@ def end_tokens(rows: list[dict], tokenizer) -> set[int]:
     return last.intersection(special_tokens(tokenizer))  # a truncated response ends with a word
 
 
-def longest(row: dict) -> int:
-    """Longest prompt + response of a row, in tokens."""
-    return len(row["prompt"]) + max(map(len, row["responses"]))
+def usable(stage: str, rows: Iterable[dict], tokenizer, args, rank: int) -> list[dict]:
+    """Encoded rows that can be trained on; rank 0 accounts for the others. Nothing is cut.
+
+    UserError that names the bad ones, ten at a time, unless --skip-bad.
+    """
+    special = special_tokens(tokenizer)
+    samples, dropped, errors = [], [], []
+    for row in rows:
+        if "error" in row:
+            dropped.append(("bad row", row))
+            errors.append(row["error"])
+        elif len(row["prompt"]) + max(map(len, row["responses"])) > args.max_length:
+            dropped.append((f"longer than {args.max_length} tokens", {"id": row["id"]}))
+        elif any(special.intersection(response[:-1]) for response in row["responses"]):
+            dropped.append(("special token inside a response", {"id": row["id"]}))
+        else:
+            samples.append(row)
+    if errors and not args.skip_bad:
+        count = f"{len(errors)} of {len(samples) + len(dropped)} rows"
+        more = [f"and {len(errors) - BAD_ROWS} more"] if len(errors) > BAD_ROWS else []
+        advice = "mend or delete them, or pass --skip-bad:"
+        raise UserError(
+            f"{count} of {args.input} cannot be trained on; "
+            + "\n  ".join([advice, *errors[:BAD_ROWS], *more])
+        )
+    if rank == 0:
+        funnel = Funnel(stage, f"{args.out}.jsonl")
+        funnel.keep(len(samples))
+        for reason, row in dropped:
+            funnel.drop(reason, row)
+        funnel.finish()
+    if not samples:
+        raise UserError(f"no row of {args.input} is left to train on")
+    return samples
+
+
+# ---- which rows are computed together --------------------------------------------------------
 
 
 def packed_tokens(row: dict) -> int:
@@ -239,41 +299,6 @@ def count_tokens(rows: list[dict]) -> tuple[int, int]:
         once += prompt + responses
         repeated += prompt * len(row["responses"]) + responses
     return once, repeated
-
-
-def usable(stage: str, rows: Iterable[dict], tokenizer, args, rank: int) -> list[dict]:
-    """Encoded rows that can be trained on; rank 0 accounts for the others. Nothing is cut.
-
-    UserError that names the bad ones, ten at a time, unless --skip-bad.
-    """
-    special = special_tokens(tokenizer)
-    kept, dropped, errors = [], [], []
-    for row in rows:
-        if "error" in row:
-            dropped.append(("bad row", row))
-            errors.append(row["error"])
-        elif longest(row) > args.max_length:
-            dropped.append((f"longer than {args.max_length} tokens", {"id": row["id"]}))
-        elif any(special.intersection(response[:-1]) for response in row["responses"]):
-            dropped.append(("special token inside a response", {"id": row["id"]}))
-        else:
-            kept.append(row)
-    if errors and not args.skip_bad:
-        more = f"\n  and {len(errors) - BAD_ROWS} more" if len(errors) > BAD_ROWS else ""
-        count = f"{len(errors)} of {len(kept) + len(dropped)} rows"
-        raise UserError(
-            f"{count} of {args.input} cannot be trained on; "
-            "mend or delete them, or pass --skip-bad:\n  " + "\n  ".join(errors[:BAD_ROWS]) + more
-        )
-    if rank == 0:
-        funnel = Funnel(stage, f"{args.out}.jsonl")
-        funnel.keep(len(kept))
-        for reason, row in dropped:
-            funnel.drop(reason, row)
-        funnel.finish()
-    if not kept:
-        raise UserError(f"no row of {args.input} is left to train on")
-    return kept
 
 
 def batches(rows: int, batch: int, epochs: float, seed: int) -> list[list[int]]:
@@ -313,7 +338,7 @@ def share_out(rows: list[dict], capacity: int, world: int) -> list[list[dict]]:
 
 
 def micro_steps(
-    rows: list[dict], capacity: int, rank: int, world: int
+    rows: list[dict], capacity: int, rank: int = 0, world: int = 1
 ) -> Iterator[tuple[list[dict], int, bool]]:
     """This rank's packs of a global batch, as (rows, weight, whether it is the step's last).
 
@@ -322,9 +347,9 @@ def micro_steps(
     """
     packs = share_out(rows, capacity, world)
     for at in range(0, len(packs), world):
-        mine, last = packs[at + rank], at + world == len(packs)
-        if mine:
-            yield mine, 1, last
+        pack, last = packs[at + rank], at + world == len(packs)
+        if pack:
+            yield pack, 1, last
         else:
             yield [min(rows, key=packed_tokens)], 0, last
 

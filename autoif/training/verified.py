@@ -1,0 +1,33 @@
+"""Rows of 03 and 04 as pairs are made of them, with named errors."""
+
+from collections.abc import Iterator
+
+from autoif import files
+from autoif.files import UserError
+
+
+def read_verified(path: str) -> Iterator[dict]:
+    """Yield the rows of 03 and 04 in `path`; cases without a split may be held out: an error."""
+    case = {"input": str, "accuracy": (int, float)}
+    response = {"text": str, "verdicts": list, "accuracy": (int, float)}
+    forms = {
+        "cases": {"instruction": str, "split": {"train", "heldout"}, "cases": [case]},
+        "responses": {"prompt": str},
+    }
+    for number, row in files.numbered(path, {"id": str}, "04_responses.py"):
+        kind = "responses" if "responses" in row else "cases"
+        if kind not in row:
+            raise UserError(
+                f"{path}:{number} has neither 'responses' nor 'cases'; pass files of 03 or 04"
+            )
+        if kind == "cases" and "split" not in row:
+            raise UserError(
+                f"{path}:{number} has no 'split', so that held-out constraints cannot be told; "
+                "pass 03_instructions.jsonl (run 03_backtranslate.py first)"
+            )
+        wrong = files.mismatch(row, forms[kind])
+        for each in row["responses"] if kind == "responses" else []:
+            wrong = wrong or files.mismatch(each, response)
+        if wrong:
+            raise UserError(f"{path}:{number} {wrong}; mend or delete the line")
+        yield row
