@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import importlib.util
 import json
+import marshal
 import os
 import random
 import re
@@ -26,6 +27,7 @@ from shared_data import DATA, needs
 
 from autoif.files import UserError
 from autoif.sandbox import pool as sandbox
+from autoif.verifiers import distinct_functions, parse
 
 ROOT = Path(__file__).resolve().parents[1]
 GOOD = {
@@ -1016,6 +1018,56 @@ def test_verdicts_equal_bare_exec_on_the_authors_functions():
         assert result["verdicts"] == expected
 
 
+def texts_of(value):
+    """All texts in a JSON value."""
+    if isinstance(value, dict | list):
+        for each_value in value.values() if isinstance(value, dict) else value:
+            yield from texts_of(each_value)
+    elif isinstance(value, str):
+        yield value
+
+
+def test_20_000_calls_of_functions_that_models_wrote_agree_with_plain_python():
+    """Those of the authors' sample, where it is, and of the recorded runs."""
+    recorded = [
+        ROOT / folder / "completions" / "02_verifiers.jsonl" for folder in ("demo", "study")
+    ]
+    codes, texts = [], []
+    for path in [*recorded, *(DATA / "autoif_sample").glob("*.jsonl")]:
+        for line in path.read_text().splitlines():
+            for text in texts_of(json.loads(line)):
+                parsed = (text, []) if text.startswith("def evaluate(") else parse(text)
+                if not isinstance(parsed, str):
+                    codes.append(parsed[0])
+                    texts += [case["input"] for case in parsed[1]]
+    codes = distinct_functions(codes)
+    texts = ["", *random.Random(0).sample(sorted(set(texts)), 39)]
+    wanted = {True: "pass", False: "fail", "true": "pass", "false": "fail"}
+
+    def plain(evaluate, text):
+        try:
+            value = evaluate(text)
+            value = value.lower() if type(value) is str else value
+            return wanted[value] if type(value) in (bool, int, str) else "error"
+        except Exception:
+            return "error"
+
+    jobs = [{"id": code, "code": code, "inputs": texts} for code in codes]
+    calls, timeouts = 0, []
+    for result in sandbox.run(jobs):
+        namespace = {}
+        try:
+            exec(result["id"], namespace)
+        except Exception:
+            pass  # without `evaluate` each call is an error
+        for text, verdict in zip(texts, result["verdicts"], strict=True):
+            calls += 1
+            if verdict != plain(namespace.get("evaluate"), text):
+                assert verdict == "error" and result["error"] == "timeout", (result["id"], text)
+                timeouts.append(result["id"])
+    assert calls > 20_000 and len(timeouts) < 20, (calls, timeouts)
+
+
 @needs("humaneval/HumanEval.jsonl.gz")
 def test_humaneval_canonical_solutions_pass():
     import gzip
@@ -1257,6 +1309,33 @@ def test_a_sandbox_keeps_its_workers_from_one_run_to_the_next():
         assert [result["verdicts"] for result in judged(box, [GOOD])] == [["pass", "fail"]]
     assert set(children()) == before
     assert all(result["verdicts"] == ["pass", "fail"] for results in runs for result in results)
+
+
+def test_an_event_loop_has_its_answers_in_order_and_packs_no_text_itself(monkeypatch):
+    packing, dumps = set(), marshal.dumps
+
+    def watched(*arguments):
+        packing.add(threading.get_ident())
+        return dumps(*arguments)
+
+    monkeypatch.setattr(sandbox.marshal, "dumps", watched)
+    jobs = [{"code": GOOD["code"], "inputs": ["a" * (number % 5)]} for number in range(60)]
+
+    async def work():
+        async with box_of(workers=2) as box:
+            return await asyncio.gather(*[box.run(jobs[at : at + 10]) for at in range(0, 60, 10)])
+
+    results = [result for batch in asyncio.run(work()) for result in batch]
+    assert results == [
+        {"verdicts": ["pass" if number % 5 == 3 else "fail"], "error": None} for number in range(60)
+    ]
+    assert packing and threading.get_ident() not in packing
+
+
+def test_a_sandbox_that_cannot_be_had_ends_the_run_in_an_event_loop(monkeypatch):
+    monkeypatch.setenv("SANDBOX_PREFIX", "no-such-command -x")
+    with pytest.raises(UserError, match="No such file.*no-such-command"):
+        judged(box_of(), [GOOD] * 20)
 
 
 def test_a_sandbox_serves_several_threads():

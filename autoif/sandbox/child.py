@@ -276,15 +276,16 @@ def reaches_out(program: types.CodeType, powers: set[str]) -> bool:
     return not powers.isdisjoint(names)
 
 
-def harness(nonce: bytes):
-    """Two functions: one makes the frame of an exception, one calls `evaluate` and writes frames.
+def judge(message: mmap.mmap, first: int, stays: bool, powers: set[str], nonce: bytes) -> None:
+    """Load one function, run it on its inputs from the `first` on, and write its frames.
 
-    Here and in `judge` all that is used once model-written code has run is a local variable, which
-    that code cannot replace by accident or through `builtins`.
+    One that stays goes on with the inputs of further messages. All that is used once model-written
+    code has run is a local variable, which that code cannot replace by accident or by `builtins`.
     """
-    write, leave, exact_type, identity, name_byte = os.write, os._exit, type, id, NAME_BYTE
+    write, read, leave, loads = os.write, os.read, os._exit, marshal.loads
     memory_error, missing_module, base_exception = MemoryError, ModuleNotFoundError, BaseException
-    text, lower, plain, other = str, str.lower, {id(kind) for kind in PLAIN}, b"\1"
+    text, lower, exact_type, identity = str, str.lower, type, id
+    plain, name_byte, other = {id(kind) for kind in PLAIN}, NAME_BYTE, b"\1"
     passed, failed = nonce + b"P\0", nonce + b"F\0"
     frames = {True: passed, False: failed, "true": passed, "false": failed}
 
@@ -296,7 +297,24 @@ def harness(nonce: bytes):
             return nonce + missing + b"\0"
         return nonce + letter + name_byte.get(identity(kind), other)
 
-    def call(evaluate, inputs):
+    # dataclasses look their module up by name
+    sys.modules["verifier"] = module = types.ModuleType("verifier")
+    namespace = module.__dict__
+    try:
+        random.seed(0)  # forking seeded it anew
+        code, inputs = loads(message)
+        program = compile(code, "<verifier>", "exec", 0, True)
+        alone = reaches_out(program, powers)
+        inputs, stays = inputs[first : first + 1 if alone else None], stays and not alone
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        return write(VERDICTS, failure(error, b"S", b"S"))
+    try:
+        exec(program, namespace)
+    except base_exception as error:
+        return write(VERDICTS, failure(error, b"L", b"U"))
+    evaluate = namespace.get("evaluate")
+    while evaluate is not None:
+        write(VERDICTS, nonce + b"R\0")
         for response in inputs:
             try:
                 value = evaluate(response)
@@ -309,37 +327,6 @@ def harness(nonce: bytes):
             except base_exception as error:
                 frame = failure(error, b"X", b"I")
             write(VERDICTS, frame)
-
-    return failure, call
-
-
-def judge(message: mmap.mmap, first: int, stays: bool, powers: set[str], nonce: bytes) -> None:
-    """Load one function, run it on its inputs from the `first` on, and write its frames.
-
-    One that stays goes on with the inputs of further messages.
-    """
-    write, read, loads, base_exception = os.write, os.read, marshal.loads, BaseException
-    failure, call = harness(nonce)
-    # dataclasses look their module up by name
-    sys.modules["verifier"] = module = types.ModuleType("verifier")
-    namespace = module.__dict__
-    try:
-        random.seed(0)  # forking seeded it anew
-        code, inputs = loads(message)
-        program = compile(code, "<verifier>", "exec", 0, True)
-        inputs = inputs[first:]
-        if reaches_out(program, powers):
-            inputs, stays = inputs[:1], False
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        return write(VERDICTS, failure(error, b"S", b"S"))
-    try:
-        exec(program, namespace)
-    except base_exception as error:
-        return write(VERDICTS, failure(error, b"L", b"U"))
-    evaluate = namespace.get("evaluate")
-    while evaluate is not None:
-        write(VERDICTS, nonce + b"R\0")
-        call(evaluate, inputs)
         write(VERDICTS, nonce + b"Z\0")
         if not stays:
             return

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import PIPE, Popen
@@ -109,7 +109,7 @@ class _Worker:
         self.process.stdout.close()
 
 
-class Sandbox:
+class Sandbox(AbstractContextManager, AbstractAsyncContextManager):
     """Workers that judge jobs, for any number of threads and event loops, and for forks.
 
         async with sandbox.Sandbox(args) as box:
@@ -130,7 +130,7 @@ class Sandbox:
         self.settings |= {"cpu_seconds": flags.cpu_seconds, "memory_mb": flags.memory_mb}
         self.settings["keep_mb"] = keep_mb // self.limit
         # where children stay, a function has a thread and a worker of its own, where its child is
-        self.places = self.limit if keep_mb else 1
+        self.places = self.limit if self.settings["keep_mb"] else 1
         self.warned = False
         self._start()
 
@@ -142,11 +142,11 @@ class Sandbox:
         self.busy: set[_Worker] = set()
 
     async def run(self, jobs: Iterable[dict]) -> list[dict]:
-        """`{"verdicts", "error"}` of each job `{"code", "inputs"}`, in order; all else is theirs.
+        """`{"verdicts", "error"}` of each job `{"code", "inputs"}`, in order.
 
         UserError where isolation cannot be had (unless `unsafe_no_sandbox`).
         """
-        # in threads, not here: to pack and to send texts would hold up whatever else the loop does
+        # in threads: to pack and to send texts here would hold up all else that the loop does
         return await asyncio.gather(*[asyncio.wrap_future(self.submit(job)) for job in jobs])
 
     def submit(self, job: dict) -> Future:
@@ -166,7 +166,7 @@ class Sandbox:
             answer.add_done_callback(lambda _: room.release())
             yield answer
 
-    def close(self) -> None:
+    def close(self, *_) -> None:
         """End the workers; jobs that nobody waits for any more end with them."""
         if self.owner != os.getpid():
             return
@@ -179,14 +179,7 @@ class Sandbox:
             while idle:
                 idle.pop().close()
 
-    def __enter__(self) -> "Sandbox":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
-
-    async def __aenter__(self) -> "Sandbox":
-        return self
+    __exit__ = close
 
     async def __aexit__(self, *_) -> None:
         self.close()
