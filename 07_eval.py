@@ -19,7 +19,7 @@ of its module in autoif/evaluation/benchmarks):
     clusters of items else.
  2. The paper averages five seeds. --seeds 5 averages five sampled generations of one model, at a
     temperature that the paper does not state (at 0 the five are equal); five seeds of training
-    are a loop over 05 and 06, which README shows.
+    are a loop over 05 and 06 (autoif/evaluation/README.md).
  3. Any judge (--judge-model); the paper's are GPT-4s of 2023. One judge's numbers compare only
     with its own: its name stands in the header, and beside the paper's stand only the owners'.
  4. IFBench and the held-out constraints are ours to add.
