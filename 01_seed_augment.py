@@ -8,8 +8,7 @@ Writes `01_instructions.jsonl`: the seeds and what the supervisor adds to them, 
 Departures from the paper:
 1. Each of the K = 100 requests shows its own random sample of the seeds, not all 36: more variety
    for the same price. `--shown 36` shows all.
-2. Near duplicates (TF-IDF cosine) are dropped as well as exact ones; `--near-duplicate 1.01` keeps
-   them.
+2. Near duplicates (TF-IDF cosine) are dropped like exact ones; `--near-duplicate 1.01` keeps them.
 3. Lines about style, metaphor or translation, which the prompt forbids, are dropped by their words;
    `--no-style-filter` keeps them.
 4. Lines longer than 200 characters are dropped (`--max-chars`), and exact duplicates are those that
@@ -17,15 +16,17 @@ Departures from the paper:
 5. Sampling (temperature 1, at most 4,096 tokens) is ours; the paper does not state it.
 """
 
-import argparse
+import asyncio
 import random
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from autoif import files, llm, replies
+from autoif import families, files, llm, replies
 from autoif.files import UserError
-from autoif.stage import Funnel, Help, non_negative, positive_int, run, write_settings, wrote
+from autoif.flags import Count, NonNegative, cli
+from autoif.stage import Funnel, in_order, write_settings, wrote
 
 # The paper's 36 seed constraints, in our words.
 SEEDS = """\
@@ -89,9 +90,6 @@ these:
 
 Give one constraint a line, each line starting with "- ", and nothing else."""
 
-# A sign that a constraint is about, such as "!" or [: not one that follows a (quoted) word as
-# punctuation does, and no quotes.
-SIGN = re.compile(r"""(?<!\w)(?<!\w["'”’])[^\w\s"'“”‘’]""")
 # Words that a constraint mentions and does not ask for: 'the word "metaphor"', 'the phrase famous'.
 MENTIONED = re.compile(
     r"""["“][^"“”]*["”]|(?<!\w)['‘][^'‘’]*['’](?!\w)|\b(?:words?|phrase|term)\s+\w+""",
@@ -105,8 +103,6 @@ NOT_FORMAT = re.compile(
     r"(?:in)?formal (?:style|language|register|english|voice|way|manner|writing|speech))\b",
     re.IGNORECASE,
 )
-
-
 # Lines of a reply that are none of its list: openings, closings and refusals.
 PROSE = re.compile(
     r"^(?:sure|certainly|of course|okay|here (?:are|is)|here['’]s|below are|these are|"
@@ -116,46 +112,20 @@ PROSE = re.compile(
 )
 
 
-def form(instruction: str) -> str:
-    """What exact duplicates share: words and numbers in lower case, and signs.
-
-    'Use no commas, ever: "no".' -> 'use no commas ever no'
-    """
-    return " ".join(re.findall(r"\w+", instruction.lower()) + SIGN.findall(instruction))
-
-
-def details(instruction: str) -> list[str]:
-    """Numbers, single letters and signs in their order: two that differ here ask for two things."""
-    # without a, i and I, which are words in a constraint
-    return re.findall(rf"\d+|\b[b-hj-zA-HJ-Z]\b|{SIGN.pattern}", instruction)
-
-
-def near_duplicates(instructions: list[str], threshold: float) -> dict[int, int]:
-    """Each instruction with its twin, an earlier kept one whose TF-IDF cosine with it is high.
-
-    Words and word pairs are counted.
-    ['Use at most 20 words', 'Use no commas', 'At most 20 words: use these'] -> {2: 0}
-    """
-    from sklearn.feature_extraction.text import TfidfVectorizer
-
-    vectors = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\w+").fit_transform(instructions)
-    detail = [details(instruction) for instruction in instructions]
-    twin: dict[int, int] = {}
-
-    def is_twin(earlier: int, later: int) -> bool:
-        # what is dropped itself has no twins: small steps would lead far from the one that is kept
-        return earlier < later and earlier not in twin and detail[earlier] == detail[later]
-
-    # 1,000 rows of cosines at a time: flat memory
-    for start in range(0, len(instructions), 1000):
-        cosines = (vectors[start : start + 1000] @ vectors.T).tocsr()
-        for row in range(cosines.shape[0]):
-            begin, end = cosines.indptr[row : row + 2]
-            near = cosines.indices[begin:end][cosines.data[begin:end] >= threshold]
-            earlier = [int(other) for other in near if is_twin(other, start + row)]
-            if earlier:
-                twin[start + row] = min(earlier)
-    return twin
+@dataclass(kw_only=True)
+class Flags(llm.Flags):
+    seeds: str | None = None  # text file, one constraint a line (default: the paper's 36)
+    out: str = "out/01_instructions.jsonl"  # the seeds and what is added to them
+    shown: Count = 10  # seeds shown in each request, drawn at random (the paper shows all)
+    count: Count = 50  # constraints asked for in each request (released prompt)
+    max_chars: Count = 200  # longer lines are dropped
+    near_duplicate: NonNegative = 0.9  # TF-IDF cosine from which two are the same
+    no_style_filter: bool = False  # keep lines about style, metaphor or translation
+    limit: Count | None = None  # use only the first LIMIT seeds
+    seed: int = 0  # of the draw of examples and of the samples
+    k: Count = 100  # requests, one sample each (3.1)
+    temperature: NonNegative = 1.0  # of the sampling; 0 is greedy
+    max_tokens: Count = 4096  # of one sample
 
 
 def drop_reason(instruction: str, max_chars: int, style_filter: bool) -> str | None:
@@ -172,14 +142,13 @@ def drop_reason(instruction: str, max_chars: int, style_filter: bool) -> str | N
     return None
 
 
-def requests(
-    seeds: list[str], samples: int, count: int, shown: int, rng: random.Random
-) -> Iterator[dict]:
-    """One request a self-instruct sample, each with its own examples out of the seeds."""
-    for index in range(samples):
-        examples = "\n".join(f"- {seed}" for seed in rng.sample(seeds, min(shown, len(seeds))))
-        content = AUGMENT_PROMPT.format(count=count, examples=examples)
-        yield {"messages": [{"role": "user", "content": content}], "k": 1, "first": index}
+def prompts(seeds: list[str], args: Flags) -> Iterator[str]:
+    """One prompt a self-instruct sample, each with its own examples out of the seeds."""
+    rng = random.Random(args.seed)
+    for _ in range(args.k):
+        examples = rng.sample(seeds, min(args.shown, len(seeds)))
+        lines = "\n".join(f"- {seed}" for seed in examples)
+        yield AUGMENT_PROMPT.format(count=args.count, examples=lines)
 
 
 def read_seeds(path: str | None) -> list[str]:
@@ -200,82 +169,52 @@ def read_seeds(path: str | None) -> list[str]:
     return seeds
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
-    parser.add_argument(
-        "--seeds", help="text file, one constraint a line (default: the paper's 36, in our words)"
-    )
-    parser.add_argument("--out", default="out/01_instructions.jsonl")
-    parser.add_argument(
-        "--shown",
-        type=positive_int,
-        default=10,
-        help="seeds shown in each request, drawn at random (the paper shows all)",
-    )
-    parser.add_argument(
-        "--count",
-        type=positive_int,
-        default=50,
-        help="constraints asked for in each request (released prompt)",
-    )
-    parser.add_argument(
-        "--max-chars", type=positive_int, default=200, help="longer lines are dropped"
-    )
-    parser.add_argument(
-        "--near-duplicate",
-        type=non_negative,
-        default=0.9,
-        help="TF-IDF cosine from which two are the same",
-    )
-    parser.add_argument(
-        "--no-style-filter",
-        action="store_true",
-        help="keep lines about style, metaphor or translation",
-    )
-    parser.add_argument("--limit", type=positive_int, help="use only the first LIMIT seeds")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the draw of examples and of the samples"
-    )
-    llm.add_flags(parser, temperature=1.0, max_tokens=4096, k=100)
-    return parser.parse_args(argv)
+async def ask(seeds: list[str], args: Flags) -> list[str]:
+    """The lines of K answers to requests for new constraints."""
+    lines = []
+
+    def work(request):
+        index, prompt = request
+        return client.ask(prompt, k=1, first=index)
+
+    async with llm.Client(args, "01_seed_augment") as client:
+        async for samples in in_order(work, enumerate(prompts(seeds, args)), client.ahead):
+            for sample in samples:
+                lines += replies.items(sample["text"])
+    return lines
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
+def main(args: Flags) -> None:
     seeds = read_seeds(args.seeds)[: args.limit]
     funnel = Funnel("01_seed_augment", args.out)
 
     # ask: K requests for new constraints, each with other examples; the seeds stand first, so that
     # of two duplicates the one written by hand stays
     candidates = [(seed, "seed") for seed in seeds]
-    prompts = requests(seeds, args.k, args.count, args.shown, random.Random(args.seed))
-    with llm.LLM.from_args(args, stage="01_seed_augment") as client:
-        for samples in client.complete(prompts):
-            for sample in samples:
-                candidates += [(item, "augmented") for item in replies.items(sample["text"])]
+    candidates += [(line, "augmented") for line in asyncio.run(ask(seeds, args))]
 
     # filter: what no function can check, and exact duplicates; seeds are taken as they are
-    unique, seen = [], set()
+    unique = {}
     for instruction, source in candidates:
-        reason = None
+        name, reason = families.normalized(instruction), None
         if source == "augmented":
             reason = drop_reason(instruction, args.max_chars, not args.no_style_filter)
-        if reason is None and form(instruction) in seen:
+        if reason is None and name in unique:
             reason = "exact duplicate"
         if reason:
             funnel.drop(reason, {"instruction": instruction, "source": source})
             continue
-        seen.add(form(instruction))
-        unique.append((instruction, source))
+        unique[name] = (instruction, source)
 
     # near duplicates last: cosines need all constraints at once
-    twin = near_duplicates([instruction for instruction, _ in unique], args.near_duplicate)
+    instructions = [instruction for instruction, _ in unique.values()]
+    twins = families.near_duplicates(instructions, args.near_duplicate)
 
     # write: ids count what is kept, so the same completions give the same ids
     with files.writer(args.out) as write:
-        for index, (instruction, source) in enumerate(unique):
-            if index in twin and source == "augmented":
-                like = unique[twin[index]][0]
+        for index, (instruction, source) in enumerate(unique.values()):
+            if index in twins and source == "augmented":
+                like = instructions[twins[index]]
                 funnel.drop("near duplicate", {"instruction": instruction, "like": like})
                 continue
             write({"id": f"i{funnel.kept:05d}", "instruction": instruction, "source": source})
@@ -283,11 +222,9 @@ def main(argv: list[str] | None = None) -> None:
         write_settings(args, args.out)
     funnel.finish(seeds=len(seeds), requests=args.k)
     out = Path(args.out).with_name("02_verifiers.jsonl")
-    wrote(
-        args.out,
-        then=f"python 02_verifiers.py --model {args.model} --in {args.out} --out {out}",
-    )
+    command = f"python 02_verifiers.py --model {args.model} --in {args.out} --out {out}"
+    wrote(args.out, then=command)
 
 
 if __name__ == "__main__":
-    run(main)
+    cli(main, __doc__)

@@ -18,16 +18,16 @@ Departures from the paper:
 split.
 """
 
-import argparse
+import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
-from autoif import families, files, llm, replies
+from autoif import families, files, llm, nli, replies
 from autoif.files import UserError
-from autoif.stage import Funnel, Help, positive_int, run, share, through, write_settings, wrote
+from autoif.flags import Count, In, NonNegative, Share, cli
+from autoif.stage import Funnel, in_order, write_settings, wrote
 from autoif.verifiers import ROW
 
 BACKTRANSLATE_PROMPT = """\
@@ -48,12 +48,55 @@ Both are constraints on the form of an answer. Take the premise as given: does t
 from it (entailment), is it impossible to obey both (contradiction), or neither (neutral)?
 Reply with one word: entailment, neutral or contradiction."""
 
-# The labels, and the words that a supervisor says for each.
-LABELS = {
+# The words that a supervisor says for each label.
+WORDS = {
     "entailment": r"entail\w*",
     "neutral": r"neutral\w*",
     "contradiction": r"contradict\w*",
 }
+
+
+@dataclass(kw_only=True)
+class Flags(llm.Flags):
+    input: In = "out/02_verifiers.jsonl"  # constraints with their functions
+    out: str = "out/03_instructions.jsonl"  # those without a contradiction, with their split
+    model: str | None = None  # the supervisor, as the server knows it
+    nli: str = "MoritzLaurer/mDeBERTa-v3-base-xnli-multilingual-nli-2mil7"  # or llm: the supervisor
+    nli_batch_size: Count = 64  # pairs that the NLI model judges at a time
+    max_functions: Count = 3  # functions of a constraint to translate back (released code: 3)
+    no_back_translation: bool = False  # ask nothing and drop nothing (the paper's ablation)
+    heldout: Share = 0.1  # share of constraints never trained on, in whole families
+    split_of: str | None = None  # 03_instructions.jsonl of another run: hold out the same families
+    limit: Count | None = None  # read only the first LIMIT constraints
+    seed: int = 0  # of the split and of the samples
+    k: Count = 1  # back-translations a function
+    temperature: NonNegative = 0.0  # of the sampling; 0 is greedy
+    max_tokens: Count = 512  # of one sample
+
+    def __post_init__(self):
+        if not (self.model or self.no_back_translation):
+            raise UserError("the following arguments are required: --model")
+
+
+async def nli_supervisor(client: llm.Client, pair: tuple[str, str]) -> str | None:
+    """The supervisor's NLI label of a (premise, hypothesis) pair, None where it gives none."""
+    prompt = NLI_PROMPT.format(premise=pair[0], hypothesis=pair[1])
+    # greedy: a judgement, not a sample
+    samples = await client.ask(prompt, k=1, temperature=0.0)
+    return replies.label(samples[0]["text"], WORDS) if samples else None
+
+
+async def translate(client: llm.Client, args: Flags, row: dict) -> dict:
+    """The row with `back_translations`, one a function, "" where there is none."""
+    requests, texts = [], []
+    for verifier in row["verifiers"][: args.max_functions]:
+        # the code alone: who sees the constraint too would repeat it
+        prompt = BACKTRANSLATE_PROMPT.format(code=verifier["code"])
+        requests.append(client.ask(prompt, k=args.k))
+    for samples in await asyncio.gather(*requests):
+        # "" keeps the place of an answer that never came: it must not look like a neutral one
+        texts += [clean(sample["text"]) for sample in samples] or [""]
+    return {**row, "back_translations": texts}
 
 
 def clean(text: str) -> str:
@@ -61,81 +104,41 @@ def clean(text: str) -> str:
     return replies.unquoted(" ".join(text.split()).strip("*` ")).strip()
 
 
-def nli_model(name: str, batch_size: int) -> Callable[[Iterable[tuple[str, str]]], Iterator[str]]:
-    """Load a classifier, once; the function yields its NLI label of each (premise, hypothesis)."""
-    import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForSequenceClassification.from_pretrained(name)
-    except OSError as error:
-        raise UserError(
-            f"--nli {name} cannot be loaded ({str(error).splitlines()[0]}); "
-            f"give a local path, or --nli llm to ask the supervisor"
-        ) from None
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = model.to(device).eval()
-    # the order of the labels is the model's own: the released code assumes it
-    labels = {index: label.lower() for index, label in model.config.id2label.items()}
-    if set(labels.values()) != set(LABELS):
-        raise UserError(
-            f"--nli {name} has the labels {sorted(labels.values())}; "
-            f"a model with {', '.join(LABELS)} is needed"
-        )
-
-    # in batches: the released code loads the model again for each pair
-    def judge(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
-        pairs = iter(pairs)
-        while batch := list(islice(pairs, batch_size)):
-            premises, hypotheses = zip(*batch)
-            inputs = tokenizer(
-                list(premises), list(hypotheses), truncation=True, padding=True, return_tensors="pt"
-            ).to(device)
-            with torch.inference_mode():
-                best = model(**inputs).logits.argmax(-1).tolist()
-            yield from (labels[index] for index in best)
-
-    return judge
-
-
-def nli_requests(pairs: Iterable[tuple[str, str]]) -> Iterator[dict]:
-    for premise, hypothesis in pairs:
-        content = NLI_PROMPT.format(premise=premise, hypothesis=hypothesis)
-        # greedy: a judgement, not a sample
-        yield {"messages": [{"role": "user", "content": content}], "k": 1, "temperature": 0.0}
-
-
-def nli_supervisor(pairs: Iterable[tuple[str, str]], client: llm.LLM) -> Iterator[str | None]:
-    """Yield the supervisor's label of each (premise, hypothesis), None where it gives none."""
-    for samples in client.complete(nli_requests(pairs)):
-        yield replies.label(samples[0]["text"], LABELS) if samples else None
-
-
-def requests(row: dict, max_functions: int) -> list[dict]:
-    found = []
-    # the code alone: who sees the constraint too would repeat it
-    for verifier in row["verifiers"][:max_functions]:
-        content = BACKTRANSLATE_PROMPT.format(code=verifier["code"])
-        found.append({"messages": [{"role": "user", "content": content}]})
-    return found
-
-
-def translated(rows: list[dict], client: llm.LLM, max_functions: int) -> Iterator[dict]:
-    """Yield each row with `back_translations`, one a function, "" where there is none."""
-    expand = partial(requests, max_functions=max_functions)
-    for row, answers in through(client.complete, rows, expand):
-        texts = []
-        for samples in answers:
-            # "" keeps the place of an answer that never came: it must not look like a neutral one
-            texts += [clean(sample["text"]) for sample in samples] or [""]
-        yield {**row, "back_translations": texts}
-
-
-def pairs(row: dict) -> list[tuple[str, str]]:
+def pairs_of(row: dict) -> list[tuple[str, str]]:
     """The NLI pairs of a row: the premise is its constraint, the hypotheses translations (3.2)."""
     # where nothing was said there is nothing to judge: an empty hypothesis would get a label too
-    return [(row["instruction"], back) for back in row["back_translations"] if back]
+    return [(row["instruction"], text) for text in row["back_translations"] if text]
+
+
+async def translated(rows: list[dict], args: Flags) -> list[dict]:
+    """The rows with their back-translations."""
+    async with llm.Client(args, "03_backtranslate") as client:
+        work, ahead = partial(translate, client, args), client.ahead // args.max_functions
+        return [row async for row in in_order(work, rows, max(1, ahead))]
+
+
+async def judged(pairs: list[tuple[str, str]], args: Flags) -> list[str | None]:
+    """The supervisor's labels of the pairs."""
+    async with llm.Client(args, "03_backtranslate") as client:
+        work = partial(nli_supervisor, client)
+        return [label async for label in in_order(work, pairs, client.ahead)]
+
+
+def back_translated(rows: list[dict], args: Flags) -> list[dict]:
+    """The rows with `back_translations`, and with `nli`, a label for each that is not empty."""
+    # loaded before anything is asked: where it cannot be had nothing has been paid for
+    judge = None if args.nli == "llm" else nli.load(args.nli, args.nli_batch_size)
+
+    # ask: what does each function check, told by someone who has not seen the constraint
+    rows = asyncio.run(translated(rows, args))
+
+    # judge: does it contradict the constraint? All pairs together, whatever row they are of
+    pairs = [pair for row in rows for pair in pairs_of(row)]
+    labels = judge(pairs) if judge else asyncio.run(judged(pairs, args))
+    label_of = dict(zip(pairs, labels))
+    for row in rows:
+        row["nli"] = [label_of[pair] for pair in pairs_of(row)]
+    return rows
 
 
 def drop_reason(row: dict) -> str | None:
@@ -150,28 +153,6 @@ def drop_reason(row: dict) -> str | None:
     return None
 
 
-def split(
-    rows: list[dict], heldout_share: float, seed: int, like: set[str] | None = None
-) -> list[dict]:
-    """The rows with `family` and `split`: whole families are held out.
-
-    {"instruction": "Use at most 9 words", ...} -> + {"family": "# most word", "split": "train"}
-
-    With `like`, instructions that another run holds out, those of their families are held out.
-    """
-    names = families.families(rows, seed)
-    if like is None:
-        # by hashes of the names, not by chance: sides hardly change when constraints are added
-        heldout = families.heldout(names, heldout_share, seed)
-    else:
-        heldout = {name for row, name in zip(rows, names) if row["instruction"] in like}
-    found = []
-    for row, name in zip(rows, names):
-        side = "heldout" if name in heldout else "train"
-        found.append({**row, "family": name, "split": side})
-    return found
-
-
 def held_out_in(path: str) -> set[str]:
     """The instructions that a 03_instructions.jsonl holds out."""
     form = {"instruction": str, "split": {"train", "heldout"}}
@@ -179,76 +160,7 @@ def held_out_in(path: str) -> set[str]:
     return {row["instruction"] for row in rows if row["split"] == "heldout"}
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
-    parser.add_argument("--in", dest="input", default="out/02_verifiers.jsonl")
-    parser.add_argument("--out", default="out/03_instructions.jsonl")
-    parser.add_argument(
-        "--nli",
-        default="MoritzLaurer/mDeBERTa-v3-base-xnli-multilingual-nli-2mil7",
-        help="NLI model (name or path), or 'llm' to ask the supervisor",
-    )
-    parser.add_argument("--nli-batch-size", type=positive_int, default=64)
-    parser.add_argument(
-        "--max-functions",
-        type=positive_int,
-        default=3,
-        help="functions of a constraint to translate back (released code: 3; default: %(default)s)",
-    )
-    parser.add_argument(
-        "--no-back-translation",
-        action="store_true",
-        help="ask nothing and drop nothing (the paper's ablation)",
-    )
-    parser.add_argument(
-        "--heldout",
-        type=share,
-        default=0.1,
-        help="share of constraints that are never trained on, in whole families",
-    )
-    parser.add_argument(
-        "--split-of",
-        metavar="FILE",
-        help="hold out the families that this 03_instructions.jsonl holds out, so that an ablation "
-        "is measured where the run beside it is",
-    )
-    parser.add_argument("--limit", type=positive_int, help="read only the first LIMIT constraints")
-    parser.add_argument("--seed", type=int, default=0, help="of the split and of the samples")
-    llm.add_flags(parser, temperature=0.0, max_tokens=512, k=1, model_required=False)
-    args = parser.parse_args(argv)
-    if not args.model and not args.no_back_translation:
-        parser.error("the following arguments are required: --model")
-    return args
-
-
-def consistent(
-    rows: list[dict], args: argparse.Namespace, funnel: Funnel, counts: Counter
-) -> list[dict]:
-    """The rows that no back-translation contradicts, with their back-translations and labels."""
-    kept = []
-    # loaded before anything is asked: where it cannot be had nothing has been paid for
-    nli = None if args.nli == "llm" else nli_model(args.nli, args.nli_batch_size)
-    with llm.LLM.from_args(args, stage="03_backtranslate") as client:
-        # ask: what does each function check, told by someone who has not seen the constraint; all
-        # of it before the judging, since both may need the one client
-        rows = list(translated(rows, client, args.max_functions))
-
-        # judge: does it contradict the constraint?
-        nli = nli or partial(nli_supervisor, client=client)
-        for row, labels in through(nli, rows, pairs):
-            row = {**row, "nli": labels}
-            counts.update(label or "no label" for label in labels)
-            reason = drop_reason(row)
-            if reason:
-                funnel.drop(reason, row)
-                continue
-            kept.append(row)
-            funnel.keep()
-    return kept
-
-
-def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
+def main(args: Flags) -> None:
     rows = files.read_all(args.input, ROW, "02_verifiers.py")[: args.limit]
     like = held_out_in(args.split_of) if args.split_of else None
     funnel, counts = Funnel("03_backtranslate", args.out), Counter()
@@ -256,34 +168,43 @@ def main(argv: list[str] | None = None) -> None:
     # keep what its functions do not contradict; in the ablation all of it, with the same fields, so
     # that later stages see no difference
     if args.no_back_translation:
-        kept = [{**row, "back_translations": [], "nli": []} for row in rows]
-        funnel.keep(len(kept))
+        rows = [{**row, "back_translations": [], "nli": []} for row in rows]
     else:
-        kept = consistent(rows, args, funnel, counts)
+        rows = back_translated(rows, args)
+    kept = []
+    for row in rows:
+        counts.update(label or "no label" for label in row["nli"])
+        if reason := drop_reason(row):
+            funnel.drop(reason, row)
+            continue
+        kept.append(row)
+        funnel.keep()
     funnel.refuse_empty("Does the NLI model, or the supervisor that judges, tell the labels apart?")
 
     # split: families are known only when all constraints are, so this waits for the last one
-    names = set()
+    names = families.families(kept, args.seed)
+    if args.split_of:
+        heldout = {name for row, name in zip(kept, names) if row["instruction"] in like}
+    else:
+        # by hashes of the names, not by chance: sides hardly change when constraints are added
+        heldout = families.heldout(names, args.heldout, args.seed)
     with files.writer(args.out) as write:
-        for row in split(kept, args.heldout, args.seed, like):
-            counts[row["split"]] += 1
-            names.add(row["family"])
-            write(row)
+        for row, name in zip(kept, names):
+            side = "heldout" if name in heldout else "train"
+            counts[side] += 1
+            write({**row, "family": name, "split": side})
         write_settings(args, args.out)
-    funnel.finish(**counts, families=len(names))
+    funnel.finish(**counts, families=len(set(names)))
     print(
         f"03_backtranslate: {counts['train']:,} to train on, {counts['heldout']:,} held out, "
-        f"of {len(names):,} families"
+        f"of {len(set(names)):,} families"
     )
     if not counts["heldout"]:
         print("03_backtranslate: nothing is held out to measure on (--heldout, or more families)")
     out = Path(args.out).with_name("04_responses.jsonl")
-    wrote(
-        args.out,
-        then=f"python 04_responses.py --model {args.model or 'NAME'} --in {args.out} "
-        f"--queries FILE --out {out}",
-    )
+    flags = f"--model {args.model or 'NAME'} --in {args.out} --queries FILE --out {out}"
+    wrote(args.out, then=f"python 04_responses.py {flags}")
 
 
 if __name__ == "__main__":
-    run(main)
+    cli(main, __doc__)

@@ -6,9 +6,9 @@
 
 Reads the benchmarks' own data (--data-dir, else the hub), writes 07_results.json (one object a
 model and benchmark), 07_results.md and .png beside it, and every item with its answer, verdict and
-reason in 07_items/MODEL/BENCHMARK.jsonl. Three phases, generate -> judge -> score: answers and
-judgements are kept in the client's stores as they arrive, so a run that was killed asks nothing
-twice, and what is in the stores is scored without an endpoint.
+reason in 07_items/MODEL/BENCHMARK.jsonl. Answers and judgements are kept in the clients' stores as
+they arrive, so a run that was killed asks nothing twice, and what is in the stores is scored
+without an endpoint.
 
 How two models differ: `python -m autoif.evaluation.results A B`. Tests in training data (table 4):
 `python -m autoif.evaluation.contamination FILE`.
@@ -25,21 +25,21 @@ of its module in autoif/evaluation/benchmarks):
  4. IFBench and the held-out constraints are ours to add.
 """
 
-import argparse
+import contextlib
 import gc
 import sys
 import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from autoif import files, llm, models, sandbox
-from autoif.evaluation import benchmarks, estimate, responses, results, table
-from autoif.evaluation import judge as judges
-from autoif.evaluation.benchmarks import NotSetUp, heldout
-from autoif.evaluation.benchmarks.choice import by_likelihood
-from autoif.evaluation.conversation import converse
+from autoif import files, llm, sandbox, verifiers
+from autoif.evaluation import benchmarks, judge, responses, results, table
+from autoif.evaluation.asking import Unanswered, ask, user
+from autoif.evaluation.benchmarks import NotSetUp, followbench, heldout, humaneval
 from autoif.files import UserError
-from autoif.stage import Help, positive_int, run, versions, write_settings, wrote
+from autoif.flags import Count, NonNegative, cli
+from autoif.stage import in_order, versions, write_settings, wrote
 
 # The paper's tables 1 and 2, in per cent.
 PAPER_COLUMNS = ["Pr(S)", "Pr(L)", "Ins(S)", "Ins(L)", "FB SSR"]
@@ -62,123 +62,116 @@ PAPER = {
 }
 
 
-def settings_of(name: str, args) -> dict:
-    """How a benchmark is run, as the results record it: as its owners do, or as a flag says."""
-    owners = benchmarks.settings(name)
-    # answers made elsewhere: how they were sampled is not known here
-    if args.responses:
-        return {"responses": Path(args.responses).name, "samples": args.seeds}
-    if owners.multiple_choice and args.mc_mode == "loglik":
-        return {"mode": "loglik", "samples": 1}
-    settings = {
-        "temperature": owners.temperature,
-        "top_p": getattr(args, "top_p", 1.0),
-        "max_tokens": args.max_tokens or owners.max_tokens,
-        "n": 1,
-        "seed": args.seed,  # plus the sample's index
-        "samples": getattr(args, owners.samples_flag),
-    }
-    # a word stands for temperatures of single items (MT-Bench): a flag does not flatten these
-    if args.temperature is not None and not isinstance(owners.temperature, str):
-        settings["temperature"] = args.temperature
-    if owners.multiple_choice:
-        settings["mode"] = "gen"
-    return settings
+@dataclass(kw_only=True)
+class Flags(benchmarks.Flags, judge.Flags, heldout.Flags, llm.Flags, sandbox.Flags):
+    out: str = "out/07_results.json"
+    name: str | None = None  # in the table (default: the last part of --model)
+    responses: str | None = None  # score this JSONL's answers, {prompt, response}; none are asked
+    model: str | None = None  # name the server knows, or the checkpoint directory it serves
+    seeds: Count = 1  # sampled generations an item, averaged; at temperature 0 they are equal
+    k: Count = 8  # the same of the held-out constraints, which are sampled at 0.8
+    seed: int = 0  # of the first sample, and of the held-out queries' draw
+    temperature: NonNegative | None = None  # (default: what each benchmark's owners take)
+    max_tokens: Count | None = None  # of one sample (default: what each benchmark's owners take)
+    no_paper: bool = False  # leave the paper's rows out of the table
+    allow_gaps: bool = False  # exit with 0 although a benchmark has no data, judge or answers
+
+    def __post_init__(self):
+        if not (self.model or self.responses):
+            raise UserError("give --model NAME, or --responses FILE with its answers")
+        # without a model the file of answers gives the rows their name
+        self.model = self.model or Path(self.responses).stem
+        self.name = self.name or Path(self.model).name
 
 
-def works_of(items: list[dict], settings: dict) -> list[dict]:
-    """One work for each sample of each item, `{item, sample, asked}`; each phase adds its own.
+async def answer_and_judge(attempt: dict, name: str, client, judging) -> dict:
+    """An attempt with its `answers`, one a turn, and their `judgement`; `open` where one failed."""
+    benchmark, item = benchmarks.module(name), attempt["item"]
+    try:
+        # answer: one turn, or as the benchmark has it; a --responses file has answered already
+        if "answers" not in attempt:
+            say = partial(ask, client, **attempt["sampling"])
+            if hasattr(benchmark, "answer"):
+                attempt["answers"] = await benchmark.answer(item, say)
+            else:
+                attempt["answers"] = [await say([user(item["prompt"])])]
 
-    `asked` is what all requests of the work say. The sample's index, `first`, makes equal questions
-    different ones in the store.
-    """
-    works = []
-    for sample in range(settings["samples"]):
-        asked = {"k": 1, "first": sample}
-        for setting in ("temperature", "max_tokens"):
-            if setting in settings:
-                asked[setting] = settings[setting]
-        works += [{"item": item, "sample": sample, "asked": asked} for item in items]
-    return works
+        # judge: an answer that a --responses file lacks has failed, and no judge is paid to say so
+        reasons = [answer["finish_reason"] for answer in attempt["answers"]]
+        if judging and "missing" not in reasons:
+            attempt["judgement"] = await benchmark.judge(item, attempt["answers"], judging)
+    except Unanswered:
+        attempt["open"] = True
+    return attempt
 
 
-def generate(name: str, works: list[dict], settings: dict, client, args) -> None:
-    """Phase 1: add `answers` to each work, one for each turn; None where a request kept failing."""
+async def attempt_all(name: str, items: list[dict], settings: dict, args: Flags) -> tuple:
+    """(attempts, refused requests): every sample of every item, answered and judged."""
+    attempts = benchmarks.attempts(name, items, settings)
     if args.responses:
         # one rule for answers on two ways in: thoughts are none
         strip = partial(llm.strip_think, tags=args.think_tags)
-        responses.add_answers(args.responses, works, str if args.keep_think else strip)
-        return
-    if settings.get("mode") == "loglik":
-        # named by the weights: what is trained again at the same path is computed again
-        weights = models.fingerprint(args.model).split(":")[-1][:16]
-        cache = Path(args.out).parent / "completions" / f"07_loglik_{weights}"
-        by_likelihood(works, args.model, cache)
-        return
-    conversations = [benchmarks.conversation(name, work["item"]) for work in works]
-    asked = [work["asked"] for work in works]
-    for work, answers in zip(works, converse(client, conversations, asked)):
-        work["answers"] = answers
+        responses.add_answers(args.responses, attempts, str if args.keep_think else strip)
+
+    # keep_empty: an answer without text has failed, and is not asked for again
+    answering = llm.Client(args, "07_eval", keep_empty=True)
+    answering.name = f"07_eval {name}"
+    judging = judge.client(args) if benchmarks.settings(name).judge else contextlib.nullcontext()
+    async with answering as client, judging as judge_client:
+        # what is stored costs nothing; a second turn depends on the first
+        if not args.responses:
+            line = f"{name}: {len(items):,} items x {settings['samples']}"
+            lacking = sum(client.lacks(a["item"]["prompt"], **a["sampling"]) for a in attempts)
+            print(f"{line}, {lacking:,} requests to send", file=sys.stderr, flush=True)
+        work = partial(answer_and_judge, name=name, client=client, judging=judge_client)
+        attempts = [attempt async for attempt in in_order(work, attempts, client.ahead)]
+    return attempts, sum(each.counts["refused"] for each in (client, judge_client) if each)
 
 
-def judge(name: str, works: list[dict], client) -> int:
-    """Phase 2: add `judged` to each work; returns how many conversations with the judge failed."""
-    owners = benchmarks.settings(name)
-    if client is None:
-        raise NotSetUp(
-            f"no judge: give --judge-model (the owners': {owners.judge}) and --judge-base-url; "
-            "the answers are stored"
-        )
-    conversations = []
-    for work in works:
-        # an answer that a --responses file lacks has failed: no judge is paid to say so
-        if any(answer["finish_reason"] == "missing" for answer in work["answers"]):
-            conversations.append(None)
-        else:
-            conversations.append(benchmarks.module(name).judge(work["item"], work["answers"]))
-    asked = [{"max_tokens": owners.judge_max_tokens}] * len(works)
-    outcomes = converse(client, conversations, asked)
-    failed = 0
-    for work, conversation, judged in zip(works, conversations, outcomes):
-        work["judged"] = judged
-        failed += conversation is not None and judged is None
-    return failed
+async def score(name: str, attempts: list[dict], args: Flags) -> list[dict]:
+    """The row of each attempt: rules, functions or a judgement decide, points make the metrics."""
+    if name == "heldout":
+        async with sandbox.Sandbox(args) as box:
+            return await heldout.score(attempts, box, args.heldout, args.queries)
+    if name == "humaneval":
+        limits = humaneval.limits(args.workers, args.unsafe_no_sandbox)
+        async with sandbox.Sandbox(limits) as box:
+            return await humaneval.score(attempts, box)
+    rows = [benchmarks.module(name).score(attempt) for attempt in attempts]
+    if name == "followbench":
+        followbench.add_levels(attempts, rows)
+    return rows
 
 
-def refusals(*clients) -> int:
-    return sum(client.counts["refused"] for client in clients if client)
-
-
-def evaluate(name: str, data: benchmarks.Data, client, judge_client, args) -> bool:
+async def evaluate(name: str, data: benchmarks.Data, args: Flags) -> bool:
     """Take one benchmark from its items to its object in 07_results.json; whether it is finished.
 
     Requests that kept failing leave it unfinished, since a rerun asks them again; what a server
     refuses it refuses for good.
     """
-    settings, began = settings_of(name, args), time.monotonic()
-    refused_before = refusals(client, judge_client)
-    client.name = f"07_eval {name}"
+    began, owners = time.monotonic(), benchmarks.settings(name)
+    settings = benchmarks.conditions(name, args)
 
-    # generate: a request that kept failing leaves its work without answers
-    works = works_of(data.items, settings)
-    generate(name, works, settings, client, args)
-    answered = [work for work in works if work["answers"] is not None]
+    # ask and judge: an attempt of which a request failed is left open, the others are measured
+    attempts, refused = await attempt_all(name, data.items, settings, args)
+    unanswered = sum(attempt["open"] for attempt in attempts)
+    answered = [attempt for attempt in attempts if "answers" in attempt]
     if not answered:
         raise UserError("no request was answered; run the same command again")
+    if owners.judge and not args.judge_model:
+        raise NotSetUp(
+            f"no judge: give --judge-model (the owners': {owners.judge}) and --judge-base-url; "
+            "the answers are stored"
+        )
 
-    # judge: only what was answered; what the judge did not answer is open as well
-    unanswered = len(works) - len(answered)
-    if benchmarks.settings(name).judge:
-        unanswered += judge(name, answered, judge_client)
+    # score: what the row says of its conditions is what the scores depend on
+    rows = await score(name, answered, args)
+    if owners.judge:
         settings["judge"] = args.judge_model
-
-    # score: rules, verifiers or the judgements decide each item, and points make the metrics
-    rows = benchmarks.module(name).score(answered, args)
-    if conditions := getattr(benchmarks.module(name), "conditions", None):
-        settings |= conditions(args)
+    if name == "heldout":
+        settings |= heldout.conditions(args.queries)
 
     # write: the items come last, since their file says that the benchmark is finished
-    refused = refusals(client, judge_client) - refused_before
     result = {
         "model": args.name,
         "benchmark": name,
@@ -197,98 +190,39 @@ def evaluate(name: str, data: benchmarks.Data, client, judge_client, args) -> bo
     return finished
 
 
-def parse(argv) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
-    parser.add_argument("--out", default="out/07_results.json", help="default: %(default)s")
-    parser.add_argument("--name", help="in the table (default: the last part of --model)")
-    benchmarks.add_flags(parser)
-    judges.add_flags(parser)
-    parser.add_argument(
-        "--responses",
-        metavar="FILE",
-        help="score the answers in this JSONL file, {prompt, response}; no endpoint is asked",
-    )
-    parser.add_argument(
-        "--mc-mode",
-        choices=["gen", "loglik"],
-        default="gen",
-        help="C-Eval and MMLU by generation, or by log-likelihood (--model is a checkpoint folder)",
-    )
-    parser.add_argument(
-        "--seeds",
-        type=positive_int,
-        default=1,
-        help="sampled generations an item, averaged; at temperature 0 they are equal",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the first sample, and of the held-out queries' draw"
-    )
-    parser.add_argument(
-        "--no-paper", action="store_true", help="leave the paper's rows out of the table"
-    )
-    parser.add_argument(
-        "--allow-gaps",
-        action="store_true",
-        help="exit with 0 although a benchmark has no data, judge or answers",
-    )
-    heldout.add_flags(parser)
-    llm.add_flags(parser, temperature=None, max_tokens=None, k=8, model_required=False)
-    sandbox.add_flags(parser)
-    args = parser.parse_args(argv)
-    if not (args.model or args.responses):
-        parser.error("give --model NAME, or --responses FILE with its answers")
-    # without a model the file of answers gives the rows their name
-    args.model = args.model or Path(args.responses).stem
-    args.name = args.name or Path(args.model).name
-    return args
-
-
-def main(argv=None):
+async def main(args: Flags) -> None:
     # libraries and language profiles are millions of objects and no garbage: a tenth of the time
     gc.set_threshold(100_000)
-    args = parse(argv)
     paper = {} if args.no_paper else PAPER
 
-    # bad input, and an output that cannot be, are named before anything is spent
+    # check: bad input, and an output that cannot be, are named before anything is spent
     files.refuse_unwritable(args.out)
     results.read(args.out)
     if args.responses:
         responses.read(args.responses)
     loaded, gaps = benchmarks.load(args.benchmarks, args)
+    if "heldout" in loaded:  # what cannot be called here would fail each answer of each model
+        async with sandbox.Sandbox(args) as box:
+            constraints = heldout.read_constraints(args.heldout)
+            await verifiers.refuse_broken(box, constraints, args.heldout)
+    if args.seeds > 1 and not (args.temperature or args.responses):
+        print("note: the --seeds are equal at temperature 0", file=sys.stderr)
 
-    # keep_empty: an answer without text has failed, and is not asked for again
-    answering = llm.LLM.from_args(args, stage="07_eval", keep_empty=True)
-    judging = judges.client(
-        args,
-        concurrency=args.concurrency,
-        timeout=args.timeout,
-        max_failed=args.max_failed,
-    )
-    with answering as client, judging as judge_client:
-        # estimate: what it costs is said before it is spent
-        if not args.responses:
-            plans = {}
-            for name, data in loaded.items():
-                settings = settings_of(name, args)
-                plans[name] = works_of(data.items, settings), settings
-            estimate.announce(plans, client, args)
-            if args.seeds > 1 and not args.temperature:
-                print("note: the --seeds are equal at temperature 0", file=sys.stderr)
+    # evaluate: a benchmark that cannot be run is a named gap, and the others go on
+    complete = True
+    for name in args.benchmarks:
+        try:
+            if name in gaps:
+                raise gaps[name]
+            complete &= await evaluate(name, loaded[name], args)
+        except UserError as gap:
+            print(f"{name}: left out: {gap}", file=sys.stderr)
+            results.replace(args.out, {"model": args.name, "benchmark": name, "gap": str(gap)})
+            complete &= args.allow_gaps and isinstance(gap, NotSetUp)
+        # after each benchmark: a run of hours shows what it has
+        table.write(args.out, results.read(args.out), paper, PAPER_COLUMNS)
 
-        # evaluate: a benchmark that cannot be run is a named gap, and the others go on
-        complete = True
-        for name in args.benchmarks:
-            try:
-                if name in gaps:
-                    raise gaps[name]
-                complete &= evaluate(name, loaded[name], client, judge_client, args)
-            except UserError as gap:
-                print(f"{name}: left out: {gap}", file=sys.stderr)
-                row = {"model": args.name, "benchmark": name, "gap": str(gap)}
-                results.replace(args.out, row)
-                complete &= args.allow_gaps and isinstance(gap, NotSetUp)
-            # after each benchmark: a run of hours shows what it has
-            table.write(args.out, results.read(args.out), paper, PAPER_COLUMNS)
+    # show: the table beside the paper's, and its bars
     rows = results.read(args.out)
     table.write_bars(args.out, rows)
     print(table.write(args.out, rows, paper, PAPER_COLUMNS))
@@ -301,4 +235,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run(main)
+    cli(main, __doc__)

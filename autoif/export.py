@@ -13,7 +13,6 @@ Reads what is there of 03_instructions.jsonl, 04_responses.jsonl, 04_sft.jsonl, 
 
     trl             sft.jsonl, dpo.jsonl, grpo.jsonl, grpo_heldout.jsonl: message lists
     llamafactory    autoif_sft.json, autoif_dpo.json and dataset_info.json, for `dataset_dir`
-    sharegpt        sft.json, dpo.json: conversations of human and gpt
     verl            sft.parquet, train.parquet, test.parquet
     open-instruct   sft.jsonl, dpo.jsonl, rlvr.jsonl, rlvr_heldout.jsonl
 
@@ -21,47 +20,87 @@ Reads what is there of 03_instructions.jsonl, 04_responses.jsonl, 04_sft.jsonl, 
 prompt of several constraints has their ids in one ("i2+i5"), and the lowest of their scores.
 """
 
-import argparse
 import json
+import math
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Literal
 
-from autoif import files, queries
-from autoif.card import card
+from tyro.conf import Positional
+
+from autoif import files, folder, queries
 from autoif.files import UserError, write_whole
-from autoif.prompt import join
-from autoif.stage import Help
-from autoif.stage import run as run_command
+from autoif.flags import cli
+from autoif.verifiers import join
 
 SOURCE = "autoif"  # the name by which verl and open-instruct find the reward
 HELDOUT_QUERIES = 4  # joined to each held-out constraint
+ANY_RATE = (-math.inf, math.inf)
+
+CARD = """\
+---
+license: {license}
+pretty_name: AutoIF data
+language:
+- en
+task_categories:
+- text-generation
+tags:
+- instruction-following
+- autoif
+- verifiable-rewards
+configs:
+{configs}
+---
+
+# AutoIF data: constraints, functions that check them, and what passed
+
+Made with the reproduction of [AutoIF](https://arxiv.org/abs/2406.13542) ("Self-play with Execution
+Feedback", ICLR 2025): a model writes format constraints and Python functions that check them;
+functions and test cases are kept where they agree by execution, responses where enough of the
+functions pass and (unless it was left out) a judge gives a high score.
+
+{counts}
+
+`verifiers.jsonl` holds the functions by constraint id. They were written by a model: run them in a
+sandbox only, as `autoif.reward.Verifiers.load("verifiers.jsonl").score(ids, texts)` does. Rows lead
+back to their constraint by `instruction_id`, pairs by the part of their `id` before the first dot
+or slash; those of several constraints name all in `instruction_ids`. Constraints with split
+`heldout` are in no training row here.
+
+## How many rows came through
+
+| stage | in | kept | dropped |
+|---|---|---|---|
+{funnel}
+
+## Settings
+
+{settings}
+
+## Licences
+
+The data is marked `{license}`. What it is made of: constraints, functions and responses, whose
+terms are those of the models above, and user queries, whose licence is that of their source:
+ShareGPT's conversations were shared by their users without a licence for reuse. The code of the
+reproduction is no part of this data set.
+"""
 
 
 # ---- what a run holds ----
 
 
-def pass_rate(row: dict) -> float | None:
-    """The share of a prompt's responses that its functions accept, as stage 04 noted it."""
-    if "pass_rate" in row or not row["responses"]:
-        return row.get("pass_rate")
-    accepted = sum(response["accuracy"] > 0.5 for response in row["responses"])
-    return round(accepted / len(row["responses"]), 4)
-
-
-def between(rate: float | None, limits: tuple[float, float] | None) -> bool:
-    """Whether a pass rate lies strictly between `limits`; everything does where there are none."""
-    if limits is None:
-        return True
-    return rate is not None and limits[0] < rate < limits[1]
+def between(rate: float | None, limits: tuple[float, float]) -> bool:
+    """Whether a pass rate lies strictly between `limits`; without any, even none does."""
+    return limits == ANY_RATE if rate is None else limits[0] < rate < limits[1]
 
 
 def several(row: dict) -> dict:
     """{"instruction_ids": ["i2", "i5"]} of a row whose prompt has several constraints, else {}."""
-    if "instruction_ids" not in row:
-        return {}
-    return {"instruction_ids": row["instruction_ids"]}
+    return {name: row[name] for name in ("instruction_ids",) if name in row}
 
 
 def prompt_row(row: dict, prompt: str, rate: float | None) -> dict:
@@ -88,76 +127,43 @@ def heldout_prompts(constraints: list[dict], queries: list[str]) -> Iterator[dic
 
 
 def read_run(
-    out: Path, limits: tuple[float, float] | None, heldout_queries: Path
+    out: Path, limits: tuple[float, float], heldout_queries: Path
 ) -> dict[str, list[dict]]:
     """Lists of rows by {constraints, sft, pairs, prompts, heldout}, empty where none has run."""
-
-    def rows(name: str, *fields: str) -> Iterable[dict]:
-        return files.read(out / name, fields) if (out / name).is_file() else []
-
-    constraints = list(rows("03_instructions.jsonl", "id", "instruction", "verifiers", "split"))
-    prompts, rates = [], {}
-    for row in rows("04_responses.jsonl", "id", "instruction_id", "prompt", "responses"):
-        rates[row["id"]] = pass_rate(row)
-        if between(rates[row["id"]], limits):
-            prompts.append(prompt_row(row, row["prompt"], rates[row["id"]]))
-    pairs = []
-    for row in rows("06_pairs.jsonl", "id", "level", "prompt", "chosen", "rejected"):
+    written = out / "03_instructions.jsonl"
+    constraints = list(folder.rows(written, "id", "instruction", "verifiers", "split"))
+    prompts, rates, written = [], {}, out / "04_responses.jsonl"
+    min_accuracy = folder.min_accuracy(written)
+    for row in folder.rows(written, "id", "instruction_id", "prompt", "responses"):
+        rates[row["id"]] = rate = folder.pass_rate(row, min_accuracy)
+        if between(rate, limits):
+            prompts.append(prompt_row(row, row["prompt"], rate))
+    pairs, written = [], out / "06_pairs.jsonl"
+    for row in folder.rows(written, "id", "level", "prompt", "chosen", "rejected"):
         of_prompt = row["id"].split("/")[0]
         if row["level"] == "instruction" or between(rates.get(of_prompt), limits):
             pairs.append(row)
     unseen = queries.kept(str(heldout_queries), "heldout") if heldout_queries.is_file() else []
     return {
         "constraints": constraints,
-        "sft": list(rows("04_sft.jsonl", "id", "messages")),
+        "sft": list(folder.rows(out / "04_sft.jsonl", "id", "messages")),
         "pairs": pairs,
         "prompts": prompts,
         "heldout": list(heldout_prompts(constraints, unseen)),
     }
 
 
-# ---- the forms ----
+# ---- the forms: {file: what it holds} ----
 
 
-def left_out(path: Path, rows: list | dict) -> bool:
-    """Whether there is nothing to write; a file of an earlier export goes, it would pass for ours.
-
-    Trainers end at an empty file.
-    """
-    if not rows:
-        path.unlink(missing_ok=True)
-    return not rows
-
-
-def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
-    rows = list(rows)
-    if left_out(path, rows):
-        return
-    with files.writer(path) as write:
-        for row in rows:
-            write(row)
-
-
-def write_parquet(path: Path, rows: Iterable[dict]) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    rows = list(rows)
-    if left_out(path, rows):
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # pyarrow takes the columns of the first row, and leaves out what only later ones have
-    columns = dict.fromkeys(chain.from_iterable(rows))
-    whole = [{**dict.fromkeys(columns), **row} for row in rows]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(whole), path)
-
-
-def trl(run: dict, folder: Path) -> None:
+def trl(run: dict) -> dict[str, list]:
     """Conversational rows: `messages`; `prompt`, `chosen`, `rejected`; `prompt` and its columns."""
-    write_jsonl(folder / "sft.jsonl", run["sft"])
-    write_jsonl(folder / "dpo.jsonl", run["pairs"])
-    write_jsonl(folder / "grpo.jsonl", run["prompts"])
-    write_jsonl(folder / "grpo_heldout.jsonl", run["heldout"])
+    return {
+        "sft.jsonl": run["sft"],
+        "dpo.jsonl": run["pairs"],
+        "grpo.jsonl": run["prompts"],
+        "grpo_heldout.jsonl": run["heldout"],
+    }
 
 
 SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt"}
@@ -168,100 +174,131 @@ def spoken(messages: list[dict]) -> list[dict]:
     return [{"from": SPEAKERS[turn["role"]], "value": turn["content"]} for turn in messages]
 
 
-def conversations(run: dict) -> tuple[list[dict], list[dict]]:
-    """(SFT rows, pairs) as ShareGPT conversations; chosen and rejected are one turn, not a list."""
+def llamafactory(run: dict) -> dict[str, list | dict]:
+    """ShareGPT's form and its description; `formatting: openai` would add a system prompt."""
     sft = [{"id": row["id"], "conversations": spoken(row["messages"])} for row in run["sft"]]
-    pairs = []
+    pairs, columns, described = [], {"messages": "conversations"}, {}
     for row in run["pairs"]:
+        # one turn a side: of a list the trainer drops the row
         [chosen], [rejected] = spoken(row["chosen"]), spoken(row["rejected"])
         sides = {"chosen": chosen, "rejected": rejected}
         pairs.append({"id": row["id"], "conversations": spoken(row["prompt"]), **sides})
-    return sft, pairs
-
-
-def write_json(path: Path, value: list | dict) -> None:
-    if not left_out(path, value):
-        write_whole(path, json.dumps(value, indent=1) + "\n")
-
-
-def sharegpt(run: dict, folder: Path) -> None:
-    sft, pairs = conversations(run)
-    write_json(folder / "sft.json", sft)
-    write_json(folder / "dpo.json", pairs)
-
-
-def llamafactory(run: dict, folder: Path) -> None:
-    """ShareGPT's files and their description; `formatting: openai` would add a system prompt."""
-    sft, pairs = conversations(run)
-    write_json(folder / "autoif_sft.json", sft)
-    write_json(folder / "autoif_dpo.json", pairs)
-    columns = {"messages": "conversations"}
-    described = {
-        "autoif_sft": {
-            "file_name": "autoif_sft.json",
-            "formatting": "sharegpt",
-            "columns": columns,
-        },
-        "autoif_dpo": {
-            "file_name": "autoif_dpo.json",
-            "formatting": "sharegpt",
-            "ranking": True,
-            "columns": {**columns, "chosen": "chosen", "rejected": "rejected"},
-        },
-    }
-    there = {name: each for name, each in described.items() if (folder / f"{name}.json").is_file()}
-    write_json(folder / "dataset_info.json", there)
+    if sft:
+        described["autoif_sft"] = {"formatting": "sharegpt", "columns": columns}
+    if pairs:
+        columns = {**columns, "chosen": "chosen", "rejected": "rejected"}
+        described["autoif_dpo"] = {"formatting": "sharegpt", "ranking": True, "columns": columns}
+    for name, description in described.items():
+        description["file_name"] = f"{name}.json"
+    return {"autoif_sft.json": sft, "autoif_dpo.json": pairs, "dataset_info.json": described}
 
 
 def verl_row(row: dict, index: int, split: str) -> dict:
-    kept = {key: row[key] for key in ("id", "instruction_id", "instruction", "pass_rate")}
-    kept.update(several(row))
+    about = {key: row[key] for key in ("id", "instruction_id", "instruction", "pass_rate")}
     return {
         "data_source": SOURCE,
         "prompt": row["prompt"],
         "ability": "instruction_following",
         "reward_model": {"style": "rule", "ground_truth": row["instruction_id"]},
-        "extra_info": {"split": split, "index": index, **kept},
+        "extra_info": {"split": split, "index": index, **about, **several(row)},
     }
 
 
-def verl(run: dict, folder: Path) -> None:
-    write_parquet(folder / "sft.parquet", run["sft"])
-    for name, split in (("prompts", "train"), ("heldout", "test")):
-        rows = (verl_row(row, index, split) for index, row in enumerate(run[name]))
-        write_parquet(folder / f"{split}.parquet", rows)
+def verl(run: dict) -> dict[str, list]:
+    train = [verl_row(row, index, "train") for index, row in enumerate(run["prompts"])]
+    test = [verl_row(row, index, "test") for index, row in enumerate(run["heldout"])]
+    return {"sft.parquet": run["sft"], "train.parquet": train, "test.parquet": test}
 
 
 def rlvr_row(row: dict) -> dict:
-    kept = {key: row[key] for key in ("id", "instruction", "pass_rate")}
     return {
         "messages": row["prompt"],
         "ground_truth": row["instruction_id"],
         "dataset": SOURCE,
-        **kept,
+        **{key: row[key] for key in ("id", "instruction", "pass_rate")},
         **several(row),
     }
 
 
-def open_instruct(run: dict, folder: Path) -> None:
+def open_instruct(run: dict) -> dict[str, list]:
     """As TRL's, but chosen and rejected repeat the prompt, and prompts name their verifier."""
-    write_jsonl(folder / "sft.jsonl", run["sft"])
-    whole = []
+    pairs = []
     for row in run["pairs"]:
         sides = {side: row["prompt"] + row[side] for side in ("chosen", "rejected")}
-        whole.append({"id": row["id"], **sides})
-    write_jsonl(folder / "dpo.jsonl", whole)
-    write_jsonl(folder / "rlvr.jsonl", map(rlvr_row, run["prompts"]))
-    write_jsonl(folder / "rlvr_heldout.jsonl", map(rlvr_row, run["heldout"]))
+        pairs.append({"id": row["id"], **sides})
+    return {
+        "sft.jsonl": run["sft"],
+        "dpo.jsonl": pairs,
+        "rlvr.jsonl": list(map(rlvr_row, run["prompts"])),
+        "rlvr_heldout.jsonl": list(map(rlvr_row, run["heldout"])),
+    }
 
 
-FORMATS: dict[str, Callable[[dict, Path], None]] = {
+FORMATS = {
     "trl": trl,
     "llamafactory": llamafactory,
-    "sharegpt": sharegpt,
     "verl": verl,
     "open-instruct": open_instruct,
 }
+
+
+# ---- write ----
+
+
+@dataclass(kw_only=True)
+class Flags:
+    out: Positional[Path]  # the folder of a run
+    dir: Positional[Path]  # the folder to write
+    to: Literal[tuple(FORMATS)]  # the trainer, or the hub's dataset form
+    # only prompts, and pairs of prompts, with LOW < pass rate < HIGH; 0 1 leaves out what a policy
+    # always or never does
+    pass_rate: tuple[float, float] = ANY_RATE
+    # queries for the held-out constraints (default: those that stage 04 held out)
+    heldout_queries: Path | None = None
+    license: str = "other"  # of the data, for the card (the hub's identifier)
+    push: str | None = None  # also upload DIR as a dataset, USER/NAME
+
+
+def write(path: Path, rows: list | dict) -> None:
+    """A file in the form of its suffix; without rows none, since trainers end at an empty one."""
+    if not rows:
+        path.unlink(missing_ok=True)  # that of an earlier export would pass for ours
+    elif path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # pyarrow takes the columns of the first row, and leaves out what only later ones have
+        columns = dict.fromkeys(chain.from_iterable(rows))
+        whole = [{**dict.fromkeys(columns), **row} for row in rows]
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(whole), path)
+    elif path.suffix == ".json":
+        write_whole(path, json.dumps(rows, indent=1) + "\n")
+    else:
+        with files.writer(path) as write_row:
+            for row in rows:
+                write_row(row)
+
+
+def card(args: Flags, run: dict, data: list[str]) -> str:
+    """The Markdown of README.md: what the `data` files were made of, and with what."""
+    configs, funnel, settings = [], [], []
+    for name in data:
+        configs.append(f"- config_name: {Path(name).stem}\n  data_files: {name}")
+    for stage, numbers in folder.read_json(args.out / "stats.json", {}).items():
+        dropped = ", ".join(f"{reason} {count:,}" for reason, count in numbers["dropped"].items())
+        funnel.append(f"| {stage} | {numbers['in']:,} | {numbers['kept']:,} | {dropped} |")
+    for name, value in folder.made_with(args.out).items():
+        settings.append(f"- {name}: {value}")
+    if args.pass_rate != ANY_RATE:
+        low, high = args.pass_rate
+        settings.append(f"- prompts and their pairs with {low:g} < pass rate < {high:g}")
+    return CARD.format(
+        license=args.license,
+        configs="\n".join(configs),
+        counts="\n".join(f"- {len(rows):,} {name}" for name, rows in run.items()),
+        funnel="\n".join(funnel) or "| not recorded | | | |",
+        settings="\n".join(settings) or "Not recorded: name the models here.",
+    )
 
 
 def push(folder: Path, repo: str) -> None:
@@ -282,44 +319,15 @@ def push(folder: Path, repo: str) -> None:
     print(f"pushed to {repo} (private): {done.commit_url}")
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m autoif.export",
-        description=__doc__,
-        formatter_class=Help,
-    )
-    parser.add_argument("out", type=Path, help="the folder of a run")
-    parser.add_argument("dir", type=Path, help="the folder to write")
-    parser.add_argument("--to", choices=FORMATS, required=True)
-    parser.add_argument(
-        "--pass-rate",
-        type=float,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="only prompts, and pairs of prompts, with LOW < pass rate < HIGH; 0 1 leaves out what "
-        "a policy always or never does",
-    )
-    parser.add_argument(
-        "--heldout-queries",
-        type=Path,
-        metavar="FILE",
-        help="queries for the held-out constraints (default: those that stage 04 held out)",
-    )
-    parser.add_argument(
-        "--license", default="other", help="of the data, for the card (the hub's identifier)"
-    )
-    parser.add_argument("--push", metavar="REPO", help="also upload DIR as a dataset, USER/NAME")
-    args = parser.parse_args(argv)
-
+def main(args: Flags) -> None:
     # read: whatever the run has, so that a run without pairs can be taken away too
-    limits = tuple(args.pass_rate) if args.pass_rate else None
     if args.heldout_queries and (why := files.absent(args.heldout_queries)):
         raise UserError(
             f"--heldout-queries {args.heldout_queries} {why}; give a file of queries as stage 04 "
             "reads them"
         )
     heldout_queries = args.heldout_queries or args.out / "04_queries.jsonl"
-    run = read_run(args.out, limits, heldout_queries)
+    run = read_run(args.out, args.pass_rate, heldout_queries)
     if not run["constraints"]:
         raise UserError(
             f"{args.out} has no 03_instructions.jsonl with a row; give the folder of a run with "
@@ -327,9 +335,11 @@ def main(argv: list[str] | None = None) -> None:
         )
 
     # write: the form, the functions, the card
-    FORMATS[args.to](run, args.dir)
-    write_jsonl(args.dir / "verifiers.jsonl", run["constraints"])
-    write_whole(args.dir / "README.md", card(args.out, args.dir, run, limits, args.license))
+    made = FORMATS[args.to](run) | {"verifiers.jsonl": run["constraints"]}
+    for name, rows in made.items():
+        write(args.dir / name, rows)
+    data = [name for name, rows in made.items() if isinstance(rows, list) and rows]
+    write_whole(args.dir / "README.md", card(args, run, sorted(data)))
     counts = ", ".join(f"{len(rows):,} {name}" for name, rows in run.items())
     print(f"{args.to}: {counts} -> {args.dir}")
     if args.push:
@@ -337,4 +347,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    cli(main, __doc__)

@@ -1,4 +1,4 @@
-"""Families of constraints: which ones ask for the same in other numbers and words (ours).
+"""Constraints that ask for the same: duplicates in words, and families in other numbers (ours).
 
     Use no more than 20 words      <- one family: held out together, or trained on together
     Do not use more than 18 words
@@ -15,6 +15,12 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator
+
+# A sign that a constraint is about, such as "!" or [: not one that follows a (quoted) word as
+# punctuation does, and no quotes.
+SIGN = re.compile(r"""(?<!\w)(?<!\w["'”’])[^\w\s"'“”‘’]""")
+# Numbers, single letters (without a, i and I, which are words in a constraint) and signs.
+DETAIL = re.compile(rf"\d+|\b[b-hj-zA-HJ-Z]\b|{SIGN.pattern}")
 
 # Phrases that mean the same, longest first; what is left of a constraint after these is its form.
 SAME = [
@@ -39,7 +45,7 @@ SAME = [
     (r"\b(?:precisely|just)\b", "exactly"),
 ]
 # Names of signs, and number words: which sign and which number is what siblings differ in.
-SIGN = (
+SIGN_NAME = (
     r"\b(?:commas?|apostrophes?|colons?|semicolons?|hyphens?|dash(?:es)?|full stops?|periods?|"
     r"asterisks?|(?:exclamation|question) (?:marks?|points?)|slash(?:es)?|ampersands?|"
     r"percent signs?|underscores?)\b"
@@ -58,6 +64,42 @@ FILLER = set(
     "text write writing keep make give stay limit restrict let form only put count total length "
     "long there this than".split()
 )
+
+
+# ---- duplicates, for stage 01 ----
+
+
+def normalized(instruction: str) -> str:
+    """What exact duplicates share: words and numbers in lower case, and signs.
+
+    'Use no commas, ever: "no".' -> 'use no commas ever no'
+    """
+    return " ".join(re.findall(r"\w+", instruction.lower()) + SIGN.findall(instruction))
+
+
+def near_duplicates(instructions: list[str], threshold: float) -> dict[int, int]:
+    """Each instruction with its twin, the first kept one whose TF-IDF cosine with it is high.
+
+    ['Use at most 20 words', 'Use no commas', 'At most 20 words: use these'] -> {2: 0}
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    # words and word pairs are counted; what differs in a detail asks for another thing
+    vectors = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\w+").fit_transform(instructions)
+    details = list(map(DETAIL.findall, instructions))
+    twins: dict[int, int] = {}
+    # 1,000 rows of cosines at a time: flat memory
+    for start in range(0, len(instructions), 1000):
+        cosines = (vectors[start : start + 1000] @ vectors.T).tocoo()
+        near = cosines.data >= threshold
+        for later, earlier in zip(cosines.row[near] + start, cosines.col[near]):
+            # what is dropped itself has no twins: small steps would lead far from what is kept
+            if earlier < later and earlier not in twins and details[earlier] == details[later]:
+                twins[later] = min(earlier, twins.get(later, earlier))
+    return twins
+
+
+# ---- families, for stage 03 ----
 
 
 def quoted(text: str) -> str:
@@ -90,7 +132,7 @@ def form(instruction: str) -> str:
     text = re.sub(r"\b(?:words?|phrases?|letters?|signs?|symbols?|characters?)\s+(?=_)", "", text)
     for pattern, meaning in SAME:
         text = re.sub(r"\s+", " ", re.sub(pattern, f" {meaning} ", text))
-    text = re.sub(SIGN, " _sign ", text)
+    text = re.sub(SIGN_NAME, " _sign ", text)
     text = re.sub(NUMBER, " # ", text)
     text = re.sub(r"[^\w\s#'.,;:!?]", " _sign ", text)
     words = re.findall(r"[\w']+|#", text)
@@ -133,12 +175,11 @@ class _Shape(ast.NodeTransformer):
         """`20 >= n` as `n <= 20`, and `<` as `<=`: 'under 21' asks for the same as 'at most 20'."""
         turned = {ast.Lt: ast.GtE, ast.LtE: ast.GtE, ast.Gt: ast.LtE, ast.GtE: ast.LtE}
         loose = {ast.Lt: ast.LtE, ast.Gt: ast.GtE}
-        if len(node.ops) == 1 and isinstance(node.left, ast.Constant):
-            kind = type(node.ops[0])
-            if kind in turned:
-                node.left, node.comparators = node.comparators[0], [node.left]
-                node.ops = [turned[kind]()]
-        node.ops = [loose.get(type(op), type(op))() for op in node.ops]
+        operation = type(node.ops[0])
+        if len(node.ops) == 1 and isinstance(node.left, ast.Constant) and operation in turned:
+            node.left, node.comparators = node.comparators[0], [node.left]
+            node.ops = [turned[operation]()]
+        node.ops = [loose.get(type(each), type(each))() for each in node.ops]
         return self.generic_visit(node)
 
 
@@ -154,7 +195,7 @@ def shape(code: str) -> str | None:
     try:
         tree = ast.parse(code)
         own_names, read = names_in(tree)
-        if not reads_answer(tree, read):
+        if not arguments(tree) & read:
             return None  # `return True` would tie everything to everything
         imports = (ast.Import, ast.ImportFrom)
         tree.body = [node for node in tree.body if not isinstance(node, imports)]
@@ -163,15 +204,13 @@ def shape(code: str) -> str | None:
         return None  # all that ast raises on hostile text
 
 
-def reads_answer(tree: ast.Module, read: set[str]) -> bool:
-    """Whether the argument of `evaluate` is among the names that are read."""
+def arguments(tree: ast.Module) -> set[str]:
+    """The name of the text that `evaluate` gets, of each definition of it."""
+    names = set()
     for node in tree.body:
-        if not isinstance(node, ast.FunctionDef) or node.name != "evaluate":
-            continue
-        arguments = node.args.args
-        if arguments and arguments[0].arg in read:
-            return True
-    return False
+        if isinstance(node, ast.FunctionDef) and node.name == "evaluate":
+            names.update(argument.arg for argument in node.args.args[:1])
+    return names
 
 
 def names_in(tree: ast.Module) -> tuple[set[str], set[str]]:
@@ -182,10 +221,8 @@ def names_in(tree: ast.Module) -> tuple[set[str], set[str]]:
             own.add(node.arg)
         elif isinstance(node, ast.FunctionDef):
             own.add(node.name)
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            own.add(node.id)
         elif isinstance(node, ast.Name):
-            read.add(node.id)
+            (own if isinstance(node.ctx, ast.Store) else read).add(node.id)
     return own, read
 
 
@@ -231,9 +268,8 @@ def families(rows: list[dict], seed: int = 0) -> list[str]:
     # the name hangs on the forms alone: it stays when siblings with a known form are added
     names: dict[str, str] = {}
     for own in forms:
-        best = names.setdefault(root(own), own)
-        if place(own, seed) < place(best, seed):
-            names[root(own)] = own
+        known = names.get(root(own), own)
+        names[root(own)] = min(known, own, key=lambda name: place(name, seed))
     return [names[root(own)] for own in forms]
 
 

@@ -1,24 +1,13 @@
-"""JSONL files: UTF-8, one object a line, read with named errors and written whole; fingerprints."""
+"""JSONL files: UTF-8, one object a line, read with named errors and written whole."""
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import jsonlines
-
-# the files that make a checkpoint what it is
-WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.gguf")
-SETTINGS = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-)
 
 
 class UserError(Exception):
@@ -107,10 +96,7 @@ def mismatch(value, form) -> str | None:
     if isinstance(form, list):
         if not isinstance(value, list) or not value:
             return "must be a list with at least one element"
-        for each in value:
-            if wrong := mismatch(each, form[0]):
-                return wrong
-        return None
+        return next(filter(None, (mismatch(element, form[0]) for element in value)), None)
     if isinstance(form, dict):
         if not isinstance(value, dict):
             return f"must be an object with {', '.join(form)}"
@@ -121,9 +107,7 @@ def mismatch(value, form) -> str | None:
                 return f"has {name!r}, which {wrong}"
         return None
     names = {str: "a text", bool: "true or false", int: "a number", list: "a list"}
-    if not isinstance(value, form):
-        return f"must be {names[form]}"
-    return None
+    return None if isinstance(value, form) else f"must be {names[form]}"
 
 
 def check(row: dict, fields: Iterable[str] | dict[str, object], where: str, hint: str) -> None:
@@ -131,9 +115,7 @@ def check(row: dict, fields: Iterable[str] | dict[str, object], where: str, hint
     for field in fields:
         if field not in row:
             raise UserError(f"{where} has no {field!r} (it has {sorted(row)}){hint}")
-    if not isinstance(fields, dict):
-        return
-    for field, form in fields.items():
+    for field, form in fields.items() if isinstance(fields, dict) else ():
         if wrong := mismatch(row[field], form):
             raise UserError(
                 f"{where}: {field!r} {wrong}, but is {dump(row[field])[:80]}; "
@@ -163,14 +145,14 @@ def values(
     """Yield (line, value) of JSON lines, all of one `kind` if it is given; blank ones are none."""
     number = 0
 
-    def counted() -> Iterator[str]:
+    def texts() -> Iterator[str]:
         nonlocal number
-        for line_number, line in lines(path):
-            number = line_number
-            yield line
+        for line, text in lines(path):
+            number = line
+            yield text
 
-    reader = jsonlines.Reader(counted())
     try:
+        reader = jsonlines.Reader(texts())
         for value in reader.iter(type=kind, allow_none=kind is None, skip_empty=True):
             yield number, value
     except jsonlines.InvalidLineError as error:
@@ -225,22 +207,3 @@ def writer(path: str | Path):
     """`with writer(path) as write: write(row)`: the file appears when the block ends well."""
     with whole_file(path) as file:
         yield lambda row: file.write(dump(row) + "\n")
-
-
-def fingerprint(model: str) -> str:
-    """`model`, or for a checkpoint directory a hash: retraining at the same path changes it."""
-    folder = Path(model)
-    weights = sorted(path for pattern in WEIGHTS for path in folder.glob(pattern))
-    if not weights:
-        return model
-    settings = [folder / name for name in SETTINGS if (folder / name).exists()]
-    digest = hashlib.sha256()
-    for path in weights + settings:
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size} ".encode())
-        with open(path, "rb") as file:
-            # 128 blocks of 4 KB: whole when small, milliseconds when it is 15 GB
-            for block in range(128):
-                file.seek(max(block * 4096, size * block // 128))
-                digest.update(file.read(4096))
-    return f"checkpoint:{digest.hexdigest()}"

@@ -19,87 +19,100 @@ raises UserError.
 """
 
 import asyncio
-import contextlib
 import inspect
-import io
 import math
+import os
 import re
 import sys
+import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, get_type_hints
 
 import tyro
+from tyro import _errors
 
 from autoif.files import UserError
 
-CONFIG = (
-    tyro.conf.FlagCreatePairsOff,
-    tyro.conf.OmitArgPrefixes,
-    tyro.conf.OmitSubcommandPrefixes,
-)
-FRAME = "│╭╮╰╯─ "  # around tyro's errors
+OTHERS_WAIT = 5  # seconds in which torchrun ends all processes when one has ended
 
 
-def within(kind: type, low: float, high: float = math.inf, *, above: bool = False):
-    """A number of `kind` from `low` (with `above`: above it) to `high`; 1/64 is a number too."""
+def within(kind: type, low: float, high: float = math.inf, *, above: bool = False, count: int = 1):
+    """A number of `kind` from `low` (with `above`: above it) to `high`, or `count` of them."""
     bounds = f"above {low}" if above else f"at least {low}"
     if high < math.inf:
         bounds += f" and at most {high}"
 
-    def parse(words: list[str]) -> float:
-        try:
-            number = int(words[0]) if kind is int else float(Fraction(words[0]))
-        except (ValueError, ZeroDivisionError):
-            raise ValueError(f"{words[0]!r} is no {kind.__name__}") from None
-        if not low <= number <= high or (above and number == low):
-            raise ValueError(f"must be {bounds}, not {words[0]}")
-        return number
+    def parse(words: list[str]) -> float | tuple[float, ...]:
+        numbers = []
+        for word in words:
+            try:
+                number = int(word) if kind is int else float(Fraction(word))  # 1/64 as well
+            except (ValueError, ZeroDivisionError):
+                number = math.nan
+            if not low <= number <= high or (above and number == low):
+                raise ValueError(f"must be {bounds}, not {word}")
+            numbers.append(number)
+        return numbers[0] if count == 1 else tuple(numbers)
 
     spec = tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar=kind.__name__.upper(),
+        nargs=count,
+        metavar=" ".join([kind.__name__.upper()] * count),
         instance_from_str=parse,
-        is_instance=lambda value: isinstance(value, int | float),
-        str_from_instance=lambda value: [f"{value:g}" if kind is float else str(value)],
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: [str(value)] if count == 1 else list(map(str, value)),
     )
-    return Annotated[kind, spec]
+    return Annotated[kind if count == 1 else tuple, spec]
 
 
 Natural, Count = within(int, 0), within(int, 1)
 NonNegative, Positive = within(float, 0), within(float, 0, above=True)
 Share, PositiveShare = within(float, 0, 1), within(float, 0, 1, above=True)
-Betas = tuple[within(float, 0, 0.999999), within(float, 0, 0.999999)]
+Betas = within(float, 0, 0.999999, count=2)
 In = Annotated[str, tyro.conf.arg(name="in")]
 Ins = Annotated[list[str], tyro.conf.arg(name="in")]
 
 
-def parse(command: Callable | dict[str, Callable], argv: list[str], doc: str | None = None):
+def refuse(event: _errors.ParseErrorEvent) -> None:
+    """UserError in one line, in argparse's words, where tyro would draw a box around several."""
+    argument = getattr(event, "argument", None)
+    where = f"argument {argument.display_name()}: " if argument else ""
+    if isinstance(event, _errors.MissingArgs):
+        names = ", ".join(missing.arg.display_name() for missing in event.missing_arguments)
+        wrong = f"the following arguments are required: {names}"
+    elif isinstance(event, _errors.UnrecognizedArgs):
+        wrong = f"unrecognized arguments: {' '.join(event.tokens)}"
+    elif isinstance(event, _errors.InvalidChoice):
+        wrong = f"invalid choice: {event.value!r} (choose from {', '.join(event.choices)})"
+    elif isinstance(event, _errors.BadValue):
+        wrong = f"expected {argument.lowered.nargs} value(s)"
+    else:
+        # of a flag that may be None as well, tyro tells what each of its types says
+        wrong = re.findall("must be .*|^.*", getattr(event, "message", str(event)))[-1]
+    raise UserError(f"{where}{wrong}; see --help")
+
+
+def parse(command: Callable | dict[str, Callable], argv: list[str], doc: str = ""):
     """(the command, its flags); UserError says in one line what is wrong with them."""
-    name = Path(sys.argv[0]).name
+    name, help_wanted = Path(sys.argv[0]).name, {"-h", "--help"} & set(argv)
+    if isinstance(command, dict) and argv[:1] and argv[0] in command:
+        command, argv = command[argv[0]], argv[1:]
+    if help_wanted:
+        print(doc)  # as it stands: tyro would fill its lines
     if isinstance(command, dict):
-        if argv and argv[0] in command:
-            return parse(command[argv[0]], argv[1:], doc)
-        if {"-h", "--help"} & set(argv[:1]):
-            print(f"{doc}\nusage: {name} {{{','.join(command)}}} --help")
-            sys.exit()
-        raise UserError(f"name one of the commands {', '.join(command)}")
+        choices = ", ".join(command)
+        if not help_wanted:
+            raise UserError(f"name one of the commands {choices}")
+        print(f"usage: {name} COMMAND --help; the commands are {choices}")
+        sys.exit()
     flags = next(iter(get_type_hints(command, include_extras=True).values()))  # of `args`
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return command, tyro.cli(flags, args=argv, description=doc, prog=name, config=CONFIG)
-    except SystemExit as end:
-        if not end.code:
-            raise
-    # tyro's box on one line: its title and its advice behind the error are left out
-    lines = [line.strip(FRAME) for line in said.getvalue().splitlines()[1:]]
-    words = re.split("Argument helptext|For full helptext", " ".join(filter(None, lines)))[0]
-    raise UserError(f"{words.strip(' .')}; see --help")
+    config = (tyro.conf.FlagCreatePairsOff,)  # no --no-no-score
+    with _errors.on_parse_error(refuse):
+        return command, tyro.cli(flags, args=argv, description=" ", prog=name, config=config)
 
 
-def call(command: Callable | dict[str, Callable], argv: list[str], doc: str | None = None):
+def call(command: Callable | dict[str, Callable], argv: list[str], doc: str = ""):
     """Read a command's flags and call it; what is a coroutine is run to its end."""
     chosen, args = parse(command, argv, doc)
     result = chosen(args)
@@ -112,11 +125,16 @@ def cli(command: Callable | dict[str, Callable], doc: str) -> None:
     try:
         call(command, sys.argv[1:], doc)
     except UserError as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        end(f"{name}: error: {error}", 2)
     except KeyboardInterrupt:
-        print(
-            f"\n{name}: interrupted; what was finished is kept, run the same command to go on",
-            file=sys.stderr,
-        )
-        sys.exit(130)
+        what = "interrupted; what was finished is kept, run the same command to go on"
+        end(f"\n{name}: {what}", 130)
+
+
+def end(words: str, code: int) -> None:
+    """Exit with a last line, which the first of several processes on a machine says for all."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        # where the first says the same, torchrun ends this one meanwhile
+        time.sleep(OTHERS_WAIT)
+    print(words, file=sys.stderr)
+    sys.exit(code)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from autoif.files import UserError, fingerprint, write_whole
+from autoif.files import UserError, write_whole
 from autoif.flags import cli
-from autoif.stage import write_settings
+from autoif.settings import fingerprint, write_settings
 
 # For base models without a template: plain words and the model's own end token, since new special
 # tokens are untrained. A line break, not a blank, stands before the answer: "Assistant: " + "Paris"

@@ -7,14 +7,27 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from autoif import files
 from autoif.files import UserError
+from autoif.flags import Count, Natural, Share
 
 KINDS = "give ShareGPT JSON, JSONL rows with 'query', or a text file"
 LIST_LINES = re.compile(rb"\[.*\]\s*\n\s*\[")  # a list of messages a line: not one array
 COLUMNS = ("query", "question", "prompt")  # of a .csv or .tsv file, the first that is there
+
+
+@dataclass(kw_only=True)
+class Flags:
+    """Which queries a stage asks."""
+
+    queries: str | None = None  # ShareGPT JSON, JSONL rows with 'query', or text lines
+    heldout_queries: Share = 0.1  # share of queries that are never trained on
+    min_chars: Natural = 20  # queries must be longer than this
+    max_chars: Count = 300  # queries must be shorter than this
+    language: str = "en"  # of the queries, such as en or zh; 'any' takes all
 
 
 def text_of(content: object) -> str | None:
@@ -190,7 +203,37 @@ def load(
         if split not in ("train", "heldout"):
             raise UserError(f"--queries {path}: the split {split!r} is neither train nor heldout")
         kept[query] = {"query": query, "langdetect": found, "split": split}
+    if set(dropped) == {"no human turn"} and not kept:
+        raise UserError(
+            f"--queries {path}: no record has 'query', nor a human turn in "
+            "'conversations' or 'messages'; rename the field that holds the query"
+        )
     return list(kept.values()), dropped
+
+
+def prepare(args: Flags, out: Path) -> tuple[list[str], dict]:
+    """The train queries, and numbers for stats.json; all that pass the filters are in `out`."""
+    path, filters = args.queries, (args.min_chars, args.max_chars, args.language)
+    rows, dropped = load(path, *filters, args.heldout_queries)
+    train = [row["query"] for row in rows if row["split"] == "train"]
+    if not train:
+        raise UserError(
+            f"--queries {path}: none is left of {len(rows)} ({dict(dropped)}); "
+            "see --min-chars, --max-chars, --language, --heldout-queries"
+        )
+    # languages take minutes to detect: whoever comes later reads this file
+    if Path(path).resolve() != out.resolve():
+        with files.writer(out) as write:
+            for row in rows:
+                write(row)
+    heldout = len(rows) - len(train)
+    lost = "".join(f", {reason} {count:,}" for reason, count in dropped.most_common())
+    print(
+        f"04_responses queries: {len(rows) + dropped.total():,} in -> {len(train):,} kept "
+        f"(held out {heldout:,}{lost})"
+    )
+    numbers = {"queries": len(train), "queries held out": heldout}
+    return train, {**numbers, "queries_dropped": dict(dropped)}
 
 
 def kept(path: str, split: str) -> list[str]:

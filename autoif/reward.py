@@ -6,6 +6,7 @@
     await verifiers.score_async(["i00002"], ["One sentence. And another."])
 
     python -m autoif.reward --probe out/03_instructions.jsonl     # what fools them
+    python -m autoif.reward --probe out/02_verifiers.jsonl --keep out/02_strong.jsonl
 
 A file is JSONL of rows with `id` and `verifiers` (stages 02 and 03), or of rows with `key`,
 `instruction_id_list` and `kwargs` (IFEval, IFBench), which their owners' checkers score in this
@@ -19,31 +20,30 @@ has no reward (`pass_share` is None), not a reward of 0; a function that hung on
 the rest of a job was not tried says that in `error`.
 """
 
-import argparse
 import asyncio
-import contextlib
 import os
-import queue
 import re
 import threading
 import weakref
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from autoif import files, sandbox
 from autoif.files import UserError
-from autoif.prompt import accuracy, join
-from autoif.stage import Help
-from autoif.stage import run as run_command
+from autoif.flags import cli
+from autoif.stage import Funnel, in_order, write_settings
+from autoif.verifiers import MIN_ACCURACY, accuracy, constraints, join, judge
 
-GATHERING = 0.002  # seconds without a further call after which several that came are answered
-GATHERED = 10_000  # calls that are answered together, at most
 # Of processes that stay for the next call, for all workers: some 2 MB a function.
 KEEP_MB = 1024
 # A job has the texts of many callers: so many times more bad ones disqualify a function.
 PATIENCE = 4
+AHEAD = 64  # constraints that are probed at a time, where they are written again
+Verdict = tuple[str, str | None]  # and the reason of an error
 
 
 class Score(NamedTuple):
@@ -54,11 +54,12 @@ class Score(NamedTuple):
     error: str | None
 
 
-def score_of(verdicts: Sequence[str], errors: Sequence[str | None]) -> Score:
-    """A text's verdicts as a Score, with the reason of the first function that erred."""
-    if "error" in verdicts:
-        return Score(None, None, errors[verdicts.index("error")] or "error")
-    share = accuracy(list(verdicts))
+def score_of(verdicts: Sequence[Verdict], verifiers: list[dict]) -> Score:
+    """A text's (verdict, error) of each function as a Score: an error, or the share that passes."""
+    for verdict, error in verdicts:
+        if verdict == "error":
+            return Score(None, None, error or "error")
+    share = accuracy([verdict for verdict, _ in verdicts], verifiers)
     return Score(share, share == 1.0, None)
 
 
@@ -70,94 +71,23 @@ def lowest(scores: Sequence[Score]) -> Score:
     return min(scores)
 
 
-class _Call:
-    """One `score`: its (code, text) pairs, and the verdicts as they come in."""
-
-    def __init__(self, wanted: list[tuple[str, str]]):
-        self.wanted, self.missing = wanted, len(wanted)
-        self.verdicts: list[str] = [""] * len(wanted)
-        self.errors: list[str | None] = [None] * len(wanted)
-        self.answer: Future = Future()
-        self.answer.set_running_or_notify_cancel()  # who no longer waits for it cancels nothing
-
-    def put(self, place: int, verdict: str, error: str | None) -> None:
-        self.verdicts[place] = verdict
-        self.errors[place] = error
-        self.missing -= 1
-        if not self.missing:
-            self.answer.set_result((self.verdicts, self.errors))
-
-
-class _Pool:
-    """One `sandbox.run` without an end, in a thread that takes all waiting calls at a time."""
-
-    def __init__(self, options: dict):
-        self.options = options
-        self.waiting: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
-        self.taken: list[_Call] = []
-        self.ending = False
-        self.thread = threading.Thread(target=self._work, name="verifiers", daemon=True)
-        self.thread.start()
-
-    def ask(self, wanted: list[tuple[str, str]]) -> Future:
-        """The verdicts and errors of (code, text) pairs, to come."""
-        call = _Call(wanted)
-        self.waiting.put(call)
-        return call.answer
-
-    def _jobs(self) -> Iterator[dict | None]:
-        """A job for each function that waiting calls name; its id: where its verdicts go."""
-        while not self.ending:
-            # all that has come since the last answer, and what follows on the heels of several,
-            # such as a batch that a trainer asks for one by one: a function then runs once for it
-            found = [self.waiting.get()]
-            with contextlib.suppress(queue.Empty):
-                while len(found) < GATHERED:
-                    pause = GATHERING if len(found) > 1 else 0
-                    found.append(self.waiting.get(timeout=pause))
-            self.taken = [call for call in found if call is not None]
-            self.ending = None in found
-            places = defaultdict(list)
-            for call in self.taken:
-                for place, (code, _) in enumerate(call.wanted):
-                    places[code].append((call, place))
-            for code, found in places.items():
-                texts = [call.wanted[place][1] for call, place in found]
-                yield {"id": found, "code": code, "inputs": texts}
-            yield None  # nothing more for now: answer
-
-    def _work(self) -> None:
-        try:
-            options = {"keep_mb": KEEP_MB, "patience": PATIENCE, **self.options}
-            for result in sandbox.run(self._jobs(), **options):
-                verdicts, error = result["verdicts"], result["error"]
-                tried = len(verdicts) - result.get("untried", 0)
-                bad = verdicts[:tried].count("error")
-                for number, (call, place) in enumerate(result["id"]):
-                    if number == tried:  # and all behind it
-                        error = f"not tried after {error} on {bad} of {tried} other texts"
-                    call.put(place, verdicts[number], error)
-        except BaseException as error:  # a sandbox that cannot be had: every caller hears it
-            while True:
-                for call in self.taken:
-                    if not call.answer.done():
-                        call.answer.set_exception(error)
-                last = None if self.ending else self.waiting.get()
-                if last is None:
-                    return
-                self.taken = [last]
-
-    def close(self) -> None:
-        self.waiting.put(None)
-        self.thread.join()
+def verdicts_of(result: dict) -> list[Verdict]:
+    """(verdict, error) of each text of a sandbox job; those that it did not try say why."""
+    verdicts, error = result["verdicts"], result["error"]
+    tried = len(verdicts) - result.get("untried", 0)
+    bad = verdicts[:tried].count("error")
+    pairs = [(verdict, error) for verdict in verdicts[:tried]]
+    not_tried = f"not tried after {error} on {bad} of {tried} other texts"
+    return pairs + [("error", not_tried)] * (len(verdicts) - tried)
 
 
 class Verifiers:
     """The functions of many constraints, by the constraints' ids; see the head of this file."""
 
-    def __init__(self, rows: dict[str, dict], source: str = "", **options):
-        """`rows` by id; `options` are those of `autoif.sandbox.run`, such as workers=4."""
-        self.rows, self.source, self.options = rows, source, options
+    def __init__(self, rows: dict[str, dict], source: str = "", keep_mb: int = KEEP_MB, **flags):
+        """`rows` by id; `flags` are fields of `autoif.sandbox.Flags`, such as workers=4."""
+        self.rows, self.source = rows, source
+        self.keep_mb, self.flags = keep_mb, sandbox.Flags(**flags)
         self._renew()
         _alive.add(self)
 
@@ -185,23 +115,33 @@ class Verifiers:
     def score(self, ids: Sequence[str], texts: Sequence[str]) -> list[Score]:
         """One Score for each text, by the functions of the constraint beside it."""
         rows = self._rows(ids, texts)
-        return self._scores(rows, texts, self._ask(rows, texts).result())
+        answers = self._ask(rows, texts)
+        return scores(rows, texts, {code: answer.result() for code, answer in answers.items()})
 
     async def score_async(self, ids: Sequence[str], texts: Sequence[str]) -> list[Score]:
         rows = self._rows(ids, texts)
-        verdicts = await asyncio.wrap_future(self._ask(rows, texts))
-        return self._scores(rows, texts, verdicts)
+        answers = self._ask(rows, texts)
+        verdicts = await asyncio.gather(*map(asyncio.wrap_future, answers.values()))
+        return scores(rows, texts, dict(zip(answers, verdicts)))
 
     def close(self) -> None:
         """End the sandbox; the next call starts it again."""
-        with self._lock:
-            pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.close()
+        while True:
+            with self._lock:
+                jobs = list(self._under_way.values())
+                if not jobs:
+                    box, self._box = self._box, None
+                    break
+            wait(jobs)
+        if box is not None:
+            box.close()
 
     def _renew(self) -> None:
         """Forget the sandbox: it belongs to the process that this one was forked from."""
-        self._lock, self._pool = threading.Lock(), None
+        self._lock, self._box = threading.RLock(), None
+        # by function: the calls that wait for its next job, and its job under way
+        self._waiting: dict[str, list[tuple[list[str], Future]]] = defaultdict(list)
+        self._under_way: dict[str, Future] = {}
 
     def _rows(self, ids: Sequence[str], texts: Sequence[str]) -> list[list[dict]]:
         """The constraints of each text; a prompt of stage 04 with two has the id "i2+i5"."""
@@ -221,34 +161,63 @@ class Verifiers:
                 )
         return [self.rows[each] for each in parts]
 
-    def _ask(self, rows: list[list[dict]], texts: Sequence[str]) -> Future:
-        wanted = []
-        for constraints, text in zip(rows, texts):
-            for row in constraints:
-                wanted += [(verifier["code"], text) for verifier in row.get("verifiers", [])]
-        if not wanted:
-            answer = Future()
-            answer.set_result(([], []))
-            return answer
+    def _ask(self, rows: list[list[dict]], texts: Sequence[str]) -> dict[str, Future]:
+        """{code: the (verdict, error) of each of its texts, to come}, texts in their order."""
+        wanted = defaultdict(list)
+        for under, text in zip(rows, texts):
+            for row in under:
+                for verifier in row.get("verifiers", []):
+                    wanted[verifier["code"]].append(text)
+        answers = {}
         with self._lock:
-            if self._pool is None:
-                self._pool = _Pool(self.options)
-            return self._pool.ask(wanted)
+            if self._box is None:
+                self._box = sandbox.Sandbox(self.flags, keep_mb=self.keep_mb, patience=PATIENCE)
+            for code, its in wanted.items():
+                answers[code] = answer = Future()
+                answer.set_running_or_notify_cancel()  # who no longer waits for it cancels nothing
+                self._waiting[code].append((its, answer))
+                if code not in self._under_way:
+                    self._send(code)
+        return answers
 
-    def _scores(self, rows: list[list[dict]], texts: Sequence[str], answer: tuple) -> list[Score]:
-        verdicts, errors = answer
-        scores, at = [], 0
-        for constraints, text in zip(rows, texts):
-            found = []
-            for row in constraints:
-                if "verifiers" not in row:
-                    found.append(check(row, text))
-                    continue
-                end = at + len(row["verifiers"])
-                found.append(score_of(verdicts[at:end], errors[at:end]))
-                at = end
-            scores.append(lowest(found))
-        return scores
+    def _send(self, code: str) -> None:
+        """One job of all that waits for a function; what comes meanwhile is its next one."""
+        calls = self._waiting.pop(code)
+        texts = [text for its, _ in calls for text in its]
+        self._under_way[code] = job = self._box.submit({"code": code, "inputs": texts})
+        job.add_done_callback(partial(self._deliver, code, calls))
+
+    def _deliver(self, code: str, calls: list[tuple[list[str], Future]], job: Future) -> None:
+        """Hand a job's verdicts to its calls, and ask for what has come meanwhile."""
+        try:
+            verdicts = iter(verdicts_of(job.result()))
+            for texts, answer in calls:
+                answer.set_result([next(verdicts) for _ in texts])
+        except BaseException as error:  # a sandbox that cannot be had: every caller hears it
+            for _, answer in calls:
+                answer.set_exception(error)
+        with self._lock:
+            del self._under_way[code]
+            if code in self._waiting:
+                self._send(code)
+
+
+def scores(
+    rows: list[list[dict]], texts: Sequence[str], answers: dict[str, list[Verdict]]
+) -> list[Score]:
+    """One Score for each text under its constraints; `answers` are those to `Verifiers._ask`."""
+    verdicts = {code: iter(answer) for code, answer in answers.items()}
+    found = []
+    for under, text in zip(rows, texts):
+        of_text = []
+        for row in under:
+            if "verifiers" not in row:
+                of_text.append(check(row, text))
+                continue
+            of_row = [next(verdicts[verifier["code"]]) for verifier in row["verifiers"]]
+            of_text.append(score_of(of_row, row["verifiers"]))
+        found.append(lowest(of_text))
+    return found
 
 
 _alive: weakref.WeakSet[Verifiers] = weakref.WeakSet()
@@ -280,13 +249,15 @@ def check(row: dict, text: str) -> Score:
         except LookupError as error:  # data of NLTK that no package carries
             reason = str(error).strip("*\n ").split("\n")[0]
             return Score(None, None, f"missing data: {reason}")
-    return score_of(["pass" if verdict else "fail" for verdict in strict], [])
+    share = sum(strict) / len(strict)
+    return Score(share, share == 1.0, None)
 
 
 # ---- probes: texts that earn a reward without an answer ----
 
 QUERY = "How can I keep the plants on my balcony alive while I am away?"
 CONSTANT = "Thank you for your question. I will gladly help you with it today."
+WEAK = 4  # of the five probes: a constraint under which so many pass is not worth training on
 
 
 def stuffing(instruction: str) -> str:
@@ -315,16 +286,24 @@ def probe(verifiers: Verifiers) -> dict[str, dict]:
     fault by itself: it is what a policy is paid for saying nothing.
     """
     rows = [row for row in verifiers.rows.values() if row.get("verifiers")]
-    names = list(probes(""))
-    ids = [str(row["id"]) for row in rows for _ in names]
-    texts = [text for row in rows for text in probes(row["instruction"]).values()]
-    scores = verifiers.score(ids, texts)
+
+    async def ask() -> list[list[list[str]]]:
+        async with sandbox.Sandbox(verifiers.flags) as box:
+            calls = []
+            for row in rows:
+                texts = list(probes(row["instruction"]).values())
+                calls.append(judge(box, row["verifiers"], texts))
+            return await asyncio.gather(*calls)
+
+    judged = asyncio.run(ask())
     found = {}
-    for place, name in enumerate(names):
+    for place, name in enumerate(probes("")):
         passing, accepted = 0, []
-        for row, score in zip(rows, scores[place :: len(names)]):
-            passing += round((score.pass_share or 0) * len(row["verifiers"]))
-            if score.pass_share is not None and score.pass_share > 0.5:
+        for row, verdicts in zip(rows, judged):
+            if "error" in verdicts[place]:
+                continue
+            passing += verdicts[place].count("pass")
+            if accuracy(verdicts[place], row["verifiers"]) > MIN_ACCURACY:
                 accepted.append(row["id"])
         found[name] = {
             "functions": passing,
@@ -335,20 +314,70 @@ def probe(verifiers: Verifiers) -> dict[str, dict]:
     return found
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m autoif.reward",
-        description=__doc__,
-        formatter_class=Help,
-    )
-    parser.add_argument(
-        "--probe",
-        metavar="FILE",
-        required=True,
-        help="rows of 02 or 03: say which of their verifiers an answer that answers nothing passes",
-    )
-    sandbox.add_flags(parser)
-    args = parser.parse_args(argv)
+def strengthen(row: dict, verdicts: list[list[str]]) -> tuple[dict, str | None]:
+    """(a constraint without its constant functions, why it is not worth keeping if it is not).
+
+    `verdicts` are those of its functions on each case, then on each probe.
+    """
+    by_function = list(zip(*verdicts))
+    varied = [f for f, said in enumerate(by_function) if len(set(said)) > 1]
+    functions = [row["verifiers"][f] for f in varied]
+    # of several constraints in one, each needs a function
+    if constraints({"verifiers": functions}) < constraints(row):
+        return row, "only constant functions"
+    fooled = 0
+    for said in verdicts[-len(probes("")) :]:
+        fooled += accuracy([said[f] for f in varied], functions) > MIN_ACCURACY
+    if fooled >= WEAK:
+        return row, "fooled by probes"
+    return row if len(varied) == len(by_function) else reduced(row, varied), None
+
+
+def reduced(row: dict, places: list[int]) -> dict:
+    """A row of 02 or 03 with the functions at these places only, and what is said of each."""
+    row = dict(row)
+    for name in ("verifiers", "back_translations", "nli"):
+        if name in row:
+            row[name] = [row[name][f] for f in places]
+    cases = []
+    for case in row.get("cases", []):
+        verdicts = [case["verdicts"][f] for f in places]
+        passed = accuracy(verdicts, row["verifiers"])
+        cases.append({**case, "accuracy": passed, "verdicts": verdicts})
+    return {**row, "cases": cases} if cases else row
+
+
+@dataclass(kw_only=True)
+class Flags(sandbox.Flags):
+    probe: str  # rows of 02 or 03: which of their functions pass an answer that answers nothing?
+    keep: str | None = None  # write the rows that are not fooled there
+
+
+async def keep(verifiers: Verifiers, args: Flags) -> None:
+    """Write the constraints that probes do not fool, without functions that always say the same."""
+    rows = [row for row in verifiers.rows.values() if row.get("verifiers")]
+    funnel, counts = Funnel("reward", args.keep), Counter()
+
+    async def work(row: dict) -> tuple[dict, str | None]:
+        texts = [case["input"] for case in row.get("cases", [])]
+        texts += probes(row["instruction"]).values()
+        return strengthen(row, await judge(box, row["verifiers"], texts))
+
+    with files.writer(args.keep) as write:
+        async with sandbox.Sandbox(args) as box:
+            async for row, reason in in_order(work, rows, AHEAD):
+                if reason:
+                    funnel.drop(reason, row)
+                    continue
+                counts["functions kept"] += len(row["verifiers"])
+                write(row)
+                funnel.keep()
+        funnel.refuse_empty("Do these functions look at the text at all?")
+        write_settings(args, args.keep)
+    funnel.finish(functions=sum(len(row["verifiers"]) for row in rows), **counts)
+
+
+def main(args: Flags) -> None:
     verifiers = Verifiers.load(args.probe, **sandbox.options(args))
     for name, found in probe(verifiers).items():
         shown = ", ".join(found["ids"][:5]) + (" ..." if len(found["ids"]) > 5 else "")
@@ -357,8 +386,9 @@ def main(argv: list[str] | None = None) -> None:
             f"{len(found['ids']):,} of {found['of_constraints']:,} constraints"
             + (f" ({shown})" if shown else "")
         )
-    verifiers.close()
+    if args.keep:
+        asyncio.run(keep(verifiers, args))
 
 
 if __name__ == "__main__":
-    run_command(main)
+    cli(main, __doc__)

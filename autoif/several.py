@@ -1,24 +1,52 @@
-"""Prompts of several constraints: how many a prompt has, and which (the paper joins one).
+"""Rows of several constraints in one: a response then has to pass each (the paper asks for one).
 
-They are of different families (`autoif.families`): siblings, such as "at most 20 words" and "at
-most 18 words", would ask for one thing twice. What else contradicts each other is found by asking.
+    python -m autoif.several out/03_instructions.jsonl --constraints 1-3 --out out/03_several.jsonl
+    python 04_responses.py --in out/03_several.jsonl ...
+
+Each constraint draws how many it is joined with, and which: of its split, all of different families
+(siblings, such as "at most 20 words" and "at most 18 words", would ask for one thing twice). What
+else contradicts each other falls out in stage 04, since no response passes it. One that draws none
+stays as it is; of a constraint joined with another comes, with its instructions line by line,
+
+    {"id": "i00002+i00007", "instruction": "Use no commas\\nUse 3 words", "split": "train",
+     "family": "use no commas + use n words",
+     "verifiers": [{"code": ..., "of": "i00002"}, {"code": ..., "of": "i00007"}]}
+
+Its accuracy is the lowest of the constraints that its functions are of (`verifiers.accuracy`), held
+out it is a row of the heldout benchmark. `--draws 16`, with `--queries-per-instruction 1` of stage
+04, gives each query constraints of its own.
 """
 
-import argparse
 import random
 from collections import defaultdict
+from dataclasses import dataclass
 
-from autoif import families
+import tyro
+
+from autoif import families, files, verifiers
 from autoif.files import UserError
-from autoif.stage import positive_int
+from autoif.flags import Count, cli
+from autoif.stage import write_settings, wrote
+
+
+@dataclass(kw_only=True)
+class Flags:
+    file: tyro.conf.Positional[str]  # 03_instructions.jsonl
+    out: str  # the rows of several constraints
+    constraints: str  # of a row, as 2 or 1-3 (each draw says how many)
+    draws: Count = 1  # rows a constraint, each with others
+    seed: int = 0  # of the draws
 
 
 def span(text: str) -> tuple[int, int]:
-    """A `type` for argparse: "3" -> (3, 3), "1-3" -> (1, 3)."""
+    """ "3" -> (3, 3), "1-3" -> (1, 3)"""
     low, dash, high = text.partition("-")
-    numbers = positive_int(low), positive_int(high if dash else low)
-    if numbers[0] > numbers[1]:
-        raise argparse.ArgumentTypeError(f"must be a number or LOW-HIGH, such as 1-3, not {text}")
+    try:
+        numbers = int(low), int(high if dash else low)
+    except ValueError:
+        numbers = 0, 0
+    if not 1 <= numbers[0] <= numbers[1]:
+        raise UserError(f"--constraints must be a number or LOW-HIGH, such as 1-3, not {text}")
     return numbers
 
 
@@ -28,22 +56,22 @@ def family(row: dict) -> str:
 
 
 def by_family(rows: list[dict], most: int, path: str) -> dict[str, list[dict]]:
-    """{family: its constraints}; UserError where a prompt of `most` constraints cannot be had."""
-    found = defaultdict(list)
+    """{family: its constraints}; UserError where a row of `most` constraints cannot be had."""
+    of_family = defaultdict(list)
     for row in rows:
-        found[family(row)].append(row)
-    if most > len(found):
+        of_family[family(row)].append(row)
+    if most > len(of_family):
         raise UserError(
-            f"--constraints: a prompt of {most} needs so many families, and the train constraints "
-            f"of {path} are of {len(found)} only; ask for fewer"
+            f"--constraints: a prompt of {most} needs so many families, and the "
+            f"{rows[0]['split']} constraints of {path} are of {len(of_family)} only; ask for fewer"
         )
-    return found
+    return of_family
 
 
 def companions(
     row: dict, rng: random.Random, of_family: dict[str, list[dict]], numbers: tuple[int, int]
 ) -> list[dict]:
-    """The constraints that join `row` in a prompt, each of a family of its own.
+    """The constraints that join `row`, each of a family of its own.
 
     With `numbers` (1, 3) none, one or two, with equal chances.
     """
@@ -51,3 +79,48 @@ def companions(
     # one more than wanted, since the family of the row itself may be drawn
     others = [name for name in rng.sample(list(of_family), wanted + 1) if name != family(row)]
     return [rng.choice(of_family[name]) for name in others[:wanted]]
+
+
+def joined(constraints: list[dict]) -> dict:
+    """Several constraints as one row; a single one stays as it is."""
+    if len(constraints) == 1:
+        return constraints[0]
+    functions = []
+    for constraint in constraints:
+        functions += [{**each, "of": constraint["id"]} for each in constraint["verifiers"]]
+    return {
+        "id": "+".join(constraint["id"] for constraint in constraints),
+        "instruction": "\n".join(constraint["instruction"].strip() for constraint in constraints),
+        "verifiers": functions,
+        "family": " + ".join(map(family, constraints)),
+        "split": constraints[0]["split"],
+    }
+
+
+def draw(rows: list[dict], args: Flags) -> list[dict]:
+    """The rows of one split, each joined with others `--draws` times; equal ones come once."""
+    numbers, drawn = span(args.constraints), {}
+    of_family = by_family(rows, numbers[1], args.file)
+    for row in rows:
+        for number in range(args.draws):
+            # a generator of its own: a draw stays when others come or go
+            rng = random.Random(f"{args.seed} {row['id']}.{number}")
+            several = joined([row, *companions(row, rng, of_family, numbers)])
+            drawn.setdefault(several["id"], several)
+    return list(drawn.values())
+
+
+def main(args: Flags) -> None:
+    form = {**verifiers.ROW, "split": {"train", "heldout"}}
+    rows = files.read_all(args.file, form, "03_backtranslate.py")
+    with files.writer(args.out) as write:
+        # what is held out stays apart: no row has constraints of both splits
+        for split in dict.fromkeys(row["split"] for row in rows):
+            for row in draw([row for row in rows if row["split"] == split], args):
+                write(row)
+        write_settings(args, args.out)
+    wrote(args.out, then=f"python 04_responses.py --model NAME --queries FILE --in {args.out}")
+
+
+if __name__ == "__main__":
+    cli(main, __doc__)

@@ -1,32 +1,118 @@
-"""The shell around a stage: named errors, streaming, flags, the funnel that accounts for rows."""
+"""The shell around a stage: its rows in order, and the funnel that accounts for them."""
 
 import argparse
 import asyncio
-import functools
-import hashlib
 import json
 import math
-import platform
 import shutil
-import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from fractions import Fraction
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from autoif.files import (
-    UserError,
-    dump,
-    fingerprint,
-    refuse_unwritable,
-    whole_file,
-    write_whole,
-)
+from autoif.files import UserError, dump, refuse_unwritable, whole_file, write_whole
+from autoif.settings import settings_path, versions, write_settings  # noqa: F401  users move there
+
+
+async def in_order(
+    work: Callable[[Any], Awaitable], items: Iterable, ahead: int
+) -> AsyncIterator[Any]:
+    """Yield `await work(item)` of each item, in order; `ahead` of them are under way at a time.
+
+    `items` is read no further than that, so a million rows need no more memory than `ahead`.
+    """
+    tasks = deque()
+    try:
+        for item in items:
+            tasks.append(asyncio.ensure_future(work(item)))
+            if len(tasks) >= ahead:
+                yield await tasks.popleft()
+        while tasks:
+            yield await tasks.popleft()
+    finally:  # a stage that stops early, or an error: nothing is left under way
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def wrote(*paths: str | Path, then: str) -> None:
+    """A stage's last line: what it wrote, and the command that comes next."""
+    print(f"wrote {' and '.join(map(str, paths))}; next: {then}", flush=True)
+
+
+class Funnel:
+    """Accounts for a stage's rows: each is kept, or dropped for a named reason.
+
+    Dropped rows go to `<out>.dropped.jsonl` with their reason, the numbers to `stats.json` beside
+    `out`. Both are written by `finish` alone: a run that fails leaves those of an earlier one, as
+    it leaves the earlier output.
+    """
+
+    def __init__(self, stage: str, out: str | Path):
+        self.stage, self.out = stage, Path(out)
+        self.kept, self.dropped = 0, Counter()
+        refuse_unwritable(self.out.with_suffix(".dropped.jsonl"))
+        refuse_unwritable(self.out)
+        self._stats()  # a broken one is named before any work
+        # without a name: it is gone with the process, however that ends
+        self._rows = tempfile.TemporaryFile("w+", encoding="utf-8", dir=self.out.parent)
+
+    def keep(self, rows: int = 1) -> None:
+        self.kept += rows
+
+    def drop(self, reason: str, row: dict) -> None:
+        self.dropped[reason] += 1
+        self._rows.write(dump({"reason": reason, **row}) + "\n")
+
+    def total(self) -> int:
+        return self.kept + self.dropped.total()
+
+    def line(self) -> str:
+        """`02_verifiers: 812 in -> 514 kept (no verifier compiles 91, no case agreed 207)`"""
+        reasons = [f"{reason} {count:,}" for reason, count in self.dropped.most_common()]
+        counted = f"{self.stage}: {self.total():,} in -> {self.kept:,} kept"
+        return f"{counted} ({', '.join(reasons)})" if reasons else counted
+
+    def refuse_empty(self, cause: str) -> None:
+        """UserError when nothing was kept; called before an output is written."""
+        if self.kept:
+            return
+        where = ""
+        if not self.out.exists():  # the dropped rows of an output that stays belong to that one
+            self._write_dropped()
+            where = f"; every dropped row is in {self.out.with_suffix('.dropped.jsonl')}"
+        raise UserError(f"nothing was kept, nothing is written. {self.line()}. {cause}{where}")
+
+    def finish(self, **numbers) -> None:
+        """Print the line, and put `{in, kept, dropped, **numbers}` into `stats.json`."""
+        self._write_dropped()
+        print(self.line())
+        stats = self._stats()
+        rows = {"in": self.total(), "kept": self.kept, "dropped": dict(self.dropped.most_common())}
+        stats[self.stage] = {**rows, **numbers}
+        write_whole(self.out.parent / "stats.json", json.dumps(stats, indent=2) + "\n")
+
+    def _write_dropped(self) -> None:
+        self._rows.seek(0)
+        with whole_file(self.out.with_suffix(".dropped.jsonl")) as file:
+            shutil.copyfileobj(self._rows, file)
+
+    def _stats(self) -> dict:
+        """What `stats.json` holds so far."""
+        path = self.out.parent / "stats.json"
+        try:
+            stats = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        except (ValueError, OSError) as error:
+            raise UserError(f"{path} cannot be read ({error}); mend or delete it") from None
+        if not isinstance(stats, dict):
+            raise UserError(f"{path} is no JSON object; mend or delete it")
+        return stats
+
+
+# ---- argparse, and the pipe of sync stages: until the last command has moved to autoif.flags ----
 
 
 def run(main: Callable[[], None]) -> None:
@@ -89,27 +175,6 @@ def through(
     yield from ((item, []) for item, _ in waiting)
 
 
-async def in_order(
-    work: Callable[[Any], Awaitable], items: Iterable, ahead: int
-) -> AsyncIterator[Any]:
-    """Yield `await work(item)` of each item, in order; `ahead` of them are under way at a time.
-
-    `items` is read no further than that, so a million rows need no more memory than `ahead`.
-    """
-    tasks = deque()
-    try:
-        for item in items:
-            tasks.append(asyncio.ensure_future(work(item)))
-            if len(tasks) >= ahead:
-                yield await tasks.popleft()
-        while tasks:
-            yield await tasks.popleft()
-    finally:  # a stage that stops early, or an error: nothing is left under way
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
 def within(
     kind: type, low: float, high: float = math.inf, *, above: bool = False
 ) -> Callable[[str], float]:
@@ -143,158 +208,3 @@ non_negative = within(float, 0)
 positive = within(float, 0, above=True)
 share = within(ratio, 0, 1)
 positive_share = within(ratio, 0, 1, above=True)
-
-
-LIBRARIES = ("openai", "torch", "transformers", "deepspeed", "scikit-learn")
-
-
-def versions(libraries: Iterable[str]) -> dict[str, str]:
-    """{"python": "3.11.7", "openai": "2.1.0", "torch": "absent", ...}"""
-    found = {"python": platform.python_version()}
-    for library in libraries:
-        try:
-            found[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:
-            found[library] = "absent"
-    return found
-
-
-# Flags that cannot change what a stage writes: where it goes, how fast, how much it may cost.
-FREE = set(
-    "out sft_out folder store command base_url judge_base_url concurrency timeout max_failed "
-    "price_in price_out workers unsafe_no_sandbox nli_batch_size micro_tokens zero offload "
-    "activation_checkpointing ds_config save_every keep_checkpoints divergence wandb no_paper "
-    "allow_gaps".split()
-)
-
-
-def settings_path(out: str | Path) -> Path:
-    """out/02_verifiers.jsonl -> out/02_verifiers.settings.json, of a folder as well."""
-    out = Path(out)
-    name = out.name.removesuffix(".settings.json").removesuffix(".json").removesuffix(".jsonl")
-    return out.with_name(f"{name}.settings.json")
-
-
-@functools.cache
-def identity(path: str) -> str | None:
-    """What lies at `path`: a file's SHA-256, a checkpoint's fingerprint; None for neither."""
-    if Path(path).is_file():
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    mark = fingerprint(path) if path else path
-    return None if mark == path else mark
-
-
-def flags_of(args: argparse.Namespace) -> dict:
-    """The values of all flags, as JSON holds them."""
-    flags = {name: value for name, value in vars(args).items() if not callable(value)}
-    return json.loads(json.dumps(flags, default=str))
-
-
-def listed(value: object) -> list:
-    return value if isinstance(value, list) else [value]
-
-
-def write_settings(args: argparse.Namespace, out: str | Path) -> None:
-    """Write how `out` is made beside it: just before it appears, so that it never lacks them.
-
-    {"flags": {"k": 8, ...}, "inputs": {"out/01_instructions.jsonl": "sha256 ..."},
-     "versions": ..., "commit": ..., "date": "2026-11-29"}
-
-    `inputs` are all files and checkpoints that flags name.
-    """
-    identity.cache_clear()  # files change while a process runs
-    flags, inputs = flags_of(args), {}
-    for name in flags.keys() - FREE:
-        for value in listed(flags[name]):
-            if isinstance(value, str) and (mark := identity(value)):
-                inputs[value] = mark
-    settings = {"flags": flags, "inputs": inputs, "versions": versions(LIBRARIES)}
-    settings |= {"commit": commit(), "date": time.strftime("%Y-%m-%d", time.gmtime())}
-    write_whole(settings_path(out), json.dumps(settings, indent=2) + "\n")
-
-
-def commit() -> str | None:
-    """The checkout's commit, None where there is none or no git."""
-    line = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    try:
-        done = subprocess.run(line, capture_output=True, text=True)
-    except OSError:
-        return None
-    return done.stdout.strip() or None
-
-
-def wrote(*paths: str | Path, then: str) -> None:
-    """A stage's last line: what it wrote, and the command that comes next."""
-    print(f"wrote {' and '.join(map(str, paths))}; next: {then}", flush=True)
-
-
-class Funnel:
-    """Accounts for a stage's rows: each is kept, or dropped for a named reason.
-
-    Dropped rows go to `<out>.dropped.jsonl` with their reason, the numbers to `stats.json` beside
-    `out`. Both are written by `finish` alone: a run that fails leaves those of an earlier one, as
-    it leaves the earlier output.
-    """
-
-    def __init__(self, stage: str, out: str | Path):
-        self.stage, self.out = stage, Path(out)
-        self.total, self.kept, self.dropped = 0, 0, Counter()
-        refuse_unwritable(self.out.with_suffix(".dropped.jsonl"))
-        refuse_unwritable(self.out)
-        self._stats()  # a broken one is named before any work
-        # without a name: it is gone with the process, however that ends
-        self._rows = tempfile.TemporaryFile("w+", encoding="utf-8", dir=self.out.parent)
-
-    def keep(self, rows: int = 1) -> None:
-        self.total, self.kept = self.total + rows, self.kept + rows
-
-    def drop(self, reason: str, row: dict) -> None:
-        self.total += 1
-        self.dropped[reason] += 1
-        self._rows.write(dump({"reason": reason, **row}) + "\n")
-
-    def line(self) -> str:
-        """`02_verifiers: 812 in -> 514 kept (no verifier compiles 91, no case agreed 207)`"""
-        reasons = [f"{reason} {count:,}" for reason, count in self.dropped.most_common()]
-        counted = f"{self.stage}: {self.total:,} in -> {self.kept:,} kept"
-        return f"{counted} ({', '.join(reasons)})" if reasons else counted
-
-    def refuse_empty(self, cause: str) -> None:
-        """UserError when nothing was kept; called before an output is written."""
-        if self.kept:
-            return
-        seen = ""
-        if not self.out.exists():  # the dropped rows of an output that stays belong to that one
-            self._write_dropped()
-            seen = f"; every dropped row is in {self.out.with_suffix('.dropped.jsonl')}"
-        raise UserError(f"nothing was kept, nothing is written. {self.line()}. {cause}{seen}")
-
-    def finish(self, **numbers) -> None:
-        """Print the line, and put `{in, kept, dropped, **numbers}` into `stats.json`."""
-        self._write_dropped()
-        print(self.line())
-        stats = self._stats()
-        stats[self.stage] = {
-            "in": self.total,
-            "kept": self.kept,
-            "dropped": dict(self.dropped.most_common()),
-            **numbers,
-        }
-        write_whole(self.out.parent / "stats.json", json.dumps(stats, indent=2) + "\n")
-
-    def _write_dropped(self) -> None:
-        self._rows.seek(0)
-        with whole_file(self.out.with_suffix(".dropped.jsonl")) as file:
-            shutil.copyfileobj(self._rows, file)
-
-    def _stats(self) -> dict:
-        """What `stats.json` holds so far."""
-        path = self.out.parent / "stats.json"
-        try:
-            stats = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        except (ValueError, OSError) as error:
-            raise UserError(f"{path} cannot be read ({error}); mend or delete it") from None
-        if not isinstance(stats, dict):
-            raise UserError(f"{path} is no JSON object; mend or delete it")
-        return stats

@@ -4,8 +4,8 @@
     python bench/gpu.py --tiny --parts ...   the same code on a CPU, with models of two layers
 
 Random weights in the shapes of Qwen2-0.5B, 1.5B and 7B, and rows of random words as long as
-AutoIF's. Each part runs in a process of its own; one that fails or runs out of time is named, and
-the others go on.
+AutoIF's. Each part runs in a process of its own; one that fails or runs out of time is named, its
+words go into a log beside the JSON, and the others go on.
 
     attention      each kernel that runs here beside plain float32 attention: largest error, time
     sft-*, dpo-*   05's and 06's losses in packs of 8,192 and 4,096 tokens: tokens/s, MFU, memory
@@ -13,45 +13,61 @@ the others go on.
     trl-*          the same rows through TRL in its fastest form of the same loss: SFT packed (bfd),
                    DPO with the reference computed before; FlashAttention and Liger if installed
     zero1, zero2   sft-0.5b in the other stages of ZeRO
-    sft-7b         with the optimizer on the CPU (122 GB of its memory)
+    sft-7b-half    half of 7B's layers: all of a layer's speed, and its states fit one GPU
+    sft-7b         (named by --parts only) with the optimizer on the CPU, 122 GB of its memory
 
 Bars to beat on one H100: 0.5B to 1B at 8k: 26,000 tokens/s and 17 % MFU (prime-rl's published
 baseline); 7B: 40 % MFU of the forward and backward passes; DPO twice TRL's tokens/s.
 """
 
-import argparse
+import importlib
 import importlib.util
-import json
 import random
 import re
-import subprocess
 import sys
 import tempfile
 import time
-from importlib import metadata
+from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import compare
+from compare import ROOT
+
+from autoif.files import UserError
+from autoif.flags import Positive, cli
+from autoif.stage import versions
 
 # hidden, intermediate, layers, heads, key heads, words, tied: Qwen2's config.json
 SHAPES = {
     "0.5b": (896, 4864, 24, 14, 2, 151936, True),
     "1.5b": (1536, 8960, 28, 12, 2, 151936, True),
     "7b": (3584, 18944, 28, 28, 4, 152064, False),
+    "7b-half": (3584, 18944, 14, 28, 4, 152064, False),
     "tiny": (64, 128, 2, 4, 2, 512, True),
 }
 # those with the most to say first: the time may end before the list does
-PARTS = [
-    "attention",
-    *("sft-0.5b", "dpo-0.5b", "trl-sft-0.5b", "trl-dpo-0.5b"),
-    *("sft-1.5b", "dpo-1.5b", "zero1", "zero2", "sft-7b", "trl-sft-1.5b", "trl-dpo-1.5b"),
-]
+PARTS = (
+    "attention sft-0.5b dpo-0.5b zero1 sft-7b-half trl-sft-0.5b trl-dpo-0.5b sft-1.5b dpo-1.5b "
+    "zero2 trl-sft-1.5b trl-dpo-1.5b"
+).split()
+PACKAGES = ("torch", "transformers", "deepspeed", "trl", "flash-attn", "liger-kernel")
 TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<s> ' + message['role'] + ' ' + message['content'] + ' </s>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<s> assistant ' }}{% endif %}"
 )
+
+
+@dataclass(kw_only=True)
+class Flags(compare.Flags):
+    parts: tuple[str, ...] = tuple(PARTS)
+    tiny: bool = False  # two layers, on the CPU
+    minutes: Positive = 8.5  # no part may end later
+    part_seconds: Positive = 100.0  # of one part at most
+    one: str | None = None  # (what the parent process calls)
+
+
+# ---- models and rows ----
 
 
 def shape_of(size: str):
@@ -99,6 +115,10 @@ def tokenizer():
     return made
 
 
+def sides_of(kind: str) -> tuple[str, ...]:
+    return ("completion",) if kind == "sft" else ("chosen", "rejected")
+
+
 def conversations(kind: str, count: int, longest: int) -> list[dict]:
     """Rows as TRL has them: prompts of 40 to 300 words, responses of 20 to 700."""
     rng = random.Random(0)
@@ -109,9 +129,9 @@ def conversations(kind: str, count: int, longest: int) -> list[dict]:
 
     rows = []
     for _ in range(count):
-        row = {"prompt": message("user", 40, 300)}
-        sides = ("completion",) if kind == "sft" else ("chosen", "rejected")
-        rows.append(row | {side: message("assistant", 20, 700) for side in sides})
+        prompt = message("user", 40, 300)
+        sides = {side: message("assistant", 20, 700) for side in sides_of(kind)}
+        rows.append({"prompt": prompt, **sides})
     return rows
 
 
@@ -119,11 +139,10 @@ def encoded(kind: str, conversations: list[dict]) -> list[dict]:
     """The same rows as tokens, with a reference that DPO can use."""
     from autoif.training.rows import encode
 
-    made = tokenizer()
-    sides = ("completion",) if kind == "sft" else ("chosen", "rejected")
-    rows = []
+    made, rows = tokenizer(), []
     for number, row in enumerate(conversations):
-        tokens = encode(made, row["prompt"], [row[side] for side in sides], f"row {number}")
+        sides = [row[side] for side in sides_of(kind)]
+        tokens = encode(made, row["prompt"], sides, f"row {number}")
         rows.append({"id": str(number), "reference": [-1000.0, -1000.0], **tokens})
     return rows
 
@@ -132,131 +151,11 @@ def sizes(kind: str, size: str) -> tuple[int, int, int, int]:
     """(rows a step, steps and the first is warm-up, tokens of a pack, words of a text at most)."""
     if size == "tiny":
         return 4, 2, 256, 60
-    rows = 64 if kind == "sft" else 32
-    return rows, 2 if size == "7b" else 4, 8192 if kind == "sft" else 4096, 700
+    steps = 2 if size.startswith("7b") else 4
+    return (64, steps, 8192, 700) if kind == "sft" else (32, steps, 4096, 700)
 
 
-def ours(kind: str, size: str, zero: int, device: str) -> dict:
-    """The stage's loss, packs and engine, as in its own loop."""
-    import torch
-
-    from autoif.training import arithmetic, rows
-    from autoif.training import engine as train
-    from autoif.training.log import memory_gb
-    from autoif.training.packed import pack
-
-    path = ROOT / ("05_sft.py" if kind == "sft" else "06_dpo.py")
-    spec = importlib.util.spec_from_file_location("stage", path)
-    stage = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(stage)
-    batch, steps, capacity, longest = sizes(kind, size)
-    train.start(seed=0, precision="bf16")
-    data = encoded(kind, conversations(kind, batch * steps, longest))
-
-    # bring up the engine
-    config = train.deepspeed_config(ROOT / "ds_config.json", zero, "bf16", size == "7b")
-    model = train.packed_model(random_model(size, "packed", torch.bfloat16, device))
-    train.checkpoint_activations(model, data, "auto", capacity, config, world=1)
-    recomputed = model.model.is_activation_checkpointing
-    settings = {"lr": 1e-6, "betas": [0.9, 0.95], "weight_decay": 0.0, "schedule": "constant"}
-    engine = train.trainable(model, config, steps, warmup=0, **settings)
-
-    # train; the time of a step, and of its forward and backward passes alone
-    whole, passes = [], []
-    for step in range(steps):
-        rows_of_step = data[step * batch : (step + 1) * batch]
-        begin = now(device)
-        for micro, weight, last in rows.micro_steps(rows_of_step, capacity, 0, 1):
-            engine.set_gradient_accumulation_boundary(last)
-            logprobs = engine(**pack(micro, engine.device))
-            if kind == "sft":
-                loss = stage.sft_loss(logprobs, tokens=1000)
-            else:
-                reference = torch.tensor([row["reference"] for row in micro], device=device)
-                losses, _ = stage.dpo_loss(logprobs.view(-1, 2), reference, beta=0.3)
-                loss = losses.sum() / batch
-            engine.backward(weight * loss, scale_wrt_gas=False)
-            computed = now(device)
-            engine.step()
-        passes.append(computed - begin)
-        whole.append(now(device) - begin)
-    expected = arithmetic.memory(
-        shape_of(size), capacity, 1, zero, size == "7b", recompute=recomputed
-    )
-    timed = data[batch:]
-    numbers = speed(kind, size, timed, sum(whole[1:]), device)
-    if "mfu" in numbers:
-        numbers["mfu of the passes"] = numbers["mfu"] * sum(whole[1:]) / sum(passes[1:])
-    numbers["memory_gb"] = memory_gb()
-    numbers["memory by arithmetic_gb"] = (sum(expected.values()) - expected["cpu"]) / 1e9
-    return numbers
-
-
-def trl(kind: str, size: str, device: str) -> dict:
-    """TRL's trainer on the same rows in the fastest form that this machine has."""
-    import torch
-    import transformers
-    from datasets import Dataset
-    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
-
-    from autoif.training.log import memory_gb
-
-    times = []
-
-    class Clock(transformers.TrainerCallback):
-        def on_step_end(self, *_, **__):
-            times.append(now(device))
-
-    batch, steps, capacity, longest = sizes(kind, size)
-    made = conversations(kind, batch * steps, longest)
-    flash = device == "cuda" and importlib.util.find_spec("flash_attn") is not None
-    liger = device == "cuda" and importlib.util.find_spec("liger_kernel") is not None
-    settings = dict(
-        output_dir=tempfile.mkdtemp(),
-        num_train_epochs=1,
-        bf16=True,
-        use_liger_kernel=liger,
-        gradient_checkpointing=False,
-        max_length=capacity,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        learning_rate=1e-6,
-        use_cpu=device == "cpu",
-    )
-    if kind == "sft":
-        # packs as large as ours; without FlashAttention packed rows would see each other
-        config = SFTConfig(
-            **settings,
-            packing=flash,
-            packing_strategy="bfd",
-            per_device_train_batch_size=1 if flash else min(8, batch // 2),
-            gradient_accumulation_steps=2,
-        )
-        trainer_class = SFTTrainer
-    else:
-        config = DPOConfig(
-            **settings,
-            beta=0.3,
-            precompute_ref_log_probs=True,
-            per_device_train_batch_size=4,
-            gradient_accumulation_steps=max(1, batch // 4),
-        )
-        trainer_class = DPOTrainer
-    # float32 weights under autocast, as our master weights are
-    attention = "flash_attention_2" if flash else "sdpa"
-    trainer = trainer_class(
-        random_model(size, attention, torch.float32, device),
-        args=config,
-        train_dataset=Dataset.from_list(made),
-        processing_class=tokenizer(),
-        callbacks=[Clock()],
-    )
-    trainer.train()
-    data = encoded(kind, made)
-    share = (len(times) - 1) / len(times)
-    numbers = speed(kind, size, data, (times[-1] - times[0]) / share, device)
-    return numbers | {"memory_gb": memory_gb(), "flash-attn": flash, "liger": liger}
+# ---- parts ----
 
 
 def now(device: str) -> float:
@@ -283,6 +182,115 @@ def speed(kind: str, size: str, data: list[dict], seconds: float, device: str) -
     return numbers
 
 
+def ours(kind: str, size: str, zero: int, device: str) -> dict:
+    """The stage's loss, packs and engine, as in its own loop."""
+    import torch
+
+    from autoif.training import arithmetic, engine, rows
+    from autoif.training.log import memory_gb
+    from autoif.training.packed import pack
+
+    stage = importlib.import_module("05_sft" if kind == "sft" else "06_dpo")
+    batch, steps, capacity, longest = sizes(kind, size)
+    engine.start(seed=0, precision="bf16")
+    data = encoded(kind, conversations(kind, batch * steps, longest))
+
+    # bring up the engine
+    config = engine.deepspeed_config(ROOT / "ds_config.json", zero, "bf16", size == "7b")
+    model = engine.packed_model(random_model(size, "packed", torch.bfloat16, device))
+    engine.checkpoint_activations(model, data, "auto", capacity, config, world=1)
+    recomputed = any(getattr(layer, "gradient_checkpointing", False) for layer in model.layers)
+    settings = {"lr": 1e-6, "betas": [0.9, 0.95], "weight_decay": 0.0, "schedule": "constant"}
+    policy = engine.trainable(model, config, steps, warmup=0, **settings)
+
+    # train; the time of a step, and of its forward and backward passes alone
+    whole, passes = [], []
+    for step in range(steps):
+        rows_of_step = data[step * batch : (step + 1) * batch]
+        began = now(device)
+        for micro, weight, last in rows.micro_steps(rows_of_step, capacity, 0, 1):
+            policy.set_gradient_accumulation_boundary(last)
+            logprobs = policy(**pack(micro, policy.device))
+            if kind == "sft":
+                loss = stage.sft_loss(logprobs, tokens=1000)
+            else:
+                reference = torch.tensor([row["reference"] for row in micro], device=device)
+                losses, _ = stage.dpo_loss(logprobs.view(-1, 2), reference, beta=0.3)
+                loss = losses.sum() / batch
+            policy.backward(weight * loss, scale_wrt_gas=False)
+            computed = now(device)
+            policy.step()
+        passes.append(computed - began)
+        whole.append(now(device) - began)
+    expected = arithmetic.memory(
+        shape_of(size), capacity, 1, zero, size == "7b", recompute=recomputed
+    )
+    numbers = speed(kind, size, data[batch:], sum(whole[1:]), device)
+    if "mfu" in numbers:
+        numbers["mfu of the passes"] = numbers["mfu"] * sum(whole[1:]) / sum(passes[1:])
+    numbers["memory_gb"] = memory_gb()
+    numbers["memory by arithmetic_gb"] = (sum(expected.values()) - expected["cpu"]) / 1e9
+    return numbers
+
+
+def trl(kind: str, size: str, device: str) -> dict:
+    """TRL's trainer on the same rows in the fastest form that this machine has."""
+    import torch
+    import transformers
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+    from autoif.training.log import memory_gb
+
+    times = []
+
+    class Clock(transformers.TrainerCallback):
+        def on_step_end(self, *_, **__):
+            times.append(now(device))
+
+    batch, steps, capacity, longest = sizes(kind, size)
+    made = conversations(kind, batch * steps, longest)
+    flash = device == "cuda" and importlib.util.find_spec("flash_attn") is not None
+    liger = device == "cuda" and importlib.util.find_spec("liger_kernel") is not None
+    settings = {
+        "output_dir": tempfile.mkdtemp(),
+        "num_train_epochs": 1,
+        "bf16": True,
+        "use_liger_kernel": liger,
+        "gradient_checkpointing": False,
+        "max_length": capacity,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "learning_rate": 1e-6,
+        "use_cpu": device == "cpu",
+    }
+    if kind == "sft":
+        # packs as large as ours; without FlashAttention packed rows would see each other
+        trainer_class, config_class = SFTTrainer, SFTConfig
+        settings |= {"packing": flash, "packing_strategy": "bfd", "gradient_accumulation_steps": 2}
+        settings["per_device_train_batch_size"] = 1 if flash else min(8, batch // 2)
+    else:
+        trainer_class, config_class = DPOTrainer, DPOConfig
+        settings |= {"beta": 0.3, "precompute_ref_log_probs": True}
+        settings["per_device_train_batch_size"] = 4
+        settings["gradient_accumulation_steps"] = max(1, batch // 4)
+    # float32 weights under autocast, as our master weights are
+    attention = "flash_attention_2" if flash else "sdpa"
+    trainer = trainer_class(
+        random_model(size, attention, torch.float32, device),
+        args=config_class(**settings),
+        train_dataset=Dataset.from_list(made),
+        processing_class=tokenizer(),
+        callbacks=[Clock()],
+    )
+    trainer.train()
+    share = (len(times) - 1) / len(times)
+    seconds = (times[-1] - times[0]) / share
+    numbers = speed(kind, size, encoded(kind, made), seconds, device)
+    return numbers | {"memory_gb": memory_gb(), "flash-attn": flash, "liger": liger}
+
+
 def attention(device: str) -> dict:
     """Each kernel's output and gradients beside plain attention in float32."""
     import torch
@@ -300,17 +308,17 @@ def attention(device: str) -> dict:
     length, segments = batch["input_ids"].shape[1], batch["segments"]
     torch.manual_seed(0)
     inputs = [torch.randn(length, n, size, device=device) for n in (heads, key_heads, key_heads)]
-    inputs = [each.bfloat16() for each in inputs]
+    inputs = [states.bfloat16() for states in inputs]
 
     def computed(kernel, dtype):
         """Output, gradients, and milliseconds of the second time."""
         states = [each.to(dtype).requires_grad_() for each in inputs]
         for _ in range(2):
-            begin = now(device)
+            began = now(device)
             keys, values = segments.keys(states[1]), segments.keys(states[2])
             output = kernel(states[0], keys, values, segments, size**-0.5)
             gradients = torch.autograd.grad(output.float().square().sum(), states)
-            seconds = now(device) - begin
+            seconds = now(device) - began
         return [output, *gradients], 1000 * seconds
 
     names = ["sdpa"]
@@ -320,101 +328,85 @@ def attention(device: str) -> dict:
     expected, _ = computed(packed.sdpa, torch.float32)
     numbers = {"tokens": length}
     for name in names:
-        found, numbers[f"{name} milliseconds"] = computed(getattr(packed, name), torch.bfloat16)
-        for what, ours, exact in zip(("output", "query", "key", "value"), found, expected):
-            error = (ours.float() - exact).abs().max() / exact.abs().max()
+        try:
+            tensors, milliseconds = computed(getattr(packed, name), torch.bfloat16)
+        except Exception as error:  # the others are measured all the same
+            print(f"attention by {name} failed: {error!r}", flush=True)
+            continue
+        numbers[f"{name} milliseconds"] = milliseconds
+        for what, tensor, exact in zip(("output", "query", "key", "value"), tensors, expected):
+            error = (tensor.float() - exact).abs().max() / exact.abs().max()
             numbers[f"{name} {what} error"] = error.item()
     return numbers
 
 
-def measure(part: str, size: str | None, device: str) -> dict:
-    """One part by its name; `size` in place of the name's own."""
+# ---- all of them ----
+
+
+def measure(part: str, tiny: bool) -> dict:
+    """One part by its name."""
+    device = "cpu" if tiny else "cuda"
     if part == "attention":
         return attention(device)
-    if part.startswith("zero"):
-        return ours("sft", size or "0.5b", int(part[-1]), device)
-    kind, own = part.removeprefix("trl-").split("-")
-    if kind not in ("sft", "dpo") or own not in SHAPES:
-        sys.exit(f"no such part; parts are {', '.join(PARTS)}")
+    kind, _, size = part.removeprefix("trl-").partition("-")
+    zero = 3
+    if part in ("zero1", "zero2"):
+        kind, size, zero = "sft", "0.5b", int(part[-1])
+    if kind not in ("sft", "dpo") or size not in SHAPES:
+        raise UserError(f"no such part; parts are {', '.join(PARTS)}")
+    size = "tiny" if tiny else size
     if part.startswith("trl-"):
-        return trl(kind, size or own, device)
-    return ours(kind, size or own, 3, device)
+        return trl(kind, size, device)
+    return ours(kind, size, zero, device)
 
 
 def ratios(numbers: dict) -> dict:
     """Ours beside TRL's, of the parts that both were measured in."""
-    found = {}
+    compared = {}
     for part, ours in numbers.items():
-        theirs = numbers.get(f"trl-{part}")
-        if theirs:
-            found[f"{part} ratio"] = ours["tokens_per_second"] / theirs["tokens_per_second"]
-            found[f"{part} memory ratio_gb"] = ours["memory_gb"] / theirs["memory_gb"]
-    return found
+        if theirs := numbers.get(f"trl-{part}"):
+            compared[f"{part} ratio"] = ours["tokens_per_second"] / theirs["tokens_per_second"]
+            compared[f"{part} memory ratio_gb"] = ours["memory_gb"] / theirs["memory_gb"]
+    return compared
 
 
-def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--parts", nargs="+", default=PARTS)
-    parser.add_argument("--tiny", action="store_true", help="two layers, on the CPU")
-    parser.add_argument("--minutes", type=float, default=8.5, help="no part may end later")
-    parser.add_argument("--json", help="(default: bench/baselines/<gpu>.json)")
-    parser.add_argument("--one", metavar="PART", help="(what the parent process calls)")
-    args = parser.parse_args(argv)
-    size, device = ("tiny", "cpu") if args.tiny else (None, "cuda")
+def main(args: Flags) -> None:
     if args.one:
-        print("RESULT " + json.dumps(measure(args.one, size, device)))
-        return 0
+        compare.hand_over(measure(args.one, args.tiny))
+        return
 
     import torch
 
-    if device == "cuda" and not torch.cuda.is_available():
-        print("gpu.py: error: no GPU; `--tiny` runs the same code on a CPU", file=sys.stderr)
-        return 2
+    if not args.tiny and not torch.cuda.is_available():
+        raise UserError("no GPU; `--tiny` runs the same code on a CPU")
     machine = "CPU, tiny shapes" if args.tiny else torch.cuda.get_device_name()
-    flags, end = ["--tiny"] if args.tiny else [], time.monotonic() + 60 * args.minutes
-    numbers, failed = {}, {}
-    for part in args.parts:
-        try:
-            done = subprocess.run(
-                [sys.executable, __file__, *flags, "--one", part],
-                text=True,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                timeout=max(1, end - time.monotonic()),
-            )
-            found = re.search(r"^RESULT (.*)$", done.stdout, re.MULTILINE)
-            reason = done.stdout.strip().splitlines()[-1:] or ["no output"]
-        except subprocess.TimeoutExpired:
-            found, reason = None, ["out of time"]
-        if found:
-            numbers[part] = json.loads(found[1])
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in numbers[part].items())
-            print(f"{part}: {shown}", flush=True)
-        else:
-            failed[part] = reason[0]
-            print(f"{part}: FAILED: {reason[0]}", flush=True)
-
-    # write what was measured: bench/compare.py reads it
-    compared = ratios(numbers)
-    for name, value in compared.items():
-        print(f"{name}: {value:.2f}x")
-    flat = {f"{part} {name}": value for part in numbers for name, value in numbers[part].items()}
-    packages = ("torch", "transformers", "deepspeed", "trl")
-    record = {
-        "machine": machine,
-        "versions": {name: metadata.version(name) for name in packages},
-        "numbers": flat | compared,
-        "failed": failed,
-    }
     name = re.sub(r"\W+", "-", machine).strip("-").lower()
     path = Path(args.json or ROOT / "bench" / "baselines" / f"{name}.json")
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    flags, end = ["--tiny"] if args.tiny else [], time.monotonic() + 60 * args.minutes
+    numbers, failed, flat = {}, {}, {}
+    for part in args.parts:
+        left = max(1, min(args.part_seconds, end - time.monotonic()))
+        try:
+            numbers[part] = compare.alone(__file__, *flags, "--one", part, seconds=left)
+        except UserError as error:
+            failed[part] = str(error).splitlines()[-1]
+            print(f"{part}: FAILED: {failed[part]}", flush=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path.with_suffix(".log"), "a") as log:
+                log.write(f"== {part}\n{error}\n")
+            continue
+        shown = ", ".join(f"{key} {value:.4g}" for key, value in numbers[part].items())
+        print(f"{part}: {shown}", flush=True)
+        # after every part: what is measured is kept, however this run ends
+        flat |= {f"{part} {key}": value for key, value in numbers[part].items()}
+        more = {"versions": versions(PACKAGES), "failed": failed}
+        compare.save(path, flat | ratios(numbers), machine, **more)
+    for key, value in ratios(numbers).items():
+        print(f"{key}: {value:.2f}x")
     print(f"wrote {path}; {len(failed)} of {len(args.parts)} parts failed")
-    return 1 if failed else 0
+    if failed:
+        sys.exit(1)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli(main, __doc__)

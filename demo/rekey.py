@@ -8,18 +8,18 @@ that its key is computed anew.
     python demo/rekey.py            # rewrite their keys: where they still answer the new prompts
 """
 
-import argparse
 import importlib
-import random
 import sys
-from itertools import product
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice, product
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO, STUDY = ROOT / "demo", ROOT / "study"
 sys.path.insert(0, str(ROOT))  # the stages are files of the checkout, not a package
 
-from autoif import files, llm  # noqa: E402
+from autoif import files, flags, llm, sandbox  # noqa: E402
 
 MODEL = "recorded-supervisor"
 FLAGS = {
@@ -29,54 +29,56 @@ FLAGS = {
 }
 
 
-def request(stage, args: argparse.Namespace, record: dict) -> dict:
-    """What the stage sends today about the subject of a recording."""
+@dataclass(kw_only=True)
+class Flags:
+    check: bool = False  # write nothing
+
+
+def prompt(stage, args, record: dict) -> str:
+    """What the stage asks today about the subject of a recording."""
     about = record["for"]
     if stage.__name__ == "01_seed_augment":
-        rng = random.Random(args.seed)
-        seeds = stage.read_seeds(args.seeds)
         # the study asks for more samples than the demo: it goes on where the demo's end
-        samples = record["index"] + 1
-        return list(stage.requests(seeds, samples, args.count, args.shown, rng))[-1]
+        args.k = record["index"] + 1
+        return next(islice(stage.prompts(stage.read_seeds(args.seeds), args), args.k - 1, None))
     if stage.__name__ == "02_verifiers":
-        return stage.request({"instruction": about}, args.k)
+        modules = ", ".join(sandbox.MODULES)
+        return stage.VERIFIER_PROMPT.format(instruction=about, modules=modules)
     if isinstance(about, str):
-        return stage.requests({"verifiers": [{"code": about}]}, args.max_functions)[0]
-    return next(stage.nli_requests([about]))
+        return stage.BACKTRANSLATE_PROMPT.format(code=about)
+    premise, hypothesis = about
+    return stage.NLI_PROMPT.format(premise=premise, hypothesis=hypothesis)
 
 
-def recordings(folder: Path, name: str):
+def recordings(folder: Path, name: str) -> Iterator[tuple[dict, str]]:
     """Yield every recording of a stage in a folder, with the key of today's prompt."""
     stage = importlib.import_module(name)
-    args = stage.parse(["--model", MODEL, *FLAGS[name]])
+    _, args = flags.parse(stage.main, ["--model", MODEL, *FLAGS[name]])
     sampling = {flag: getattr(args, flag) for flag in llm.SAMPLING}
     for record in files.read(folder / "completions" / f"{name}.jsonl"):
-        asked = {**sampling, **request(stage, args, record)}
-        asked.pop("k", None)
-        asked.pop("first", None)
-        yield record, llm.key(MODEL, **asked)
+        messages = [{"role": "user", "content": prompt(stage, args, record)}]
+        yield record, llm.key(MODEL, messages, **sampling)
 
 
 def stale(folder: Path) -> list[str]:
     """The recordings of a folder that no longer match, one line each."""
-    found = []
+    lines = []
     for name in FLAGS:
         for record, key in recordings(folder, name):
             if record["key"] != key:
-                found.append(f"{name}, sample {record['index']} of {record['for']!r}")
-    return found
+                lines.append(f"{name}, sample {record['index']} of {record['for']!r}")
+    return lines
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--check", action="store_true", help="write nothing")
-    check = parser.parse_args().check
+def main(args: Flags) -> None:
     print("\n".join(stale(DEMO) + stale(STUDY)) or "every recording matches")
-    if check:
-        sys.exit()
+    if args.check:
+        return
     for folder, name in product((DEMO, STUDY), FLAGS):
         with files.writer(folder / "completions" / f"{name}.jsonl") as write:
             for record, key in recordings(folder, name):
                 write({**record, "key": key})
+
+
+if __name__ == "__main__":
+    flags.cli(main, __doc__)

@@ -8,21 +8,32 @@ answer, which `python 06_dpo.py pairs` turns into preference pairs. Never train 
 own prompts.
 """
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout, uninstalled
 from autoif import files, llm  # noqa: E402
+from autoif.flags import Count, In, NonNegative, cli  # noqa: E402
 from autoif.reward import Verifiers  # noqa: E402
-from autoif.stage import run  # noqa: E402
+from autoif.stage import in_order  # noqa: E402
 
 
-def answered(row: dict, samples: list[dict], verifiers: Verifiers) -> dict:
+@dataclass(kw_only=True)
+class Flags(llm.Flags):
+    input: In  # prompts with the names of their checkers
+    out: str  # the SFT rows; NAME.responses.jsonl beside it has every answer
+    k: Count = 8  # answers to a prompt
+    temperature: NonNegative = 0.8  # of the sampling
+    max_tokens: Count = 2048  # of one answer
+
+
+async def answered(row: dict, client: llm.Client, verifiers: Verifiers, k: int) -> dict:
     """The row of 04_responses.jsonl: every sample with the checkers' verdict."""
-    identity = str(row["key"])
-    scores = verifiers.score([identity] * len(samples), [sample["text"] for sample in samples])
-    responses = []
+    identity, responses = str(row["key"]), []
+    samples = await client.ask(row["prompt"], k=k)
+    texts = [sample["text"] for sample in samples]
+    scores = await verifiers.score_async([identity] * len(samples), texts)
     for sample, score in zip(samples, scores):
         verdict = {True: "pass", False: "fail", None: "error"}[score.all_pass]
         responses.append(
@@ -34,12 +45,8 @@ def answered(row: dict, samples: list[dict], verifiers: Verifiers) -> dict:
                 "finish_reason": sample["finish_reason"],
             }
         )
-    return {
-        "id": identity,
-        "instruction_id": identity,
-        "prompt": row["prompt"],
-        "responses": responses,
-    }
+    names = {"id": identity, "instruction_id": identity}
+    return {**names, "prompt": row["prompt"], "responses": responses}
 
 
 def kept(row: dict) -> list[dict]:
@@ -56,35 +63,30 @@ def kept(row: dict) -> list[dict]:
     return rows
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--in", dest="input", required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    llm.add_flags(parser, temperature=0.8, max_tokens=2048, k=8)
-    args = parser.parse_args(argv)
-
+async def main(args: Flags) -> None:
     rows = list(files.read(args.input, ["key", "prompt", "instruction_id_list", "kwargs"]))
     verifiers = Verifiers.load(args.input)
-    requests = [{"messages": [{"role": "user", "content": row["prompt"]}]} for row in rows]
-    answers, taken, prompts = 0, 0, 0
+    answers, passed, prompts = 0, 0, 0
+
+    def work(row):
+        return answered(row, client, verifiers, args.k)
+
     with (
-        llm.LLM.from_args(args, stage="sample_and_filter") as client,
         files.writer(args.out) as write_sft,
-        files.writer(args.out.with_suffix(".responses.jsonl")) as write,
+        files.writer(Path(args.out).with_suffix(".responses.jsonl")) as write,
     ):
-        for row, samples in zip(rows, client.complete(requests)):
-            made = answered(row, samples, verifiers)
-            write(made)
-            found = kept(made)
-            for each in found:
-                write_sft(each)
-            answers += len(samples)
-            taken += len(found)
-            prompts += bool(found)
-    print(f"kept {taken:,} of {answers:,} answers, to {prompts:,} of {len(rows):,} prompts")
+        async with llm.Client(args, "sample_and_filter") as client:
+            async for row in in_order(work, rows, client.ahead):
+                write(row)
+                samples = kept(row)
+                for sample in samples:
+                    write_sft(sample)
+                answers += len(row["responses"])
+                passed += len(samples)
+                prompts += bool(samples)
+    verifiers.close()
+    print(f"kept {passed:,} of {answers:,} answers, to {prompts:,} of {len(rows):,} prompts")
 
 
 if __name__ == "__main__":
-    run(main)
+    cli(main, __doc__)

@@ -6,17 +6,18 @@ The text is Python's own language reference, which every installation has (`pydo
 Writes a row a piece: its negative log-likelihood in nats, over its number of predicted tokens.
 """
 
-import argparse
 import math
 import pydoc_data.topics
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
+from tyro.conf import Positional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout, uninstalled
 from autoif import files  # noqa: E402
-from autoif.stage import positive_int, run  # noqa: E402
+from autoif.flags import Count, cli  # noqa: E402
 
 
 def pieces(tokenizer, count: int, length: int) -> list[list[int]]:
@@ -27,19 +28,15 @@ def pieces(tokenizer, count: int, length: int) -> list[list[int]]:
     return [tokens[at : at + length] for at in range(0, step * count, step)]
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("model", help="a checkpoint")
-    parser.add_argument("--out", required=True, metavar="FILE")
-    parser.add_argument("--pieces", type=positive_int, default=40)
-    parser.add_argument("--length", type=positive_int, default=512, help="tokens of a piece")
-    return parser.parse_args(argv)
+@dataclass(kw_only=True)
+class Flags:
+    model: Positional[str]  # a checkpoint
+    out: str
+    pieces: Count = 40
+    length: Count = 512  # tokens of a piece
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
+def main(args: Flags) -> None:
     files.refuse_unwritable(args.out)
 
     import torch
@@ -60,4 +57,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    cli(main, __doc__)

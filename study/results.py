@@ -5,38 +5,41 @@
     python study/results.py compare MODEL... --seeds N... # gains over the first model named
     python study/results.py cost out/study/seed_1         # tokens, minutes of data and training
 
-A seed's folder holds what is needed to make every number again, and no texts: 07_results.json with
-settings and versions, the verdicts of each item as points (gzip), the constraints with family and
-kind, the funnel of the data and the metrics of each training.
+results/seed_N.jsonl.gz holds what is needed to make every number again, and no texts. A line is a
+part of it, {"part": "base/heldout", "rows": [...]}: the verdicts of each item as points; and
+07_results with settings and versions, constraints with family and kind, stats (the funnel of the
+data), seconds, and the metrics of each training ("05_sft.metrics").
 
 Intervals are of a bootstrap that draws seeds and items: an item (a prompt) is drawn for all models
 and seeds at once. Of one seed they say nothing about others, of three little: "by seed" shows each.
 """
 
-import argparse
 import functools
 import gzip
 import itertools
 import json
 import re
-import shutil
 import sys
 from collections import Counter, defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout, uninstalled
+from tyro.conf import Positional  # noqa: E402
+
 from autoif import families, files  # noqa: E402
 from autoif.evaluation import intervals, table  # noqa: E402
 from autoif.evaluation.kinds import kind  # noqa: E402
 from autoif.files import UserError  # noqa: E402
+from autoif.flags import cli  # noqa: E402
 from autoif.models import chat_tokenizer  # noqa: E402
-from autoif.stage import run  # noqa: E402
 from autoif.training.rows import count_tokens, encode  # noqa: E402
 
 STUDY = Path(__file__).resolve().parent
 RESAMPLES = 2000
+SUFFIX = ".jsonl.gz"  # of a results file
 
 MODELS = {
     "base": "SmolLM2-135M-Instruct",
@@ -46,7 +49,7 @@ MODELS = {
     "more_queries": "+ SFT + offline DPO, 6 queries a constraint",
     "more_queries_epochs_2": "+ SFT + offline DPO, 6 queries a constraint, 2 epochs",
 }
-# folders of results that are not of one seed and the study's settings
+# results that are not of one seed and the study's settings
 RUNS = {"first_run": "seed 1, first run", "tuning": "the tuning run"}
 IFEVAL = ["Pr(S)", "Pr(L)", "Ins(S)", "Ins(L)"]
 # bounds between the lengths of answers, in words: about a fifth of the base model's in each
@@ -96,36 +99,54 @@ def tuning(path: Path, out: Path) -> None:
             write({**row, "split": "heldout" if row["family"] in chosen else "train"})
 
 
-# ---- collect ------------------------------------------------------------------------------------
+# ---- results files ------------------------------------------------------------------------------
 
 
-def collect(out: Path, folder: Path) -> None:
-    """Copy what the table needs of a run, without texts; a call replaces the one before."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("07_results.json", "stats.json"):
-        shutil.copyfile(out / name, folder / name)
-    for metrics in sorted(out.glob("**/metrics.jsonl")):
+def seed_of(path: Path) -> str:
+    """results/seed_1.jsonl.gz -> seed_1"""
+    return path.name.removesuffix(SUFFIX)
+
+
+@functools.cache  # every column of a model asks for them
+def parts_of(path: Path) -> dict[str, list]:
+    """{part: its rows} of a results file; none where there is no such file."""
+    if not path.exists():
+        return {}
+    lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+    return {record["part"]: record["rows"] for record in map(json.loads, lines)}
+
+
+def write_parts(path: Path, parts: dict[str, list]) -> None:
+    """Write a results file; no time in its header: the same results are the same bytes."""
+    lines = [files.dump({"part": name, "rows": parts[name]}) + "\n" for name in sorted(parts)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress("".join(lines).encode(), mtime=0))
+    parts_of.cache_clear()
+    points_of.cache_clear()
+
+
+def collect(out: Path, path: Path) -> None:
+    """Take what the table needs of a run, without texts; its parts replace those of before."""
+    parts = {
+        "07_results": json.loads((out / "07_results.json").read_text()),
+        "stats": [json.loads((out / "stats.json").read_text())],
+        "seconds": [seconds_of(out)],
+        "constraints": [],
+    }
+    for metrics in out.glob("**/metrics.jsonl"):
         name = "_".join(metrics.relative_to(out).parts[:-1])
         if not name.endswith(".state"):  # of a training that did not end
-            shutil.copyfile(metrics, folder / f"{name}.metrics.jsonl")
-    files.write_whole(folder / "seconds.json", json.dumps(seconds_of(out), indent=1) + "\n")
-    with files.writer(folder / "constraints.jsonl") as write:
-        for row in files.read(out / "03_instructions.jsonl"):
-            kept = {name: row[name] for name in ("id", "instruction", "family", "split")}
-            write({**kept, "kind": kind(row["instruction"])})
-    for items in sorted(out.glob("07_items/*/*.jsonl")):
+            parts[f"{name}.metrics"] = list(files.read(metrics))
+    for row in files.read(out / "03_instructions.jsonl"):
+        about = {name: row[name] for name in ("id", "instruction", "family", "split")}
+        parts["constraints"].append({**about, "kind": kind(row["instruction"])})
+    for items in out.glob("07_items/*/*.jsonl"):
         if items.name.endswith(".incomplete.jsonl"):
             continue
-        lines = []
+        parts[f"{items.parent.name}/{items.stem}"] = rows = []
         for row in files.read(items, ["id", "points"], "07_eval.py"):
-            lines.append(
-                files.dump({name: row.get(name, 0) for name in ("id", "sample", "points")})
-            )
-        # no time in the header: the same results are the same bytes
-        whole = gzip.compress("".join(line + "\n" for line in lines).encode(), mtime=0)
-        path = folder / items.parent.name / f"{items.name}.gz"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(whole)
+            rows.append({name: row.get(name, 0) for name in ("id", "sample", "points")})
+    write_parts(path, parts_of(path) | parts)
 
 
 def seconds_of(out: Path) -> Counter:
@@ -158,34 +179,29 @@ def cost(out: Path) -> str:
 # ---- measure ------------------------------------------------------------------------------------
 
 
-def not_in_ifeval(folder: Path) -> set[str]:
+def not_in_ifeval(path: Path) -> set[str]:
     """The ids of a seed's constraints whose families IFEval does not test."""
     marked = set()
     for line in (STUDY / "ifeval_families.tsv").read_text().splitlines()[1:]:
         marked.add(line.split("\t")[0])
-    rows = files.read(folder / "constraints.jsonl")
+    rows = parts_of(path).get("constraints", [])
     return {row["id"] for row in rows if row["family"] not in marked}
 
 
-def answers_of(folder: Path, model: str, benchmark: str) -> list[dict]:
+def answers_of(path: Path, model: str, benchmark: str) -> list[dict]:
     """The points of each answer of a seed's model, {metric: points}; [] where not measured."""
-    path = folder / model / f"{benchmark}.jsonl.gz"
-    if benchmark == "greedy":
-        path = folder / f"{model}_greedy" / "heldout.jsonl.gz"
+    part = f"{model}_greedy/heldout" if benchmark == "greedy" else f"{model}/{benchmark}"
     # greedily the base model answers the same whatever the seed: it is measured in the first
-    if model == "base" and benchmark != "heldout" and folder.name.startswith("seed_"):
-        path = folder.with_name("seed_1") / path.relative_to(folder)
-    if not path.exists():
-        return []
-    lines = gzip.decompress(path.read_bytes()).decode().splitlines()
-    return [json.loads(line)["points"] for line in lines]
+    if model == "base" and benchmark != "heldout" and path.name.startswith("seed_"):
+        path = path.with_name(f"seed_1{SUFFIX}")
+    return [row["points"] for row in parts_of(path).get(part, [])]
 
 
 @functools.cache  # every column of a model asks for them
-def points_of(folder: Path, model: str, benchmark: str) -> dict[str, list]:
+def points_of(path: Path, model: str, benchmark: str) -> dict[str, list]:
     """{metric: points} of a seed's model; empty where it was not measured."""
     found = defaultdict(list)
-    for row in answers_of(folder, model, benchmark):
+    for row in answers_of(path, model, benchmark):
         for metric, points in row.items():
             found[metric] += points
         # an answer that obeys and answers something else has not done what was asked
@@ -193,22 +209,22 @@ def points_of(folder: Path, model: str, benchmark: str) -> dict[str, list]:
             [(stratum, item, passed, one)], [(*_, answers, _)] = row["Held-out"], row["relevance"]
             found["obeyed, on topic"].append((stratum, item, passed and answers, one))
     if benchmark == "heldout":
-        others = not_in_ifeval(folder)
+        others = not_in_ifeval(path)
         for point in found["Held-out"]:
             if point[1].split("-")[0] in others:
                 found["not in IFEval"].append(point)
-        found["alike in length"] = alike_in_length(folder, model)
+        found["alike in length"] = alike_in_length(path, model)
     return found
 
 
-def alike_in_length(folder: Path, model: str) -> list[tuple]:
+def alike_in_length(path: Path, model: str) -> list[tuple]:
     """The points of "not on length", weighted to the lengths of the base model's answers.
 
     Each of LENGTHS' bins counts as much as it does there: what is left of a gain is not made by
     writing shorter or longer answers.
     """
     own, base = (
-        [row for row in answers_of(folder, name, "heldout") if "Held-out other" in row]
+        [row for row in answers_of(path, name, "heldout") if "Held-out other" in row]
         for name in (model, "base")
     )
     if not own:
@@ -227,29 +243,29 @@ def alike_in_length(folder: Path, model: str) -> list[tuple]:
     ]
 
 
-def totals(folders: list[Path], model: str, column: str) -> dict[str, dict[str, np.ndarray]]:
+def totals(paths: list[Path], model: str, column: str) -> dict[str, dict[str, np.ndarray]]:
     """{seed: {item: (above, below) of each metric of the column, shape (metrics, 2)}}."""
     benchmark, metrics, _ = COLUMNS[column]
     found = {}
-    for folder in folders:
-        points = points_of(folder, model, benchmark)
+    for path in paths:
+        points = points_of(path, model, benchmark)
         if not all(points[metric] for metric in metrics):
             continue
         items = defaultdict(lambda: np.zeros((len(metrics), 2)))
         for place, metric in enumerate(metrics):
             for _, item, above, below in points[metric]:
                 items[item][place] += (above, below)
-        found[folder.name] = items
+        found[seed_of(path)] = items
     return found
 
 
-def compared(folders: list[Path], models: list[str], column: str) -> tuple[list[str], dict]:
+def compared(paths: list[Path], models: list[str], column: str) -> tuple[list[str], dict]:
     """Seeds, and {model: (its number, its gain over the first model)}: (value, low, high) each.
 
     Models are compared on the seeds and items that all of them have, drawn for all at once. A model
     that was not measured is left out; without the first there is nothing.
     """
-    measured = {model: totals(folders, model, column) for model in models}
+    measured = {model: totals(paths, model, column) for model in models}
     measured = {model: seeds for model, seeds in measured.items() if seeds}
     if models[0] not in measured:
         return [], {}
@@ -301,9 +317,9 @@ def shown(column: str, found: tuple[float, float, float] | None, sign: str = "")
     return f"{value} [{low}, {high}]"
 
 
-def headed(column: str, seeds: list[str], folders: list[Path]) -> str:
+def headed(column: str, seeds: list[str], paths: list[Path]) -> str:
     """The column's name, with the seeds that all of its models have where these are not all."""
-    if len(seeds) == len(folders):
+    if len(seeds) == len(paths):
         return column
     return f"{column} ({', '.join(seeds)})".replace("_", " ")
 
@@ -312,18 +328,20 @@ def columns_of(*benchmarks: str) -> list[str]:
     return [name for name, (benchmark, *_) in COLUMNS.items() if benchmark in benchmarks]
 
 
-def name_of(folder: Path) -> str:
-    return RUNS.get(folder.name, folder.name.replace("_", " "))
+def name_of(path: Path) -> str:
+    """`seed 1`, or what a run is that is not of one seed."""
+    name = seed_of(path)
+    return RUNS.get(name, name.replace("_", " "))
 
 
-def table_of(folders: list[Path], columns: list[str], models: dict[str, str]) -> str:
+def table_of(paths: list[Path], columns: list[str], models: dict[str, str]) -> str:
     """The models' numbers, and under them what each gains over the first; "" without any."""
     header, numbers, gains = ["", "model"], defaultdict(list), defaultdict(list)
     for column in columns:
-        seeds, found = compared(folders, list(models), column)
+        seeds, found = compared(paths, list(models), column)
         if not found:
             continue
-        header.append(headed(column, seeds, folders))
+        header.append(headed(column, seeds, paths))
         for model in models:
             number, gain = found.get(model, (None, None))
             numbers[model].append(shown(column, number))
@@ -337,22 +355,25 @@ def table_of(folders: list[Path], columns: list[str], models: dict[str, str]) ->
     return table.markdown(header, lines) if header[2:] else ""
 
 
-def variants_of(folder: Path, columns: list[str]) -> str:
+def variants_of(path: Path, columns: list[str]) -> str:
     """The table of a seed's variants, in the columns that any of them has; "" without variants."""
-    measured = [path.parent.name for path in sorted(folder.glob("*/heldout.jsonl.gz"))]
-    others = [name for name in measured if name not in MODELS and not name.endswith("_greedy")]
-    models = {name: MODELS.get(name, name) for name in ("base", "sft", *others)}
+    others = []
+    for part in parts_of(path):
+        model, _, benchmark = part.partition("/")
+        if benchmark == "heldout" and model not in MODELS and not model.endswith("_greedy"):
+            others.append(model)
+    models = {name: MODELS.get(name, name) for name in ("base", "sft", *sorted(others))}
     had = []
     for column in columns:
-        if any(totals([folder], name, column) for name in others):
+        if any(totals([path], name, column) for name in others):
             had.append(column)
-    return table_of([folder], had, models)
+    return table_of([path], had, models)
 
 
-def by_seed(folders: list[Path], first: Path) -> str:
+def by_seed(paths: list[Path], first: Path) -> str:
     """What each trained model gains over the base model, in each seed by itself and in all."""
     columns = [*SHOWN, "IFBench", "words"]
-    runs = {"all seeds": folders, **{name_of(each): [each] for each in (*folders, first)}}
+    runs = {"all seeds": paths, **{name_of(each): [each] for each in (*paths, first)}}
     lines = []
     for model in list(MODELS)[1:]:
         for name, those in runs.items():
@@ -365,18 +386,18 @@ def by_seed(folders: list[Path], first: Path) -> str:
     return table.markdown(["by seed", "run", *columns], lines)
 
 
-def funnel(folders: list[Path]) -> str:
+def funnel(paths: list[Path]) -> str:
     """What became of the data, beside the paper's table 5."""
     lines = []
-    for folder in folders:
-        stats = json.loads((folder / "stats.json").read_text())
+    for path in paths:
+        [stats] = parts_of(path)["stats"]
         if "06_dpo pairs" not in stats:  # a run that went no further than SFT
             continue
         responses, pairs = stats["04_responses"], stats["06_dpo pairs"]["pairs"]
         counted = [responses["in"], responses["kept"], sum(pairs.values())]
         rate = f"{responses['kept'] / responses['in']:.0%}"
         above = f"{responses['share above 8']:.0%} on topic"  # stage 04's --score topic
-        lines.append([name_of(folder), *counted, rate, above])
+        lines.append([name_of(path), *counted, rate, above])
     paper = dict(stats["04_responses"]["paper_table_5"])
     del paper["columns"]
     for name, (raw, sft, dpo, above) in paper.items():
@@ -385,7 +406,7 @@ def funnel(folders: list[Path]) -> str:
     return table.markdown(header, lines)
 
 
-def draw(folders: list[Path], path: Path) -> None:
+def draw(paths: list[Path], path: Path) -> None:
     """Bars of each column's models, and under them what each gains over the base model."""
     from matplotlib.figure import Figure
 
@@ -395,8 +416,8 @@ def draw(folders: list[Path], path: Path) -> None:
         bars.bar(0, 0, color=f"C{place}", label=title)  # for the legend
     names, width = [], 0.8 / len(MODELS)
     for x, column in enumerate(SHOWN):
-        seeds, found = compared(folders, list(MODELS), column)
-        names.append(re.sub("(?<=[,:]) | (?=[(])", "\n", headed(column, seeds, folders)))
+        seeds, found = compared(paths, list(MODELS), column)
+        names.append(re.sub("(?<=[,:]) | (?=[(])", "\n", headed(column, seeds, paths)))
         for place, model in enumerate(MODELS):
             if model not in found:
                 continue
@@ -417,18 +438,23 @@ def draw(folders: list[Path], path: Path) -> None:
 
 def compare(results: Path, models: list[str], seeds: list[str]) -> str:
     """The table of any models and seeds: what each gains over the first model named."""
-    folders = [results / f"seed_{seed}" for seed in seeds]
-    for folder, model in itertools.product(folders, models):
-        if not answers_of(folder, model, "heldout"):
-            raise UserError(f"{folder} has no held-out answers of {model}; see `ls {folder}`")
-    return table_of(folders, list(COLUMNS), {name: MODELS.get(name, name) for name in models})
+    paths = [results / f"seed_{seed}{SUFFIX}" for seed in seeds]
+    for path, model in itertools.product(paths, models):
+        if not answers_of(path, model, "heldout"):
+            measured = ", ".join(part for part in sorted(parts_of(path)) if "/" in part)
+            raise UserError(f"{path} has no held-out answers of {model}, but {measured or 'none'}")
+    return table_of(paths, list(COLUMNS), {name: MODELS.get(name, name) for name in models})
 
 
 def write(results: Path) -> str:
-    folders = sorted(results.glob("seed_*"))
-    if not folders:
-        raise UserError(f"{results} has no seed_N folder; run study/run.sh first")
-    seeds = ", ".join(folder.name.removeprefix("seed_") for folder in folders)
+    """Make table.md and bars.png of all results."""
+    paths = sorted(results.glob(f"seed_*{SUFFIX}"))
+    if not paths:
+        raise UserError(f"{results} has no seed_N{SUFFIX}; run study/run.sh first")
+    first, no_score, tuned = (
+        results / f"{name}{SUFFIX}" for name in ("first_run", "no_score", "tuning")
+    )
+    seeds = ", ".join(seed_of(path).removeprefix("seed_") for path in paths)
     parts = [f"Shares in per cent with 95 % intervals over seeds and items; seeds: {seeds}.\n"]
     heldout = columns_of("heldout")
     for columns in (
@@ -436,55 +462,73 @@ def write(results: Path) -> str:
         columns_of("greedy", "ifeval"),
         columns_of("ifbench", "mmlu", "gsm8k", "perplexity"),
     ):
-        parts.append(table_of(folders, columns, MODELS))
-    first = results / "first_run"
-    parts += [by_seed(folders, first), funnel(folders)]
+        parts.append(table_of(paths, columns, MODELS))
+    parts += [by_seed(paths, first), funnel(paths)]
     parts.append("Seed 1 without the score that holds answers to their query (`--no-score`):\n")
     greedy = ["greedy: held-out", "greedy: obeyed, on topic"]
     fewer = [*heldout, *greedy, "IFEval", "nats a token"]
-    parts.append(table_of([results / "no_score"], fewer, MODELS))
-    for folder in (*folders, first, results / "tuning"):
-        if rows := variants_of(folder, fewer):
-            parts += [f"Variants of {name_of(folder)}:\n", rows]
+    parts.append(table_of([no_score], fewer, MODELS))
+    for path in (*paths, first, tuned):
+        if rows := variants_of(path, fewer):
+            parts += [f"Variants of {name_of(path)}:\n", rows]
     text = "\n".join(parts)
     files.write_whole(results / "table.md", text)
-    draw(folders, results / "bars.png")
+    draw(paths, results / "bars.png")
     return text
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--results", type=Path, default=STUDY / "results")
-    commands = parser.add_subparsers(dest="command", required=True)
-    collecting = commands.add_parser("collect", help="take what a run measured into --results")
-    collecting.add_argument("out", type=Path, help="out/study/seed_N")
-    splitting = commands.add_parser("tuning", help="hold out some training families instead")
-    splitting.add_argument("input", type=Path, help="03_instructions.jsonl")
-    splitting.add_argument("out", type=Path)
-    commands.add_parser("table", help="make table.md and bars.png of --results")
-    comparing = commands.add_parser("compare", help="what models gain over the first one named")
-    comparing.add_argument("models", nargs="+", metavar="MODEL", help="a folder of seed_N")
-    comparing.add_argument("--seeds", nargs="+", required=True, metavar="N")
-    costing = commands.add_parser("cost", help="tokens and minutes of a run's data and training")
-    costing.add_argument("out", type=Path, help="out/study/seed_N")
-    return parser.parse_args(argv)
+# ---- commands -----------------------------------------------------------------------------------
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
-    if args.command == "tuning":
-        tuning(args.input, args.out)
-    elif args.command == "collect":
-        collect(args.out, args.results / args.out.name)
-    elif args.command == "cost":
-        print(cost(args.out))
-    elif args.command == "compare":
-        print(compare(args.results, args.models, args.seeds))
-    else:
-        print(write(args.results))
+@dataclass(kw_only=True)
+class Results:
+    results: Path = STUDY / "results"
 
+
+@dataclass(kw_only=True)
+class Run(Results):
+    out: Positional[Path]  # out/study/seed_N
+
+
+@dataclass(kw_only=True)
+class Split:
+    input: Positional[Path]  # 03_instructions.jsonl
+    out: Positional[Path]  # the same with some training families held out instead
+
+
+@dataclass(kw_only=True)
+class Models(Results):
+    models: Positional[list[str]]  # as in table.md's lines: base, sft, offline, ...
+    seeds: list[str]
+
+
+def collect_run(args: Run) -> None:
+    collect(args.out, args.results / f"{args.out.name}{SUFFIX}")
+
+
+def split(args: Split) -> None:
+    tuning(args.input, args.out)
+
+
+def print_table(args: Results) -> None:
+    print(write(args.results))
+
+
+def print_comparison(args: Models) -> None:
+    print(compare(args.results, args.models, args.seeds))
+
+
+def print_cost(args: Run) -> None:
+    print(cost(args.out))
+
+
+COMMANDS = {
+    "collect": collect_run,
+    "tuning": split,
+    "table": print_table,
+    "compare": print_comparison,
+    "cost": print_cost,
+}
 
 if __name__ == "__main__":
-    run(main)
+    cli(COMMANDS, __doc__)

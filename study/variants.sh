@@ -24,6 +24,9 @@ OUT=$MAIN HERE=$MAIN/variants
 source study/settings.sh
 [ -d "$MAIN/05_sft" ] || { echo "variants.sh: error: no $MAIN/05_sft; run study/run.sh $SEED" >&2; exit 2; }
 
+# train STAGE FLAGS...: torchrun, with the stage's own words and exit code at its end
+train() { python -m autoif.training --standalone --nproc_per_node 1 "$@"; }
+
 # evaluate NAME MODEL: on the main run's held-out constraints, whatever this variant kept
 evaluate() {
     [ -e "$MAIN/07_items/$1/heldout.jsonl" ] || SERVE_LOG=$MAIN/logs python -m autoif.serving $FLAGS_SERVING "$2" -- \
@@ -44,7 +47,7 @@ sft() {
 
 # more_sft NAME FLAGS: the main run's rows, trained otherwise
 more_sft() {
-    [ -e "$HERE/$1" ] || torchrun --standalone --nproc_per_node 1 05_sft.py --in "$MAIN/04_sft.jsonl" \
+    [ -e "$HERE/$1" ] || train 05_sft.py --in "$MAIN/04_sft.jsonl" \
         --model "$MAIN/base" --out "$HERE/$1" $FLAGS_05 $2
     evaluate "$1" "$HERE/$1"
 }
@@ -55,7 +58,7 @@ dpo() {
     mkdir -p "$out"
     [ -e "$out/06_pairs.jsonl" ] || python 06_dpo.py pairs --in $2 --sft "$from/04_sft.jsonl" \
         --out "$out/06_pairs.jsonl" $FLAGS_06_PAIRS ${3:-}
-    [ -e "$out/06_offline" ] || torchrun --standalone --nproc_per_node 1 06_dpo.py train --in "$out/06_pairs.jsonl" \
+    [ -e "$out/06_offline" ] || train 06_dpo.py train --in "$out/06_pairs.jsonl" \
         --model "$from/05_sft" --out "$out/06_offline" $FLAGS_06 ${4:-}
     evaluate "$1" "$out/06_offline"
 }

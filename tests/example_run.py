@@ -19,6 +19,7 @@ from fake_server import FakeServer
 
 sys.path.append(str(tiny_models.ROOT))
 from autoif import files  # noqa: E402  the checkout is on the path only now
+from autoif.flags import call  # noqa: E402
 
 HOSTILE = "</script><img src=x onerror=\"document.title='hacked'\">&amp; <b>not bold</b>"
 PROSE = [
@@ -72,7 +73,9 @@ def answerer(constraints: list[dict]):
 
 
 def stage(name: str, *arguments: object) -> None:
-    importlib.import_module(name).main([str(argument) for argument in arguments])
+    module = importlib.import_module(name)
+    command = getattr(module, "COMMANDS", module.main)
+    call(command, [str(argument) for argument in arguments])
 
 
 def constraints(out: Path) -> list[dict]:

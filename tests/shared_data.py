@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -29,18 +28,16 @@ def rows(name: str) -> list[dict]:
 class Scripted:
     """Stands in for the client: answers with `say(request)`, fails a request where that is None."""
 
-    def __init__(self, say):
-        self.say, self.requests, self.counts = say, [], Counter()
+    ahead = 16
 
-    def complete(self, requests):
-        for request in requests:
-            self.requests.append(request)
-            text = self.say(request)
-            yield (
-                []
-                if text is None
-                else [{"index": request.get("first", 0), "text": text, "finish_reason": "stop"}]
-            )
+    def __init__(self, say):
+        self.say, self.requests = say, []
+
+    async def ask(self, messages, k=1, first=0, **more):
+        request = {"messages": messages, "first": first, **more}
+        self.requests.append(request)
+        text = self.say(request)
+        return [] if text is None else [{"index": first, "text": text, "finish_reason": "stop"}]
 
 
 def sample(*texts: str) -> list[dict]:

@@ -4,8 +4,9 @@ import json
 import pytest
 from fake_server import FakeServer, command
 
-from autoif import files, replies
+from autoif import families, files, replies
 from autoif.files import UserError
+from autoif.flags import call
 
 stage = importlib.import_module("01_seed_augment")
 
@@ -101,13 +102,20 @@ def test_a_symbol_that_a_constraint_is_about_stays(text):
     ],
 )
 def test_constraints_that_differ_in_a_symbol_are_different(one, other):
-    assert stage.form(one) != stage.form(other) and stage.near_duplicates([one, other], 0.5) == {}
+    assert (
+        families.normalized(one) != families.normalized(other)
+        and families.near_duplicates([one, other], 0.5) == {}
+    )
 
 
 def test_punctuation_makes_no_difference():
-    assert stage.form('Use no commas, ever: "no".') == stage.form("use no commas ever 'no'")
+    assert families.normalized('Use no commas, ever: "no".') == families.normalized(
+        "use no commas ever 'no'"
+    )
     assert (
-        stage.near_duplicates(["Start with A and end with Z", "Start with Z and end with A"], 0.5)
+        families.near_duplicates(
+            ["Start with A and end with Z", "Start with Z and end with A"], 0.5
+        )
         == {}
     )
 
@@ -158,8 +166,8 @@ def test_style_that_is_asked_for_is_dropped_unless_the_filter_is_off(instruction
 def test_the_prompt_shows_what_is_not_wanted_and_none_of_it_would_pass_for_format():
     unwanted = stage.AUGMENT_PROMPT.partition("So none like")[2]
     assert len([line for line in unwanted.splitlines() if line.startswith("- ")]) >= 4
-    assert not {stage.form(seed) for seed in stage.SEEDS} & set(
-        map(stage.form, unwanted.splitlines())
+    assert not {families.normalized(seed) for seed in stage.SEEDS} & set(
+        map(families.normalized, unwanted.splitlines())
     )
 
 
@@ -169,16 +177,16 @@ def test_near_duplicates_are_dropped_but_not_those_that_differ_in_a_number():
         "Use at most 30 words in the answer",
         "In the answer, use at most 20 words",
     ]
-    assert stage.near_duplicates(rows, 0.7) == {2: 0}
+    assert families.near_duplicates(rows, 0.7) == {2: 0}
 
 
 def test_there_are_36_seeds_and_all_are_distinct():
-    assert len({stage.form(seed) for seed in stage.SEEDS}) == 36
+    assert len({families.normalized(seed) for seed in stage.SEEDS}) == 36
 
 
 def run(tmp_path, server, *flags):
     out = tmp_path / "01.jsonl"
-    stage.main(command(*flags, model="m", base_url=server.url, out=out, k=4))
+    call(stage.main, command(*flags, model="m", base_url=server.url, out=out, k=4))
     return out
 
 
@@ -231,9 +239,9 @@ def test_seeds_that_are_no_text_are_named(tmp_path):
     (tmp_path / "seeds").write_bytes(b"\xff\xfe\x00")
     for path, words in ((tmp_path / "seeds", "is no UTF-8 text"), (tmp_path, "is a directory")):
         with pytest.raises(UserError, match=words):
-            stage.main(command(model="m", seeds=path, out=tmp_path / "x.jsonl"))
+            call(stage.main, command(model="m", seeds=path, out=tmp_path / "x.jsonl"))
 
 
 def test_a_missing_seed_file_is_named(tmp_path):
     with pytest.raises(UserError, match="no/such/file does not exist"):
-        stage.main(command(model="m", seeds="no/such/file", out=tmp_path / "x.jsonl"))
+        call(stage.main, command(model="m", seeds="no/such/file", out=tmp_path / "x.jsonl"))

@@ -1,3 +1,4 @@
+import asyncio
 import importlib
 import json
 
@@ -5,8 +6,9 @@ import pytest
 from fake_server import FakeServer, command, without
 from shared_data import needs, rows
 
-from autoif import files, sandbox
+from autoif import files, sandbox, verifiers
 from autoif.files import UserError
+from autoif.flags import call, parse
 
 stage = importlib.import_module("02_verifiers")
 LOWER = "def evaluate(response):\n    return response == response.lower()"
@@ -26,7 +28,7 @@ def completion(func=LOWER, cases=(("abc", True), ("ABC", False))):
     ],
 )
 def test_json_is_found_fenced_bare_or_in_prose(wrap):
-    code, cases = stage.parse_verifier(wrap.replace("{}", json.dumps(completion())))
+    code, cases = verifiers.parse(wrap.replace("{}", json.dumps(completion())))
     assert code == LOWER and cases == [
         {"input": "abc", "output": True},
         {"input": "ABC", "output": False},
@@ -72,8 +74,8 @@ TRIPLE = f'{{"func": """{LOWER}""", "cases": {JSON_CASES}}}'
     ],
 )
 def test_a_function_and_its_cases_are_read_in_every_wrapping_that_models_write(text):
-    code, cases = stage.parse_verifier(text)
-    assert stage.distinct_functions([LOWER, code]) == [LOWER]
+    code, cases = verifiers.parse(text)
+    assert verifiers.distinct_functions([LOWER, code]) == [LOWER]
     assert cases == completion()["cases"]
 
 
@@ -90,7 +92,7 @@ def test_backspaces_of_json_are_the_word_boundaries_that_the_code_meant(tmp_path
 
 def test_form_feeds_of_json_are_the_escapes_that_the_code_meant():
     answer = completion('def evaluate(response):\n    return r"\f" in response')
-    assert 'return r"\\f" in' in stage.parse_verifier(json.dumps(answer))[0]
+    assert 'return r"\\f" in' in verifiers.parse(json.dumps(answer))[0]
 
 
 def test_nothing_that_a_completion_holds_is_executed(tmp_path):
@@ -100,7 +102,7 @@ def test_nothing_that_a_completion_holds_is_executed(tmp_path):
         f"```python\n{LOWER}\ntest_cases = [{trap}]\n```",
         f"[{trap}]",
     ):
-        stage.parse_verifier(text)
+        verifiers.parse(text)
     assert not (tmp_path / "trap").exists()
 
 
@@ -110,7 +112,7 @@ def ask(tmp_path, server, *flags):
     source.write_text(json.dumps({"id": "i0", "instruction": "Use lower case"}) + "\n")
     base_url = getattr(server, "url", None)
     flags = [*flags, *(["--base-url", base_url] if base_url else [])]
-    stage.main(command(*flags, model="m", in_=source, out=tmp_path / "02.jsonl", k=1))
+    call(stage.main, command(*flags, model="m", in_=source, out=tmp_path / "02.jsonl", k=1))
 
 
 def test_a_schema_of_function_and_cases_is_sent_where_it_is_wanted_and_taken(tmp_path, capsys):
@@ -127,10 +129,9 @@ def test_a_schema_of_function_and_cases_is_sent_where_it_is_wanted_and_taken(tmp
     assert len(server.answered) == 1 and "going on without it" in capsys.readouterr().err
 
 
-def test_a_schema_and_the_released_codes_fence_exclude_each_other(capsys):
-    with pytest.raises(SystemExit):
-        stage.parse(command("--structured-outputs", "--released-parsing", model="m"))
-    assert "--released-parsing wants a fence" in capsys.readouterr().err
+def test_a_schema_and_the_released_codes_fence_exclude_each_other():
+    with pytest.raises(UserError, match="--released-parsing wants a fence"):
+        parse(stage.main, command("--structured-outputs", "--released-parsing", model="m"))
 
 
 def test_completions_stored_without_a_schema_are_read_without_a_server(tmp_path, monkeypatch):
@@ -146,7 +147,7 @@ def test_real_newlines_and_trailing_commas_are_repaired():
         '{"func": "def evaluate(response):\n    return \\"a\\" in response", '
         '"cases": [{"input": "a", "output": true},],}'
     )
-    assert stage.parse_verifier(text) == (
+    assert verifiers.parse(text) == (
         'def evaluate(response):\n    return "a" in response',
         [{"input": "a", "output": True}],
     )
@@ -164,38 +165,40 @@ def test_backticks_and_braces_in_the_answer_end_no_json():
         f"{answer}\nIt looks at both ends, as in a set {{a, b}}.",
         f"Here:\n```json\n{answer[:-1]},}}\n```",
     ):
-        code, found = stage.parse_verifier(text)
+        code, found = verifiers.parse(text)
         assert code == fence and len(found) == 2
-    assert stage.parse_verifier('{"a":' * 5000) == "no function in the JSON"
+    assert verifiers.parse('{"a":' * 5000) == "no function in the JSON"
 
 
 def test_expected_outputs_are_normalised_and_others_left_out():
     written = [True, "True", "false", 0, "yes", None, [True]]
     assert [
         case["output"]
-        for case in stage.parse_cases([{"input": "a", "output": output} for output in written])
+        for case in verifiers.parse_cases([{"input": "a", "output": output} for output in written])
     ] == [True, True, False, False]
-    assert stage.parse_cases([{"input": 5, "output": True}, {"output": True}, "text"]) == []
+    assert verifiers.parse_cases([{"input": 5, "output": True}, {"output": True}, "text"]) == []
 
 
 def test_completions_without_a_function_have_a_named_reason():
-    assert stage.parse_verifier("I cannot help with that.") == "no JSON"
-    assert stage.parse_verifier('{"function": "x"}') == "no function in the JSON"
+    assert verifiers.parse("I cannot help with that.") == "no JSON"
+    assert verifiers.parse('{"function": "x"}') == "no function in the JSON"
 
 
 def test_functions_that_differ_in_layout_only_count_once():
     same = "def evaluate( response ):  # a comment\n  return response==response.lower()"
-    assert stage.distinct_functions([LOWER, same, "def evaluate("]) == [LOWER, "def evaluate("]
+    assert verifiers.distinct_functions([LOWER, same, "def evaluate("]) == [LOWER, "def evaluate("]
+
+
+async def judged(jobs):
+    async with sandbox.Sandbox(sandbox.Flags()) as box:
+        return await box.run(jobs)
 
 
 def validate(functions, cases, **thresholds):
     """Criteria (a) to (d) on real verdicts."""
     cases = [{"input": text, "output": output} for text, output in cases]
-    jobs = [
-        {"id": str(n), "code": code, "inputs": [case["input"] for case in cases]}
-        for n, code in enumerate(functions)
-    ]
-    results = list(sandbox.run(jobs))
+    jobs = [{"code": code, "inputs": [case["input"] for case in cases]} for code in functions]
+    results = asyncio.run(judged(jobs))
     return stage.cross_validate(
         results, functions, cases, **{"case_agreement": 0.5, "min_accuracy": 0.5, **thresholds}
     )
@@ -208,16 +211,16 @@ CASES = [("abc", True), ("ABC", False), ("Abc", False)]
 
 
 def test_a_case_needs_more_than_half_of_the_functions():
-    verifiers, cases, _ = validate([LOWER, TRUE], CASES)  # on the last two cases just half agree
+    functions, cases, _ = validate([LOWER, TRUE], CASES)  # on the last two cases just half agree
     assert [case["input"] for case in cases] == ["abc"]
-    assert len(verifiers) == 2
+    assert len(functions) == 2
 
 
 def test_a_function_needs_more_than_half_of_the_kept_cases():
     other = LOWER.replace("== response.lower()", "in response.lower()")
-    verifiers, cases, _ = validate([LOWER, other, TRUE], CASES)
-    assert [verifier["code"] for verifier in verifiers] == [LOWER, other] and len(cases) == 3
-    assert [verifier["accuracy"] for verifier in verifiers] == [1.0, 1.0]
+    functions, cases, _ = validate([LOWER, other, TRUE], CASES)
+    assert [function["code"] for function in functions] == [LOWER, other] and len(cases) == 3
+    assert [function["accuracy"] for function in functions] == [1.0, 1.0]
 
 
 def test_an_error_agrees_with_nothing():
@@ -227,13 +230,13 @@ def test_an_error_agrees_with_nothing():
 
 
 def test_functions_that_do_not_compile_have_no_say():
-    verifiers, cases, reason = validate(
+    functions, cases, reason = validate(
         [LOWER, BROKEN, "x = 1", "import no_such_module\n" + TRUE], CASES
     )
     assert (
         reason is None
         and len(cases) == 3
-        and [verifier["code"] for verifier in verifiers] == [LOWER]
+        and [function["code"] for function in functions] == [LOWER]
     )
     assert validate([BROKEN], CASES)[2] == "no verifier compiles"
 
@@ -247,34 +250,6 @@ def test_a_case_carries_what_stage_06_pairs_by():
     ]
 
 
-def test_weak_functions_are_named_and_dropped_behind_a_flag(tmp_path):
-    assert stage.weakness(["pass", "pass"], "pass") == "always pass"
-    assert stage.weakness(["pass", "fail"], "pass") == "passes an empty answer"
-    assert stage.weakness(["pass", "fail"], "fail") is None
-    assert run(tmp_path, [completion(TRUE)])
-    with pytest.raises(UserError, match="only constant functions 1"):
-        run(tmp_path, [completion(TRUE)], "--drop-weak")
-
-
-def test_a_constraint_that_answers_without_content_obey_is_dropped_behind_a_flag(tmp_path):
-    """All probes but the empty answer have more than nine characters."""
-    many = completion("def evaluate(response): return len(response) > 9", [("a" * 10, True)])
-    many["cases"].append({"input": "a", "output": False})
-    assert run(tmp_path, [many])
-    with pytest.raises(UserError, match="1 in -> 0 kept .fooled by probes 1"):
-        (tmp_path / "02.jsonl").unlink()
-        run(tmp_path, [many], "--drop-weak")
-    [dropped] = files.read(tmp_path / "02.dropped.jsonl")
-    assert dropped["id"] == "i0" and dropped["functions"] == [many["func"]]
-
-
-def test_the_probes_change_nothing_of_a_constraint_that_they_do_not_fool(tmp_path):
-    written = [completion(), completion(LOWER.replace("==", "in"))]
-    [plain] = run(tmp_path, written)
-    [probed] = run(tmp_path, written, "--drop-weak")
-    assert probed == plain
-
-
 def run(tmp_path, completions, *flags):
     """The rows that stage 02 writes for one constraint, `completions` being the answers to it."""
     source, out = tmp_path / "01.jsonl", tmp_path / "02.jsonl"
@@ -282,9 +257,8 @@ def run(tmp_path, completions, *flags):
         json.dumps({"id": "i0", "instruction": "Use lower case", "source": "seed"}) + "\n"
     )
     with FakeServer(lambda messages, request: [json.dumps(each) for each in completions]) as server:
-        stage.main(
-            command(*flags, model="m", base_url=server.url, in_=source, out=out, k=len(completions))
-        )
+        named = {"base_url": server.url, "in_": source, "out": out, "k": len(completions)}
+        call(stage.main, command(*flags, model="m", **named))
     return list(files.read(out))
 
 
@@ -332,59 +306,14 @@ def test_a_failing_rerun_leaves_the_dropped_rows_and_the_numbers_of_the_output_t
     assert found == kept and source.exists()
 
 
-def own(tmp_path, *codes, split="train"):
+def test_own_functions_without_a_split_are_named_with_what_to_write(tmp_path):
     path = tmp_path / "own.jsonl"
-    rows = []
-    for n, code in enumerate(codes):
-        row = {"id": f"o{n}", "instruction": f"Constraint {n}", "verifiers": [{"code": code}]}
-        rows.append({**row, "split": split} if split else row)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
-def test_check_tries_own_functions_and_names_what_cannot_be_called(tmp_path, capsys):
-    stage.main(command(check=own(tmp_path, LOWER, LOWER)))
-    assert "all 2 functions of 2 constraints can be called" in capsys.readouterr().out
-    misnamed = LOWER.replace("evaluate", "check")
-    missing = "import no_such_module\n" + LOWER
-    with pytest.raises(UserError, match="3 of 4 functions cannot be used"):
-        stage.main(command(check=own(tmp_path, LOWER, misnamed, BROKEN, missing)))
-    named = capsys.readouterr().out.splitlines()
-    assert "o1, function 1 (Constraint 1): no evaluate" in named[0]
-    assert "o2, function 1 (Constraint 2): syntax" in named[1]
-    assert "o3, function 1 (Constraint 3): missing module" in named[2]
-
-
-ON_TEXT = "def evaluate(response):\n    return 1 / len(response) < 1"
-UNKNOWN = "def evaluate(response):\n    return respons.islower()"
-
-
-def test_check_names_functions_that_err_at_every_call_but_not_those_that_err_on_nothing(
-    tmp_path, capsys
-):
-    with pytest.raises(UserError, match="2 of 4 functions cannot be used"):
-        stage.main(command(check=own(tmp_path, LOWER, CRASH, ON_TEXT, UNKNOWN)))
-    named = capsys.readouterr().out.splitlines()
-    assert "o1, function 1 (Constraint 1): exception" in named[0]
-    assert "o3, function 1 (Constraint 3): exception: NameError, on an empty" in named[1]
-
-
-def test_check_names_a_split_that_is_missing_with_what_to_write(tmp_path, capsys):
-    path = own(tmp_path, LOWER, LOWER, split=None)
-    with pytest.raises(UserError, match="'split' in each row; write .split.: .train."):
-        stage.main(command(check=path))
-    assert "2 of 2 rows have no 'split', first o0" in capsys.readouterr().out
+    row = {"id": "o0", "instruction": "Constraint 0", "verifiers": [{"code": LOWER}]}
+    path.write_text(json.dumps(row) + "\n")
     four = importlib.import_module("04_responses")
     with pytest.raises(UserError, match="a file of your own: write .split.: .train."):
-        four.main(
-            ["--model", "m", "--queries", path, "--in", path, "--out", f"{tmp_path}/04.jsonl"]
-        )
-
-
-def test_check_takes_the_rows_of_stage_02_whose_split_is_stage_03s(tmp_path, capsys):
-    run(tmp_path, [completion()])
-    stage.main(command(check=tmp_path / "02.jsonl"))
-    assert "can be called" in capsys.readouterr().out
+        named = {"queries": path, "in_": path, "out": tmp_path / "04.jsonl"}
+        call(four.main, command(model="m", **named))
 
 
 # Accuracies of the functions that the authors' script 3 keeps of their sample, and the number of
@@ -415,7 +344,8 @@ def test_the_released_settings_keep_the_released_functions_with_the_released_acc
         return next(each for each in answers if f"\n{each}\n" in messages[0]["content"])
 
     with FakeServer(lambda messages, request: answers[find(messages)]) as server:
-        stage.main(
+        call(
+            stage.main,
             command(
                 "--released-parsing",
                 model="m",
@@ -426,7 +356,7 @@ def test_the_released_settings_keep_the_released_functions_with_the_released_acc
                 min_accuracy=0.7999,
                 min_functions=3,
                 min_cases=10,
-            )
+            ),
         )
     kept = {row["id"]: row for row in files.read(out)}
     found = [kept.get(str(n), {"verifiers": [], "cases": []}) for n in range(len(sample))]

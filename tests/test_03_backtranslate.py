@@ -4,8 +4,9 @@ import json
 import pytest
 from fake_server import FakeServer, command
 
-from autoif import files, replies
+from autoif import files, nli, replies
 from autoif.files import UserError
+from autoif.flags import call
 
 stage = importlib.import_module("03_backtranslate")
 
@@ -40,7 +41,10 @@ def run(tmp_path, rows, labels, *flags):
         )
 
     with FakeServer(answer) as server:
-        stage.main(command(*flags, model="m", base_url=server.url, in_=source, out=out, nli="llm"))
+        call(
+            stage.main,
+            command(*flags, model="m", base_url=server.url, in_=source, out=out, nli="llm"),
+        )
     return list(files.read(out))
 
 
@@ -88,7 +92,7 @@ def test_only_contradiction_drops(tmp_path):
     ],
 )
 def test_the_label_is_the_one_that_a_reply_means(text, label):
-    assert replies.label(text, stage.LABELS) == label
+    assert replies.label(text, stage.WORDS) == label
 
 
 def test_a_contradiction_that_is_denied_drops_no_constraint(tmp_path):
@@ -97,13 +101,14 @@ def test_a_contradiction_that_is_denied_drops_no_constraint(tmp_path):
     assert [row["nli"] for row in rows] == [["neutral", "entailment"]]
 
 
-def test_an_nli_model_that_cannot_be_loaded_is_told_before_anything_is_asked(tmp_path):
+def test_an_nli_model_that_cannot_be_loaded_is_told_before_anything_is_asked(tmp_path, monkeypatch):
     source = tmp_path / "02.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in verified(2)))
     flags = command(model="m", in_=source, out=tmp_path / "03.jsonl", nli="no/such-model")
     words = "--nli no/such-model cannot be loaded.*--nli llm"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no minute of retries
     with FakeServer() as server, pytest.raises(UserError, match=words):
-        stage.main([*flags, "--base-url", server.url])
+        call(stage.main, [*flags, "--base-url", server.url])
     assert server.requests == []
 
 
@@ -123,7 +128,7 @@ def test_three_functions_of_a_constraint_are_translated_back(tmp_path):
 def test_without_back_translation_nothing_is_asked_or_dropped_but_all_is_split(tmp_path):
     source, out = tmp_path / "02.jsonl", tmp_path / "03.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in verified(3)))
-    stage.main(command("--no-back-translation", in_=source, out=out))
+    call(stage.main, command("--no-back-translation", in_=source, out=out))
     rows = list(files.read(out))
     assert len(rows) == 3 and {"family", "split"} <= set(rows[0]) and rows[0]["nli"] == []
 
@@ -132,7 +137,7 @@ def test_it_says_how_the_split_fell_what_it_wrote_and_what_comes_next(tmp_path, 
     source, out = tmp_path / "02.jsonl", tmp_path / "03.jsonl"
     tiny = json.dumps(verified(1)[0])
     source.write_text(tiny + "\n")
-    stage.main(command("--no-back-translation", in_=source, out=out))
+    call(stage.main, command("--no-back-translation", in_=source, out=out))
     *_, split, nothing, last = capsys.readouterr().out.splitlines()
     assert split == "03_backtranslate: 1 to train on, 0 held out, of 1 families"
     assert "nothing is held out" in nothing
@@ -150,11 +155,11 @@ def test_another_runs_split_is_taken_over_in_whole_families(tmp_path):
     given, out = tmp_path / "02.jsonl", tmp_path / "03.jsonl"
     given.write_text("".join(files.dump(row) + "\n" for row in rows))
     flags = command("--no-back-translation", in_=given, out=out, split_of=main)
-    stage.main(flags)
+    call(stage.main, flags)
     assert [row["split"] for row in files.read(out)] == ["train", "heldout", "heldout"]
     main.write_text('{"instruction": "x", "split": "test"}\n')
     with pytest.raises(UserError, match="main.jsonl:1: 'split'"):
-        stage.main(flags)
+        call(stage.main, flags)
 
 
 def test_when_all_is_contradicted_no_file_is_left_and_the_funnel_says_why(tmp_path):
@@ -208,12 +213,12 @@ def test_the_nli_model_reads_its_labels_from_its_config_and_batches_change_nothi
     model, turned = (
         classifier(tmp_path / str(n), labels) for n, labels in enumerate([order, order[::-1]])
     )
-    labels = list(stage.nli_model(model, 8)(pairs))
-    assert labels == list(stage.nli_model(model, 1)(iter(pairs))) and len(set(labels)) > 1
+    labels = nli.load(model, 8)(pairs)
+    assert labels == nli.load(model, 1)(pairs) and len(set(labels)) > 1
     swap = {"entailment": "contradiction", "contradiction": "entailment", "neutral": "neutral"}
-    assert [swap[label] for label in labels] == list(stage.nli_model(turned, 8)(pairs))
+    assert [swap[label] for label in labels] == nli.load(turned, 8)(pairs)
 
 
 def test_a_classifier_with_other_labels_is_refused(tmp_path):
     with pytest.raises(UserError, match="has the labels"):
-        stage.nli_model(classifier(tmp_path / "m", ["good", "bad"]), 1)
+        nli.load(classifier(tmp_path / "m", ["good", "bad"]), 1)

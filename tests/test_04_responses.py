@@ -1,16 +1,20 @@
+import asyncio
+import contextlib
 import importlib
 import json
 import os
+import random
 import re
+import tracemalloc
 from collections import Counter
-from functools import partial
 
 import pytest
 from fake_server import FakeServer
 
-from autoif import files, queries, replies, several
+from autoif import files, queries, replies, sandbox, several
 from autoif.files import UserError
-from autoif.prompt import accuracy, join
+from autoif.flags import call
+from autoif.verifiers import accuracy, join, pass_rate
 
 stage = importlib.import_module("04_responses")
 LOWER = "def evaluate(response): return response == response.lower()"
@@ -79,7 +83,7 @@ def test_the_prompt_is_query_and_constraint_without_doubled_punctuation():
 
 
 def test_an_error_is_no_pass():
-    assert accuracy(["pass", "error", "fail", "pass"]) == 0.5 and accuracy([]) == 0.0
+    assert accuracy(["pass", "error", "fail", "pass"], [{}] * 4) == 0.5 and accuracy([], []) == 0.0
 
 
 def run(tmp_path, answer, *flags, verifiers=(LOWER,), splits=("train",), constraints=None):
@@ -102,27 +106,9 @@ def run(tmp_path, answer, *flags, verifiers=(LOWER,), splits=("train",), constra
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
     asked.write_text("\n".join(QUERIES))
     with FakeServer(answer) as server:
-        stage.main(
-            [
-                "--model",
-                "m",
-                "--base-url",
-                server.url,
-                "--in",
-                str(source),
-                "--out",
-                str(out),
-                "--queries",
-                str(asked),
-                "--queries-per-instruction",
-                "2",
-                "--k",
-                "4",
-                "--heldout-queries",
-                "0",
-                *flags,
-            ]
-        )
+        command = ["--model", "m", "--base-url", server.url, "--in", str(source), "--k", "4"]
+        command += ["--out", str(out), "--queries", str(asked), "--queries-per-instruction", "2"]
+        call(stage.main, [*command, "--heldout-queries", "0", *flags])
     stats = json.loads((tmp_path / "stats.json").read_text())["04_responses"]
     return list(files.read(out)), list(files.read(tmp_path / "04_sft.jsonl")), stats
 
@@ -304,7 +290,7 @@ def test_the_online_loop_asks_the_bare_prompts_of_the_samples_each_time_the_same
         out = tmp_path / iteration / "04_responses.jsonl"
         with FakeServer(answers) as server:
             flags = ["--base-url", server.url, "--sft", str(path), "--out", str(out)]
-            stage.main([*common, *flags, "--seed", iteration])
+            call(stage.main, [*common, *flags, "--seed", iteration])
         rows = list(files.read(out))
         assert {row["id"]: row["prompt"] for row in rows} == {
             each: prompts[each] for each in ("i0.0", "i1.1")
@@ -321,33 +307,29 @@ def test_samples_of_another_run_are_refused(tmp_path):
     path.write_text(json.dumps({"id": "x.0.0", "instruction_id": "i0", "messages": [message]}))
     flags = ["--model", "m", "--in", str(tmp_path / "03.jsonl"), "--sft", str(path)]
     with pytest.raises(UserError, match="other.jsonl:1: 'i0' is no train constraint"):
-        stage.main([*flags, "--out", str(tmp_path / "x" / "04_responses.jsonl")])
+        call(stage.main, [*flags, "--out", str(tmp_path / "x" / "04_responses.jsonl")])
 
 
-def test_the_samples_that_are_read_are_never_overwritten(tmp_path, capsys):
-    with pytest.raises(SystemExit):
+def test_the_samples_that_are_read_are_never_overwritten(tmp_path):
+    with pytest.raises(UserError, match="would be overwritten"):
         out = str(tmp_path / "04_responses.jsonl")
-        stage.main(["--model", "m", "--sft", str(tmp_path / "04_sft.jsonl"), "--out", out])
-    assert "would be overwritten" in capsys.readouterr().err
+        call(stage.main, ["--model", "m", "--sft", str(tmp_path / "04_sft.jsonl"), "--out", out])
 
 
 def test_a_function_is_one_job_with_the_responses_to_all_prompts_of_its_constraint(
     tmp_path, monkeypatch
 ):
-    jobs, real = [], stage.sandbox.run
+    jobs, real = [], sandbox.Sandbox.run
 
-    def spy(given, **options):
-        def passed():
-            for job in given:
-                jobs.append(job)
-                yield job
+    async def spy(box, given):
+        given = list(given)
+        jobs.extend(given)
+        return await real(box, given)
 
-        return real(passed(), **options)
-
-    monkeypatch.setattr(stage.sandbox, "run", spy)
+    monkeypatch.setattr(sandbox.Sandbox, "run", spy)
     run(tmp_path, answers, "--no-score", verifiers=(LOWER, SHORT), splits=("train", "train"))
     verdict_jobs = [job for job in jobs if len(job["inputs"]) == 8]
-    assert [job["id"] for job in verdict_jobs] == ["i0.0", "i0.1", "i1.0", "i1.1"]
+    assert [job["code"] for job in verdict_jobs] == [LOWER, SHORT] * 2
 
 
 def test_a_function_that_cannot_be_called_is_named_before_anything_is_asked(tmp_path):
@@ -375,7 +357,7 @@ def test_a_split_that_is_none_is_an_error(tmp_path, splits, words):
 def test_a_row_says_which_share_of_its_responses_is_accepted(tmp_path):
     responses, _, stats = run(tmp_path, answers, "--no-score")
     assert [row["pass_rate"] for row in responses] == [0.75, 0.75]
-    assert stats["prompts mixed"] == 2 and stage.pass_rate([], 0.5) is None
+    assert stats["prompts mixed"] == 2 and pass_rate([], 0.5) is None
 
 
 def test_the_share_scored_above_8_stands_beside_the_papers(tmp_path):
@@ -401,35 +383,6 @@ def test_held_out_queries_are_never_trained_on_and_hang_on_the_query_alone(tmp_p
     assert queries.kept(str(tmp_path / "plain.txt"), "heldout") == many
 
 
-def test_show_prints_rows_with_the_reason_of_each_response(tmp_path, capsys):
-    run(tmp_path, answers)
-    capsys.readouterr()
-    stage.main(["--show", "1", "--out", str(tmp_path / "04_responses.jsonl")])
-    shown = capsys.readouterr().out
-    for reason in ("[kept]", "[score under 8]", "[accuracy]", "[duplicate]", "pass rate 0.75"):
-        assert reason in shown
-    assert shown.count("Use lower case") == 1
-
-
-def test_show_calls_a_pass_kept_only_where_the_run_gave_it_a_score(tmp_path, capsys):
-    def silent_on_the_mountain(messages, request):
-        if "Score: <number>" in messages[0]["content"]:
-            return "It helps." if "mountain" in messages[0]["content"] else "Score: 9"
-        return ["all fine", "fine", "so so", "well"]
-
-    _, sft, _ = run(tmp_path, silent_on_the_mountain, "--queries-per-instruction", "3")
-    capsys.readouterr()
-    command = ["--show", "3", "--out", str(tmp_path / "04_responses.jsonl")]
-    stage.main(command)
-    shown = capsys.readouterr().out
-    assert (shown.count("[no score found]"), shown.count("[kept]")) == (4, 8) and len(sft) == 8
-
-    _, sft, _ = run(tmp_path, silent_on_the_mountain, "--no-score")
-    capsys.readouterr()
-    stage.main(command)
-    assert capsys.readouterr().out.count("[kept]") == len(sft) == 8
-
-
 def test_held_out_constraints_are_not_answered(tmp_path):
     responses, _, _ = run(tmp_path, answers, "--no-score", splits=("heldout", "train"))
     assert {row["instruction_id"] for row in responses} == {"i1"}
@@ -447,7 +400,32 @@ def test_output_is_byte_identical_whatever_the_concurrency(tmp_path):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "7" / name).read_bytes()
 
 
-# ---- several constraints a prompt ----
+class Stub(contextlib.AsyncExitStack):
+    """A client that allows 64 prompts under way and answers with 10 KB a sample."""
+
+    ahead = 64
+
+    async def ask(self, prompt, k):
+        await asyncio.sleep(0)
+        text = f"fine {len(prompt)} " * 1000
+        return [{"index": n, "text": f"{n} {text}", "finish_reason": "stop"} for n in range(k)]
+
+
+def test_what_is_in_memory_does_not_grow_with_the_number_of_prompts(tmp_path, monkeypatch):
+    monkeypatch.setattr(stage.llm, "Client", lambda *_: Stub())
+    source, asked, out = tmp_path / "03.jsonl", tmp_path / "queries.txt", tmp_path / "04.jsonl"
+    rows = [constraint(f"i{n}", "Use lower case", LOWER) for n in range(100)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked.write_text("\n".join(f"What should I know about the number {n}?" for n in range(16)))
+    flags = ["--in", str(source), "--queries", str(asked), "--out", str(out), "--language", "any"]
+    tracemalloc.start()
+    call(stage.main, ["--model", "m", "--k", "4", "--heldout-queries", "0", "--no-score", *flags])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert out.stat().st_size > 50e6 and peak < 20e6
+
+
+# ---- several constraints in one ----
 
 
 def constraint(identity, instruction, *codes):
@@ -463,33 +441,74 @@ CONSTRAINTS = [
 ]
 
 
-def test_a_prompt_draws_how_many_constraints_it_has_and_from_different_families():
+def joined(tmp_path, constraints, numbers, *flags):
+    """The rows that autoif.several makes of constraints."""
+    source, out = tmp_path / "one.jsonl", tmp_path / "several.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in constraints))
+    flags = ["--out", str(out), "--constraints", numbers, *flags]
+    call(several.main, [str(source), *flags])
+    return list(files.read(out))
+
+
+def test_a_row_draws_how_many_constraints_it_has_and_from_different_families(tmp_path):
     rows = []
     for number in range(12):
         row = constraint(f"i{number}", f"Constraint {number}", LOWER)
         rows.append({**row, "family": f"family {number // 3}"})
-    draw = partial(several.companions, of_family=several.by_family(rows, 3, ""), numbers=(1, 3))
-    asked = list(stage.joined(rows, [f"Query {n}" for n in range(100)], 100, draw, seed=0))
+    drawn = joined(tmp_path, rows, "1-3", "--draws", "9")
     counts, seen = Counter(), set()
-    for row in asked:
-        names = [each["family"] for each in row["constraints"]]
-        assert len(set(names)) == len(names)
-        assert row["id"].rpartition(".")[0] == row["constraints"][0]["id"]
-        counts[len(names)] += 1
-        seen.update(each["id"] for each in row["constraints"][1:])
-    assert set(counts) == {1, 2, 3} and min(counts.values()) > 340 and len(seen) == 12
-    again = list(stage.joined(rows, [f"Query {n}" for n in range(100)], 100, draw, seed=0))
-    assert again == asked
+    for row in drawn:
+        ids, families = row["id"].split("+"), row["family"].split(" + ")
+        assert len(set(families)) == len(families) == len(ids)
+        assert families == [f"family {int(each[1:]) // 3}" for each in ids]
+        counts[len(ids)] += 1
+        seen.update(ids[1:])
+    # one that draws none comes once, however often
+    assert set(counts) == {1, 2, 3} and 8 <= counts[1] <= 12 < min(counts[2], counts[3])
+    assert len(seen) == 12 and len({row["id"] for row in drawn}) == len(drawn)
+    assert joined(tmp_path, rows, "1-3", "--draws", "9") == drawn
 
 
-def test_one_constraint_a_prompt_is_written_as_if_there_were_no_other_way(tmp_path):
-    for flags in ([], ["--constraints", "1"]):
-        folder = tmp_path / str(len(flags))
-        folder.mkdir()
-        run(folder, answers, *flags, constraints=CONSTRAINTS)
-    for name in ("04_responses.jsonl", "04_sft.jsonl", "04_responses.dropped.jsonl", "stats.json"):
-        assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
-    [first, *_] = files.read(tmp_path / "0" / "04_responses.jsonl")
+def test_the_draws_are_even(tmp_path):
+    families = {f"family {n}": [{"id": n, "family": f"family {n}"}] for n in range(4)}
+    counts = Counter()
+    for number in range(1200):
+        row = {"family": f"family {number % 4}"}
+        counts[len(several.companions(row, random.Random(f"0 {number}"), families, (1, 3)))] += 1
+    assert set(counts) == {0, 1, 2} and min(counts.values()) > 340
+
+
+def test_held_out_constraints_are_joined_with_held_out_ones_alone(tmp_path):
+    rows = []
+    for number in range(12):
+        row = constraint(f"i{number}", f"Constraint {number}", LOWER)
+        split = "heldout" if number % 3 == 0 else "train"
+        rows.append({**row, "family": f"family {number}", "split": split})
+    drawn = joined(tmp_path, rows, "2", "--draws", "5")
+    for row in drawn:
+        assert {int(each[1:]) % 3 == 0 for each in row["id"].split("+")} == {
+            row["split"] == "heldout"
+        }
+    assert Counter(row["split"] for row in drawn)["heldout"] > 8
+
+
+def test_one_constraint_alone_is_written_as_it_was(tmp_path):
+    rows = [{**row, "cases": [], "nli": ["neutral"]} for row in CONSTRAINTS]
+    assert joined(tmp_path, rows, "1") == rows
+    assert joined(tmp_path, rows, "1", "--draws", "3") == rows
+
+
+def test_several_constraints_are_one_row_for_every_stage(tmp_path):
+    first, second = joined(tmp_path, CONSTRAINTS, "2")
+    assert (first["id"], second["id"]) == ("case+size", "size+case")
+    assert first["instruction"] == "Use lower case\nUse fewer than 12 characters"
+    assert [each["of"] for each in first["verifiers"]] == ["case"] * 2 + ["size"] * 3
+    assert set(first) == {"id", "instruction", "verifiers", "family", "split"}
+
+
+def test_a_row_of_one_constraint_names_no_other(tmp_path):
+    responses, _, _ = run(tmp_path, answers, constraints=CONSTRAINTS)
+    first = responses[0]
     assert first["id"] == "case.0" and first["instruction_id"] == "case"
     assert list(first)[:3] == ["id", "instruction_id", "instruction"]
     assert first["responses"][0] == {
@@ -503,85 +522,72 @@ def test_one_constraint_a_prompt_is_written_as_if_there_were_no_other_way(tmp_pa
 
 def test_a_response_has_to_pass_each_of_its_constraints(tmp_path):
     texts = ["all fine", "all fine, but long", "NOT FINE", "ok"]
-    responses, sft, stats = run(
-        tmp_path, lambda *_: texts, "--no-score", "--constraints", "2", constraints=CONSTRAINTS
-    )
-    assert [row["instruction_ids"] for row in responses] == [["case", "size"]] * 2 + [
-        ["size", "case"]
-    ] * 2
+    rows = joined(tmp_path, CONSTRAINTS, "2")
+    responses, sft, stats = run(tmp_path, lambda *_: texts, "--no-score", constraints=rows)
+    assert [row["instruction_id"] for row in responses] == ["case+size"] * 2 + ["size+case"] * 2
     row = responses[0]
-    assert row["instruction_id"] == "case+size"
+    assert row["id"] == "case+size.0"
     assert row["instruction"] == "Use lower case\nUse fewer than 12 characters"
     assert row["prompt"] == f"{row['query']}\n{row['instruction']}"
     # of five functions three, one, three and four pass: the mean would keep the second and third
     assert [each["accuracy"] for each in row["responses"]] == [1.0, 0.3333, 0.0, 0.6667]
-    assert row["responses"][1]["by_constraint"] == {
-        "case": ["pass", "pass"],
-        "size": ["fail", "pass", "fail"],
-    }
     assert row["responses"][1]["verdicts"] == ["pass", "pass", "fail", "pass", "fail"]
     assert row["pass_rate"] == 0.5 and stats["prompts of 2 constraints mixed"] == 4
     # the same functions said so whichever of the two constraints drew the other
     assert [each["accuracy"] for each in responses[2]["responses"]] == [1.0, 0.3333, 0.0, 0.6667]
-    assert sft[0]["instruction_ids"] == ["case", "size"] and sft[0]["instruction_id"] == "case+size"
+    assert sft[0]["instruction_id"] == "case+size"
     assert {row["messages"][1]["content"] for row in sft} == {"all fine", "ok"}
 
 
 def test_constraints_that_no_response_passes_together_are_dropped_under_their_own_name(tmp_path):
     at_odds = [constraint("low", "Use lower case", LOWER), constraint("up", "Use capitals", UPPER)]
+    rows = joined(tmp_path, at_odds, "1-2", "--draws", "4")
+    assert {len(row["id"].split("+")) for row in rows} == {1, 2}
 
     def answer(messages, request):
         return ["all fine", "NOT FINE", "Neither", "all fine"]
 
-    responses, sft, stats = run(
-        tmp_path, answer, "--no-score", "--constraints", "1-2", constraints=at_odds
-    )
-    several_of = [row for row in responses if "instruction_ids" in row]
+    responses, sft, stats = run(tmp_path, answer, "--no-score", constraints=rows)
+    several_of = [row for row in responses if "+" in row["instruction_id"]]
     assert 0 < len(several_of) < len(responses)
     assert {row["pass_rate"] for row in several_of} == {0.0}
     assert stats["dropped"]["no response passes all constraints"] == 4 * len(several_of)
     assert stats["prompts of 2 constraints all fail"] == len(several_of)
-    assert not any("instruction_ids" in row for row in sft)
+    assert not any("+" in row["instruction_id"] for row in sft)
 
 
 def test_the_online_loop_asks_prompts_of_several_constraints_again(tmp_path):
-    flags = ["--no-score", "--constraints", "2"]
-    responses, _, _ = run(tmp_path, answers, *flags, constraints=CONSTRAINTS)
+    rows = joined(tmp_path, CONSTRAINTS, "2")
+    responses, _, _ = run(tmp_path, answers, "--no-score", constraints=rows)
     out = tmp_path / "online_1" / "04_responses.jsonl"
     flags = ["--model", "policy", "--no-score", "--k", "4", "--out", str(out)]
     flags += ["--in", str(tmp_path / "03.jsonl"), "--sft", str(tmp_path / "04_sft.jsonl")]
     with FakeServer(answers) as server:
-        stage.main([*flags, "--base-url", server.url])
+        call(stage.main, [*flags, "--base-url", server.url])
     assert list(files.read(out)) == responses
 
 
-@pytest.mark.parametrize("ids", [["case", "gone"], "case", [["case"]], 5])
-def test_a_sample_of_constraints_that_are_not_there_is_named(tmp_path, ids):
+def test_a_sample_of_constraints_that_are_not_there_is_named(tmp_path):
     run(tmp_path, answers, "--no-score", constraints=CONSTRAINTS)
     path = tmp_path / "other.jsonl"
     message = {"role": "user", "content": "What is new?\nUse lower case"}
-    sample = {"id": "case.0.0", "instruction_id": "case", "instruction_ids": ids}
-    path.write_text(json.dumps({**sample, "messages": [message]}))
+    sample = {"id": "case+gone.0.0", "instruction_id": "case+gone", "messages": [message]}
+    path.write_text(json.dumps(sample))
     flags = ["--model", "m", "--in", str(tmp_path / "03.jsonl"), "--sft", str(path)]
-    with pytest.raises(UserError, match="other.jsonl:1: 'case' is no train constraint"):
-        stage.main([*flags, "--out", str(tmp_path / "x" / "04_responses.jsonl")])
+    with pytest.raises(UserError, match="other.jsonl:1: 'case.gone' is no train constraint"):
+        call(stage.main, [*flags, "--out", str(tmp_path / "x" / "04_responses.jsonl")])
 
 
-def test_more_constraints_than_families_are_refused_before_anything_is_asked(tmp_path):
+def test_more_constraints_than_families_are_refused(tmp_path):
     with pytest.raises(UserError, match="a prompt of 3 needs so many families.* are of 2 only"):
-        run(
-            tmp_path,
-            lambda *_: pytest.fail("asked"),
-            *("--constraints", "1-3"),
-            constraints=CONSTRAINTS,
-        )
+        joined(tmp_path, CONSTRAINTS, "1-3")
+    assert not (tmp_path / "several.jsonl").exists()
 
 
 @pytest.mark.parametrize("value", ["0", "3-1", "1-", "-2", "two", "1-2-3"])
-def test_a_number_of_constraints_that_is_none_ends_the_parser(value, capsys):
-    with pytest.raises(SystemExit):
-        stage.parse(["--model", "m", "--queries", "q", f"--constraints={value}"])
-    assert "argument --constraints" in capsys.readouterr().err
+def test_a_number_of_constraints_that_is_none_is_refused(value):
+    with pytest.raises(UserError, match="--constraints must be a number or LOW-HIGH"):
+        several.span(value)
     assert several.span("1-3") == (1, 3) and several.span("2") == (2, 2)
 
 

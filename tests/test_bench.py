@@ -8,6 +8,7 @@ import sys
 import pytest
 import tiny_models
 
+from autoif.files import UserError
 from autoif.flags import call
 
 sys.path.append(str(tiny_models.ROOT / "bench"))  # where the benchmarks find compare.py
@@ -25,9 +26,11 @@ def test_the_gpu_benchmark_measures_each_part_and_goes_on_after_one_that_fails(t
     parts = ["attention", "dpo-0.5b", "trl-dpo-0.5b", "zero1"]  # zero1 is SFT
     parts.insert(1, "no-such")
     out = tmp_path / "tiny.json"
-    code = script("gpu").main(["--tiny", "--json", str(out), "--parts", *parts])
+    flags = ["--tiny", "--json", str(out), "--part-seconds", "500"]
+    with pytest.raises(SystemExit) as end:
+        call(script("gpu").main, [*flags, "--parts", *parts])
     record, printed = json.loads(out.read_text()), capsys.readouterr().out
-    assert code == 1 and list(record["failed"]) == ["no-such"], printed
+    assert end.value.code == 1 and list(record["failed"]) == ["no-such"], printed
     numbers = record["numbers"]
     assert numbers["attention sdpa key error"] < 0.02
     for part in ("dpo-0.5b", "trl-dpo-0.5b", "zero1"):
@@ -36,13 +39,13 @@ def test_the_gpu_benchmark_measures_each_part_and_goes_on_after_one_that_fails(t
     assert numbers["dpo-0.5b ratio"] > 0 and "no-such: FAILED" in printed
 
 
-def test_without_a_gpu_the_gpu_benchmark_says_what_runs_instead(capsys):
+def test_without_a_gpu_the_gpu_benchmark_says_what_runs_instead():
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("a GPU is here")
-    assert script("gpu").main([]) == 2
-    assert "no GPU; `--tiny` runs the same code on a CPU" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no GPU; `--tiny` runs the same code on a CPU"):
+        call(script("gpu").main, [])
 
 
 def record(machine="a", **numbers):

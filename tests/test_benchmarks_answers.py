@@ -1,4 +1,5 @@
-import argparse
+import asyncio
+import dataclasses
 import textwrap
 
 import pytest
@@ -10,11 +11,15 @@ from autoif.evaluation.benchmarks.source import Source
 from autoif.files import UserError
 
 
-@pytest.fixture(scope="module")
-def args():
-    parser = argparse.ArgumentParser()
-    sandbox.add_flags(parser)
-    return parser.parse_args([])
+def run_tests(attempts: list[dict], **limits) -> list[dict]:
+    """HumanEval's rows of the attempts, out of a sandbox of their own."""
+    flags = dataclasses.replace(humaneval.limits(None, unsafe_no_sandbox=False), **limits)
+
+    async def scored():
+        async with sandbox.Sandbox(flags) as box:
+            return await humaneval.score(attempts, box)
+
+    return asyncio.run(scored())
 
 
 # GSM8K
@@ -83,9 +88,9 @@ def test_gsm8k_reads_the_answer_as_a_number(text, number):
 
 def test_gsm8k_compares_numbers_not_strings():
     item = {"id": "0", "cluster": "0", "target": "1,800"}
-    rows = gsm8k.score(
-        [{"item": item, "answers": sample(text)} for text in ("$1800.00", "1801", "no idea")], None
-    )
+    rows = []
+    for text in ("$1800.00", "1801", "no idea"):
+        rows.append(gsm8k.score({"item": item, "answers": sample(text)}))
     assert [row["verdict"] for row in rows] == [True, False, False]
     assert [row["unparsable"] for row in rows] == [False, False, True]
 
@@ -94,20 +99,17 @@ def test_gsm8k_compares_numbers_not_strings():
 def test_gsm8ks_own_solutions_are_all_right():
     import json
 
-    items = gsm8k.load(Source(str(DATA)), None)
+    items = list(gsm8k.load(Source(str(DATA))))
     solutions = [
         json.loads(line)["answer"] for line in open(DATA / "gsm8k/test.jsonl", encoding="utf-8")
     ]
-    works = [
-        {"item": item, "answers": sample(solution)}
-        for item, solution in zip(items, solutions, strict=True)
-    ]
-    assert len(items) == 1319 and values(gsm8k.score(works, None))["GSM8K"] == 1
-    target_only = [
-        {"item": work["item"], "answers": sample(f"The answer is ${work['item']['target']}.00.")}
-        for work in works
-    ]
-    assert values(gsm8k.score(target_only, None))["GSM8K"] == 1
+    rows, target_only = [], []
+    for item, solution in zip(items, solutions, strict=True):
+        rows.append(gsm8k.score({"item": item, "answers": sample(solution)}))
+        alone = sample(f"The answer is ${item['target']}.00.")
+        target_only.append(gsm8k.score({"item": item, "answers": alone}))
+    assert len(items) == 1319 and values(rows)["GSM8K"] == 1
+    assert values(target_only)["GSM8K"] == 1
 
 
 # Multiple choice
@@ -205,27 +207,12 @@ def test_choices_are_read_in_the_forms_models_write(text, letter):
 
 def test_an_answer_without_a_choice_is_wrong_and_counted():
     item = {"cluster": "0", "choices": CHOICES, "target": "A", "subject": "x"}
-    row = choice.score(
-        [{"item": item, "answers": sample("I do not know")}], "MMLU", by_subject=False
-    )[0]
+    row = choice.score({"item": item, "answers": sample("I do not know")}, "MMLU", stratum="")
     assert (
         row["verdict"] is False
         and row["unparsable"]
         and row["points"]["MMLU"] == [("", "0", False, 1)]
     )
-
-
-def test_the_likeliest_letter_is_the_answer():
-    works = [{"item": {}}, {"item": {}}]
-    choice.choose(works, [-3.0, -1.0, -2.0, -4.0, -0.5, -1.0, -1.0, -1.0])
-    assert [choice.read_choice(work["answers"][0]["text"], CHOICES) for work in works] == ["B", "A"]
-
-
-def test_likelihoods_need_a_checkpoint_folder(tmp_path):
-    with pytest.raises(
-        UserError, match="--mc-mode loglik needs a checkpoint folder as --model, 'gpt-4' is none"
-    ):
-        choice.by_likelihood([], "gpt-4", tmp_path / "cache")
 
 
 def test_ceval_is_the_mean_over_subjects(tmp_path):
@@ -236,15 +223,15 @@ def test_ceval_is_the_mean_over_subjects(tmp_path):
             + "".join(f'{i},"问题, {i}",甲,乙,丙,丁,B\n' for i in range(count)),
             encoding="utf-8",
         )
-    items = ceval.load(Source(str(tmp_path)), None)
+    items = list(ceval.load(Source(str(tmp_path))))
     assert {item["subject"] for item in items} == {"logic", "law"} and "问题, 0" in items[0][
         "prompt"
     ]
-    works = [
-        {"item": item, "answers": sample("答案：B" if item["subject"] == "law" else "答案：A")}
-        for item in items
-    ]
-    assert values(ceval.score(works, None))["C-Eval"] == 0.5
+    rows = []
+    for item in items:
+        answers = sample("答案：B" if item["subject"] == "law" else "答案：A")
+        rows.append(ceval.score({"item": item, "answers": answers}))
+    assert values(rows)["C-Eval"] == 0.5
 
 
 HEADER = "question,choice0,choice1,choice2,choice3,answer\n"
@@ -261,7 +248,7 @@ def test_mmlus_files_are_read(tmp_path, form):
     path = tmp_path / "mmlu/test/abstract_algebra_test.csv"
     path.parent.mkdir(parents=True)
     path.write_text(MMLU_FILES[form], encoding="utf-8")
-    [item] = mmlu.load(Source(str(tmp_path)), argparse.Namespace(mc_mode="gen"))
+    [item] = list(mmlu.load(Source(str(tmp_path))))
     assert (item["subject"], item["target"]) == ("abstract_algebra", "B")
     assert item["question"] == "Is 1, or 2, odd?"
     assert item["choices"] == ["1", "2", "both", "neither, nor"]
@@ -277,7 +264,7 @@ def test_an_mmlu_file_of_another_form_is_named_with_the_columns_that_are_wanted(
     with pytest.raises(
         UserError, match="mmlu/test has a row .*question,choice0,.*,answer, or these"
     ):
-        mmlu.load(Source(str(tmp_path)), argparse.Namespace(mc_mode="gen"))
+        list(mmlu.load(Source(str(tmp_path))))
 
 
 def test_a_byte_order_mark_before_a_benchmark_is_none_of_it(tmp_path):
@@ -288,17 +275,18 @@ def test_a_byte_order_mark_before_a_benchmark_is_none_of_it(tmp_path):
     row = '{"question": "What is 2 + 2?", "answer": "#### 4"}\n'
     (tmp_path / "gsm8k/test.jsonl").write_text(row, encoding="utf-8-sig")
     source = Source(str(tmp_path))
-    assert [item["id"] for item in ceval.load(source, None)] == ["law-0"]
-    assert [item["target"] for item in gsm8k.load(source, None)] == ["4"]
+    assert [item["id"] for item in ceval.load(source)] == ["law-0"]
+    assert [item["target"] for item in gsm8k.load(source)] == ["4"]
 
 
-@needs("mmlu/test", "mmlu/dev")
-def test_mmlu_has_its_14042_questions_and_five_shots_for_likelihoods():
-    items = mmlu.load(Source(str(DATA)), argparse.Namespace(mc_mode="loglik"))
+@needs("mmlu/test")
+def test_mmlu_has_its_14042_questions():
+    items = list(mmlu.load(Source(str(DATA))))
     assert len(items) == 14042 and len({item["subject"] for item in items}) == 57
-    assert items[0]["context"].count("Answer:") == 6 and items[0]["context"].endswith("Answer:")
-    works = [{"item": item, "answers": sample(f"Answer: {item['target']}")} for item in items]
-    assert values(mmlu.score(works, None))["MMLU"] == 1
+    rows = []
+    for item in items:
+        rows.append(mmlu.score({"item": item, "answers": sample(f"Answer: {item['target']}")}))
+    assert values(rows)["MMLU"] == 1
 
 
 # HumanEval
@@ -363,8 +351,8 @@ def answer_in(style: str, whole: str) -> str:
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_humaneval_finds_the_code_in_every_style(style, args):
-    row = humaneval.score([{"item": ADD, "answers": sample(answer_in(style, WHOLE))}], args)[0]
+def test_humaneval_finds_the_code_in_every_style(style):
+    [row] = run_tests([{"item": ADD, "answers": sample(answer_in(style, WHOLE))}])
     assert row["verdict"] is True, (row["reason"], row["program"])
 
 
@@ -380,16 +368,15 @@ def test_humaneval_finds_the_code_in_every_style(style, args):
         "def add(a, b:",
     ],
 )
-def test_humaneval_passes_only_what_ran_its_tests_to_the_end(text, args, monkeypatch):
-    monkeypatch.setattr(humaneval, "CPU_SECONDS", 0.3)
-    row = humaneval.score([{"item": ADD, "answers": sample(text)}], args)[0]
+def test_humaneval_passes_only_what_ran_its_tests_to_the_end(text):
+    [row] = run_tests([{"item": ADD, "answers": sample(text)}], cpu_seconds=0.3)
     assert row["verdict"] is False and row["points"]["HumanEval"] == [("", "x/0", False, 1)]
 
 
 @needs("humaneval/HumanEval.jsonl.gz")
-def test_humanevals_canonical_solutions_pass_in_five_styles(args):
-    items = humaneval.load(Source(str(DATA)), None)
-    works = []
+def test_humanevals_canonical_solutions_pass_in_five_styles():
+    items = list(humaneval.load(Source(str(DATA))))
+    attempts = []
     for item in items:
         body = item["text"][len(item["code"]) :]
         whole = item["code"] + body
@@ -401,9 +388,9 @@ def test_humanevals_canonical_solutions_pass_in_five_styles(args):
             body,
             f"```\n{textwrap.dedent(body)}\n```",
         ):
-            works.append({"item": item, "answers": sample(text)})
-    rows = humaneval.score(works, args)
-    assert (
-        len(items) == 164
-        and [work["item"]["id"] for work, row in zip(works, rows) if not row["verdict"]] == []
-    )
+            attempts.append({"item": item, "answers": sample(text)})
+    failed = []
+    for attempt, row in zip(attempts, run_tests(attempts)):
+        if not row["verdict"]:
+            failed.append(attempt["item"]["id"])
+    assert len(items) == 164 and failed == []

@@ -1,9 +1,13 @@
+import asyncio
+import contextlib
+
 import pytest
 from shared_data import DATA, Scripted, needs, sample, values
 
+from autoif.evaluation.asking import Unanswered
 from autoif.evaluation.benchmarks import followbench
 from autoif.evaluation.benchmarks.source import Source
-from autoif.evaluation.conversation import JUDGE_ATTEMPTS, converse
+from autoif.evaluation.judge import JUDGE_ATTEMPTS
 
 
 def item(level: int, category="style", source="quora", target="", example_id=1) -> dict:
@@ -22,12 +26,15 @@ def item(level: int, category="style", source="quora", target="", example_id=1) 
 
 def run(items: list[dict], say, answer="An answer.") -> tuple[list[dict], Scripted]:
     """Judge and score one answer to every item."""
-    client = Scripted(say)
-    works = [{"item": one, "sample": 0, "answers": sample(answer), "judged": None} for one in items]
-    conversations = [followbench.judge(work["item"], work["answers"]) for work in works]
-    for work, judged in zip(works, converse(client, conversations, [{}] * len(works))):
-        work["judged"] = judged
-    return followbench.score(works, None), client
+    client, attempts = Scripted(say), []
+    for one in items:
+        attempt = {"item": one, "sample": 0, "answers": sample(answer), "judgement": None}
+        with contextlib.suppress(Unanswered):
+            attempt["judgement"] = asyncio.run(followbench.judge(one, attempt["answers"], client))
+        attempts.append(attempt)
+    rows = [followbench.score(attempt) for attempt in attempts]
+    followbench.add_levels(attempts, rows)
+    return rows, client
 
 
 def level_of(request: dict) -> int:
@@ -130,7 +137,7 @@ def test_a_fenced_list_and_the_owners_other_words_are_read():
 )
 def test_rule_items_are_decided_without_a_judge(source, target, good, bad):
     one = item(1, "content", source, target)
-    assert followbench.judge(one, sample(good)) is None
+    assert asyncio.run(followbench.judge(one, sample(good), None)) is None
     assert followbench.rule(one)(good) and not followbench.rule(one)(bad)
 
 
@@ -151,7 +158,7 @@ def test_an_example_must_have_the_form_of_its_template_on_one_line():
 
 @needs("followbench/data/content_constraints.json")
 def test_470_items_are_judged_and_350_follow_rules():
-    items = followbench.load(Source(str(DATA)), None)
+    items = list(followbench.load(Source(str(DATA))))
     assert (len(items), sum(followbench.rule(one) is None for one in items)) == (820, 470)
     for say, lowest, highest in ((always("YES"), 0.5, 0.9), (always("NO"), 0.0, 0.05)):
         found = values(run(items, say)[0])

@@ -32,7 +32,7 @@ LOWER = ("change_case:english_lowercase", {"num_words": None})
 
 
 def score(an_item: dict, text: str) -> dict:
-    return ifeval.score([{"item": an_item, "sample": 0, "answers": sample(text)}], None)[0]
+    return ifeval.score({"item": an_item, "sample": 0, "answers": sample(text)})
 
 
 ROW = {
@@ -47,7 +47,7 @@ def load(tmp_path, **fields) -> list[dict]:
     path = tmp_path / "ifeval/input_data.jsonl"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({**ROW, **fields}) + "\n")
-    return ifeval.load(Source(str(tmp_path)), None)
+    return ifeval.load(Source(str(tmp_path)))
 
 
 @pytest.mark.parametrize("dumped", [json.dumps, lambda kwargs: list(map(json.dumps, kwargs))])
@@ -144,7 +144,7 @@ def test_the_sentence_model_from_the_package_is_nltks(tmp_path):
 @pytest.fixture(scope="module")
 def gpt4() -> list[dict]:
     answers = {row["prompt"].strip(): row["response"] for row in rows("ifeval/gpt4_answers.jsonl")}
-    items = ifeval.load(Source(str(DATA)), None)
+    items = ifeval.load(Source(str(DATA)))
     return [
         {"item": one, "sample": 0, "answers": sample(answers.get(one["prompt"].strip(), ""))}
         for one in items
@@ -153,7 +153,7 @@ def gpt4() -> list[dict]:
 
 @needs("ifeval/input_data.jsonl", "ifeval/gpt4_answers.jsonl")
 def test_the_published_gpt4_answers_score_as_published_within_one_prompt_twice_the_same(gpt4):
-    found = values(ifeval.score(gpt4, None))
+    found = values([ifeval.score(attempt) for attempt in gpt4])
     for name, published, prompt in (
         ("Pr(S)", 76.9, 541),
         ("Ins(S)", 83.6, 834),
@@ -161,33 +161,29 @@ def test_the_published_gpt4_answers_score_as_published_within_one_prompt_twice_t
         ("Ins(L)", 85.4, 834),
     ):
         assert 100 * found[name] == pytest.approx(published, abs=100 / prompt + 0.05), name
-    assert values(ifeval.score(gpt4, None)) == found
+    assert values([ifeval.score(attempt) for attempt in gpt4]) == found
 
 
 @needs("ifeval/input_data.jsonl", "ifeval/gpt4_answers.jsonl")
 def test_every_verdict_equals_lm_evals(gpt4):
     from langdetect import DetectorFactory
 
-    scored = ifeval.score(gpt4, None)
+    scored = [ifeval.score(attempt) for attempt in gpt4]
     from lm_eval.tasks.ifeval import utils
 
     DetectorFactory.seed = 0
-    for work, row in zip(gpt4, scored, strict=True):
+    for attempt, row in zip(gpt4, scored, strict=True):
+        item = attempt["item"]
         theirs = utils.InputExample(
-            work["item"]["id"],
-            work["item"]["instruction_ids"],
-            work["item"]["prompt"],
-            work["item"]["kwargs"],
+            item["id"], item["instruction_ids"], item["prompt"], item["kwargs"]
         )
         for name, test in (
             ("strict", utils.test_instruction_following_strict),
             ("loose", utils.test_instruction_following_loose),
         ):
-            random.seed(work["item"]["id"])  # lm-eval seeds nothing: give both the same draw
-            assert row[name] == test(theirs, work["answers"][0]["text"]).follow_instruction_list, (
-                work["item"]["id"],
-                name,
-            )
+            random.seed(item["id"])  # lm-eval seeds nothing: give both the same draw
+            verdicts = test(theirs, attempt["answers"][0]["text"]).follow_instruction_list
+            assert row[name] == verdicts, (item["id"], name)
 
 
 def test_an_answer_that_a_checker_trips_over_has_failed(monkeypatch):
@@ -204,10 +200,9 @@ def test_an_answer_that_a_checker_trips_over_has_failed(monkeypatch):
             }
         ]
     )
-    works = [
-        {"item": item, "sample": 0, "answers": sample(text)} for text in ("...", "''", "---\n---")
-    ]
-    assert [row["verdict"] for row in ifbench.score(works, None)] == [False, False, False]
+    for text in ("...", "''", "---\n---"):
+        row = ifbench.score({"item": item, "sample": 0, "answers": sample(text)})
+        assert row["verdict"] is False
 
 
 def test_ifbench_checks_its_own_constraints_and_counts_prompts_whose_nltk_data_is_missing(
@@ -233,11 +228,9 @@ def test_ifbench_checks_its_own_constraints_and_counts_prompts_whose_nltk_data_i
             },
         ]
     )
-    works = [
-        {"item": space, "sample": 0, "answers": sample(text)}
-        for text in ("nospacehere", "two words")
-    ]
-    scored = ifbench.score([*works, {"item": stop, "sample": 0, "answers": sample("a b c")}], None)
+    scored = []
+    for item, text in ((space, "nospacehere"), (space, "two words"), (stop, "a b c")):
+        scored.append(ifbench.score({"item": item, "sample": 0, "answers": sample(text)}))
     assert [row["verdict"] for row in scored] == [True, False, None]
     assert values(scored)["IFB Pr(S)"] == 0.5
     assert scored[2]["unparsable"] and "stopwords" in scored[2]["reason"]

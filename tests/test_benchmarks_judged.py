@@ -1,20 +1,22 @@
+import asyncio
+import functools
 import random
 
 import pytest
 from shared_data import DATA, Scripted, needs, sample, values
 
+from autoif.evaluation.asking import ask
 from autoif.evaluation.benchmarks import arenahard, infobench, mtbench
 from autoif.evaluation.benchmarks.source import Source
-from autoif.evaluation.conversation import JUDGE_ATTEMPTS, converse
+from autoif.evaluation.judge import JUDGE_ATTEMPTS
 from autoif.files import UserError
 
 
 def judged(benchmark, item: dict, answers: list[dict], say) -> tuple[dict, Scripted]:
     client = Scripted(say)
-    outcome = converse(client, [benchmark.judge(item, answers)], [{}])[0]
-    return benchmark.score(
-        [{"item": item, "sample": 0, "answers": answers, "judged": outcome}], None
-    )[0], client
+    judgement = asyncio.run(benchmark.judge(item, answers, client))
+    attempt = {"item": item, "sample": 0, "answers": answers, "judgement": judgement}
+    return benchmark.score(attempt), client
 
 
 # InfoBench
@@ -79,7 +81,7 @@ def test_infobench_reads_rows_as_the_hub_has_them(tmp_path):
         '{"id": "user_2", "input": "tea", "instruction": "Translate.", '
         '"decomposed_questions": ["German?", "One word?"]}\n'
     )
-    items = infobench.load(Source(str(tmp_path)), None)
+    items = list(infobench.load(Source(str(tmp_path))))
     assert [item["prompt"] for item in items] == ["Name a drink.", "Translate.\n\ntea"]
 
 
@@ -101,7 +103,8 @@ def question(category="writing", reference=None, prompts=mtbench.OUR_PROMPTS) ->
 
 def test_mtbench_asks_the_second_turn_after_the_first_answer_at_the_categorys_temperature():
     client = Scripted(lambda request: f"A{len(request['messages'])}")
-    answers = converse(client, [mtbench.answer(question())], [{"max_tokens": 9}])[0]
+    say = functools.partial(ask, client, temperature=mtbench.temperature(question()))
+    answers = asyncio.run(mtbench.answer(question(), say))
     assert [answer["text"] for answer in answers] == ["A1", "A3"]
     assert client.requests[1]["messages"][1] == {"role": "assistant", "content": "A1"}
     assert {request["temperature"] for request in client.requests} == {0.7}
@@ -159,7 +162,7 @@ def test_mtbench_reads_ratings(text, rating):
 
 @needs("mt_bench/question.jsonl", "mt_bench/judge_prompts.jsonl")
 def test_mtbench_uses_the_benchmarks_own_judge_prompts_where_they_are():
-    items = mtbench.load(Source(str(DATA)), None)
+    items = list(mtbench.load(Source(str(DATA))))
     assert len(items) == 80 and sum(item["reference"] is not None for item in items) == 30
     assert items[0]["judge_prompts"] != [
         mtbench.OUR_PROMPTS["single-v1"],
@@ -220,7 +223,8 @@ def test_arenahard_equals_bradley_terry_for_one_model():
     rows, features, outcomes = [], [], []
     for number in range(200):
         games = [(rng.choice(list(arenahard.OUTCOMES)), "") for _ in range(2)]
-        rows.append(arenahard.scored({**PAIR, "cluster": str(number)}, games))
+        item = {**PAIR, "cluster": str(number)}
+        rows.append(arenahard.score({"item": item, "judgement": games}))
         for game, (verdict, _) in enumerate(games):
             for_a, times = arenahard.OUTCOMES[verdict]
             model = for_a if game == 1 else 1 - for_a
@@ -236,7 +240,7 @@ def test_arenahard_equals_bradley_terry_for_one_model():
 
 @needs("arena_hard/v0.1/question.jsonl", "arena_hard/v0.1/model_answer/gpt-4-0314.jsonl")
 def test_every_arenahard_question_has_its_baseline_answer():
-    items = arenahard.load(Source(str(DATA)), None)
+    items = list(arenahard.load(Source(str(DATA))))
     assert len(items) == 500 and all(item["baseline"].strip() for item in items)
 
 
@@ -272,7 +276,7 @@ def test_mtbench_of_the_hub_brings_its_references(monkeypatch, tmp_path):
     monkeypatch.setattr(
         datasets, "load_dataset", lambda name, split: load(str(tmp_path / "hub"), split=split)
     )
-    math, writing = mtbench.load(Source(None), None)
+    math, writing = list(mtbench.load(Source(None)))
     assert (
         math["reference"] == ["1", "2"]
         and writing["reference"] is None
@@ -286,4 +290,4 @@ def test_missing_data_says_what_was_looked_for(monkeypatch, tmp_path):
     with pytest.raises(
         UserError, match="infobench/InfoBench.json does not exist.*kqsong/InFoBench"
     ):
-        infobench.load(Source(str(tmp_path)), None)
+        list(infobench.load(Source(str(tmp_path))))

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from autoif.files import UserError
+from autoif.flags import call
 
 CODE = "def evaluate(response): return response == response.lower()"
 SEED = {"id": "i0", "instruction": "Use lower case"}
@@ -17,6 +18,11 @@ PROMPTED = {
     "responses": [{"text": "so", "verdicts": ["pass"], "accuracy": 1.0}],
 }
 QUERY = "What is the tallest mountain on earth?"
+
+
+def run(name, argv):
+    module = importlib.import_module(name)
+    call(getattr(module, "COMMANDS", module.main), argv)
 
 
 def jsonl(*rows):
@@ -73,8 +79,7 @@ def test_a_wrong_input_is_named_with_its_line_and_the_next_step(
         (tmp_path / "queries.txt").write_text(QUERY)
         flags = ["--queries", str(tmp_path / "queries.txt")]
     with pytest.raises(UserError, match=words):
-        main = importlib.import_module(stage).main
-        main([*command, "--in", str(source), "--out", str(out), *flags])
+        run(stage, [*command, "--in", str(source), "--out", str(out), *flags])
     assert not out.exists()
 
 
@@ -93,10 +98,9 @@ def test_queries_that_cannot_be_used_are_named(tmp_path, content, words):
     source, asked = tmp_path / "in", tmp_path / "queries"
     source.write_text(jsonl(SPLIT))
     asked.write_text(content)
-    stage = importlib.import_module("04_responses")
     flags = ["--model", "m", "--in", str(source), "--queries", str(asked)]
     with pytest.raises(UserError, match=words):
-        stage.main([*flags, "--out", str(tmp_path / "out.jsonl")])
+        run("04_responses", [*flags, "--out", str(tmp_path / "out.jsonl")])
 
 
 MISSING = [
@@ -109,10 +113,9 @@ MISSING = [
 
 
 @pytest.mark.parametrize("stage, flags, words", MISSING)
-def test_missing_flags_end_the_parser(stage, flags, words, capsys):
-    with pytest.raises(SystemExit) as ended:
-        importlib.import_module(stage).main(flags)
-    assert ended.value.code == 2 and words in capsys.readouterr().err
+def test_missing_flags_end_the_parser(stage, flags, words):
+    with pytest.raises(UserError, match=words):
+        run(stage, flags)
 
 
 @pytest.mark.parametrize("stage", ["01_seed_augment", "02_verifiers", "03_backtranslate"])
@@ -124,4 +127,4 @@ def test_an_output_that_cannot_be_written_is_named_before_anything_is_asked(
     source = [] if stage == "01_seed_augment" else ["--in", str(tmp_path / "in")]
     out = str(tmp_path / "in" / "out.jsonl")
     with pytest.raises(UserError, match="in/out.* cannot be written"):
-        importlib.import_module(stage).main(["--model", "m", *source, "--out", out])
+        run(stage, ["--model", "m", *source, "--out", out])

@@ -1,3 +1,5 @@
+import asyncio
+
 import pytest
 from shared_data import DATA, Scripted, needs, rows
 
@@ -5,6 +7,7 @@ from autoif.evaluation import contamination
 from autoif.evaluation.benchmarks import gsm8k, humaneval
 from autoif.evaluation.benchmarks.source import Source
 from autoif.files import UserError
+from autoif.flags import call
 
 TEST = (
     "A robe takes two bolts of blue fiber and half that much white fiber; "
@@ -62,7 +65,8 @@ def test_a_check_of_nothing_is_an_error_that_says_why(tmp_path, monkeypatch):
     monkeypatch.setattr(Source, "unreachable", "no network in tests")
     for name, reason in (("gsm8k", "gsm8k: no data"), ("heldout", "heldout is of the same run")):
         with pytest.raises(UserError, match=f"nothing to check .*{reason}.*--data-dir"):
-            contamination.main([str(training), "--benchmarks", name, "--data-dir", str(tmp_path)])
+            flags = ["--benchmarks", name, "--data-dir", str(tmp_path)]
+            call(contamination.main, [str(training), *flags])
     assert [path.name for path in tmp_path.iterdir()] == ["sft.jsonl"]
 
 
@@ -74,7 +78,7 @@ def test_the_pairs_are_written_beside_the_file_that_is_checked(tmp_path, capsys)
     training.parent.mkdir()
     training.write_text('{"text": "What is tea?"}\n')
     flags = ["--benchmarks", "gsm8k", "--data-dir", str(tmp_path / "data")]
-    contamination.main([str(training), *flags])
+    call(contamination.main, [str(training), *flags])
     written = training.with_name("07_contamination.json")
     assert written.is_file() and str(written) in capsys.readouterr().out
 
@@ -113,26 +117,28 @@ def says(verdict):
     return Scripted(lambda request: verdict)
 
 
+def check(*values) -> dict:
+    return asyncio.run(contamination.check(*values))
+
+
 TESTS = [{"id": "7", "prompt": TEST}]
 
 
 def test_the_judge_decides_on_the_nearest_text():
     judge = says("True")
-    found = contamination.check("gsm8k", TESTS, [OTHER, PARAPHRASE], judge)
+    found = check("gsm8k", TESTS, [OTHER, PARAPHRASE], judge)
     assert (found["overlap"], found["rephrased"], found["undecided"]) == (0, 1, 0)
     assert PARAPHRASE in judge.requests[0]["messages"][0]["content"]
     assert found["pairs"][0]["nearest row"] == 2 and found["pairs"][0]["rephrased"] is True
 
 
 def test_an_unreadable_judge_decides_nothing():
-    found = contamination.check(
-        "gsm8k", TESTS, [OTHER, PARAPHRASE], says("True or False, who knows")
-    )
+    found = check("gsm8k", TESTS, [OTHER, PARAPHRASE], says("True or False, who knows"))
     assert (found["rephrased"], found["undecided"]) == (0, 1)
 
 
 def test_without_a_judge_the_pairs_are_listed_and_nothing_is_claimed():
-    found = contamination.check("gsm8k", TESTS, [OTHER, PARAPHRASE], None)
+    found = check("gsm8k", TESTS, [OTHER, PARAPHRASE], None)
     assert found["rephrased"] is None and found["pairs"][0]["nearest row"] == 2
 
 
@@ -149,7 +155,7 @@ def test_without_a_judge_the_pairs_are_listed_and_nothing_is_claimed():
 def test_lm_syss_rephrased_sets_are_found_by_retrieval_and_a_judge_and_not_by_13_grams(
     benchmark, file, copied, rephrased
 ):
-    items = benchmark.load(Source(str(DATA)), None)
+    items = list(benchmark.load(Source(str(DATA))))
     path = DATA / "llm_decontaminator" / file
     sources = {row["text"]: number for number, row in enumerate(rows(f"llm_decontaminator/{file}"))}
     texts = {item["text"]: number for number, item in enumerate(items)}
@@ -163,6 +169,6 @@ def test_lm_syss_rephrased_sets_are_found_by_retrieval_and_a_judge_and_not_by_13
         return str(texts[first.removesuffix("\n\n")] == sources[second])
 
     name, training = benchmark.__name__.split(".")[-1], contamination.read_training(str(path))
-    found = contamination.check(name, items, training, Scripted(knows))
+    found = check(name, items, training, Scripted(knows))
     assert found["overlap"] <= copied * len(items)
     assert found["rephrased"] >= rephrased * len(items) and found["undecided"] == 0

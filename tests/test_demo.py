@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from autoif import files, queries
+from autoif.flags import call, parse
 
 DEMO = Path(__file__).resolve().parents[1] / "demo"
 spec = importlib.util.spec_from_file_location("rekey", DEMO / "rekey.py")
@@ -42,7 +43,7 @@ def run_stage(name, out, *flags):
         flags += ["--in", str(out / "01_instructions.jsonl")]
     if name == "03_backtranslate":
         flags += ["--in", str(out / "02_verifiers.jsonl")]
-    importlib.import_module(name).main(flags)
+    call(importlib.import_module(name).main, flags)
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +250,7 @@ def test_the_recordings_are_those_of_the_demos_own_flags():
     for name, flags in rekey.FLAGS.items():
         stage = importlib.import_module(name)
         said = re.search(rf'^FLAGS_{name[:2]}="([^"]*)"', settings, re.MULTILINE).group(1)
-        demos = stage.parse(["--model", rekey.MODEL, *said.split()])
-        ours = stage.parse(["--model", rekey.MODEL, *flags])
+        demos = parse(stage.main, ["--model", rekey.MODEL, *said.split()])[1]
+        ours = parse(stage.main, ["--model", rekey.MODEL, *flags])[1]
         for each in ("k", "count", "heldout", "seed", "max_functions"):
             assert getattr(demos, each, None) == getattr(ours, each, None), (name, each)

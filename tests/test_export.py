@@ -12,8 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import tiny_models
 
-from autoif import export, files
+from autoif import export, files, folder
 from autoif.files import UserError
+from autoif.flags import call
 from autoif.reward import Verifiers
 
 
@@ -22,7 +23,7 @@ def taken(whole_run, tmp_path_factory):
     """{format: the folder that it was exported to}."""
     folder = tmp_path_factory.mktemp("exports")
     for name in export.FORMATS:
-        export.main([str(whole_run), str(folder / name), "--to", name])
+        call(export.main, [str(whole_run), str(folder / name), "--to", name])
     return {name: folder / name for name in export.FORMATS}
 
 
@@ -63,7 +64,6 @@ def test_every_format_has_every_row_and_the_functions(taken, whole_run):
     prompts = rows(whole_run, "04_responses.jsonl")
     files_of = {
         "trl": ("sft.jsonl", "dpo.jsonl", "grpo.jsonl"),
-        "sharegpt": ("sft.json", "dpo.json", None),
         "llamafactory": ("autoif_sft.json", "autoif_dpo.json", None),
         "verl": ("sft.parquet", None, "train.parquet"),
         "open-instruct": ("sft.jsonl", "dpo.jsonl", "rlvr.jsonl"),
@@ -154,7 +154,7 @@ def test_prompts_of_several_constraints_carry_all_their_functions_in_every_forma
     ]:
         tiny_models.write(tmp_path / name, rows_of)
     for name in export.FORMATS:
-        export.main([str(tmp_path), str(tmp_path / name), "--to", name])
+        call(export.main, [str(tmp_path), str(tmp_path / name), "--to", name])
 
     # the id under which each trainer finds the functions, and the list of constraints beside it
     taken = [
@@ -179,14 +179,14 @@ def test_prompts_of_several_constraints_carry_all_their_functions_in_every_forma
 
 
 def test_the_pass_rate_filter_leaves_prompts_that_teach_something(whole_run, tmp_path):
-    export.main([str(whole_run), str(tmp_path), "--to", "trl", "--pass-rate", "0", "1"])
+    call(export.main, [str(whole_run), str(tmp_path), "--to", "trl", "--pass-rate", "0", "1"])
     left = rows(tmp_path, "grpo.jsonl")
     assert 0 < len(left) < len(rows(whole_run, "04_responses.jsonl"))
     assert all(0 < row["pass_rate"] < 1 for row in left)
 
 
 def test_pairs_follow_the_pass_rate_of_their_prompt(whole_run, tmp_path):
-    export.main([str(whole_run), str(tmp_path), "--to", "trl", "--pass-rate", "0.4", "0.9"])
+    call(export.main, [str(whole_run), str(tmp_path), "--to", "trl", "--pass-rate", "0.4", "0.9"])
     prompts = {row["id"] for row in rows(tmp_path, "grpo.jsonl")}
     pairs = rows(tmp_path, "dpo.jsonl")
     of_queries = {row["id"].split("/")[0] for row in pairs if row["level"] == "query"}
@@ -197,8 +197,8 @@ def test_pairs_follow_the_pass_rate_of_their_prompt(whole_run, tmp_path):
 
 def test_a_pass_rate_that_stage_04_noted_counts():
     row = {"pass_rate": 0.25, "responses": [{"accuracy": 1.0}]}
-    assert export.pass_rate(row) == 0.25
-    assert export.pass_rate({"responses": [{"accuracy": 1.0}, {"accuracy": 0.5}]}) == 0.5
+    assert folder.pass_rate(row, 0.5) == 0.25
+    assert folder.pass_rate({"responses": [{"accuracy": 1.0}, {"accuracy": 0.5}]}, 0.5) == 0.5
 
 
 def test_held_out_prompts_take_held_out_queries():
@@ -213,9 +213,9 @@ def test_held_out_queries_may_be_in_a_file_of_their_own(whole_run, tmp_path):
     flags = [str(tmp_path), str(tmp_path / "trl"), "--to", "trl", "--heldout-queries"]
     unseen = tmp_path / "unseen.txt"
     with pytest.raises(UserError, match="unseen.txt does not exist"):
-        export.main([*flags, str(unseen)])
+        call(export.main, [*flags, str(unseen)])
     unseen.write_text("Which animal gives us wool?\n")
-    export.main([*flags, str(unseen)])
+    call(export.main, [*flags, str(unseen)])
     found = rows(tmp_path / "trl", "grpo_heldout.jsonl")
     assert found and all("wool" in row["prompt"][0]["content"] for row in found)
 
@@ -223,14 +223,14 @@ def test_held_out_queries_may_be_in_a_file_of_their_own(whole_run, tmp_path):
 def test_a_run_without_pairs_is_exported_without_them(whole_run, tmp_path):
     shutil.copy(whole_run / "03_instructions.jsonl", tmp_path)
     for name in export.FORMATS:
-        export.main([str(tmp_path), str(tmp_path / name), "--to", name])
+        call(export.main, [str(tmp_path), str(tmp_path / name), "--to", name])
     for name in export.FORMATS:
         assert {file.name for file in (tmp_path / name).iterdir()} == {
             "verifiers.jsonl",
             "README.md",
         }
     with pytest.raises(UserError, match="03_backtranslate.py behind it"):
-        export.main([str(tmp_path / "nothing"), str(tmp_path / "to"), "--to", "trl"])
+        call(export.main, [str(tmp_path / "nothing"), str(tmp_path / "to"), "--to", "trl"])
 
 
 def test_what_a_run_has_no_more_is_gone_from_its_export_and_the_description(tmp_path):
@@ -245,7 +245,7 @@ def test_what_a_run_has_no_more_is_gone_from_its_export_and_the_description(tmp_
     for pairs in ({"dpo.jsonl", "autoif_dpo.json"}, set()):
         written = set()
         for kind in ("trl", "llamafactory"):
-            export.main([str(run), str(tmp_path / kind), "--to", kind])
+            call(export.main, [str(run), str(tmp_path / kind), "--to", kind])
             written |= {file.name for file in (tmp_path / kind).iterdir()}
         there = {"sft.jsonl", "autoif_sft.json", "dataset_info.json", "README.md"}
         assert written == pairs | there | {"verifiers.jsonl"}
@@ -262,14 +262,17 @@ def test_the_card_accounts_for_rows_models_and_settings(whole_run, tmp_path):
 
     out = tmp_path / "run"
     shutil.copytree(whole_run, out)
-    log = (
-        "SUPERVISOR=Qwen/Qwen2-72B-Instruct\nBASE=/models/private/Qwen2-7B\nQUERIES=/data/q.json\n"
-    )
-    (out / "logs").mkdir()
-    (out / "logs" / "run.log").write_text(log)
-    export.main(
+    for stage, model in [
+        ("01_instructions", "Qwen/Qwen2-72B-Instruct"),
+        ("05_sft", "/models/private/Qwen2-7B"),
+    ]:
+        settings = json.loads((out / f"{stage}.settings.json").read_text())
+        settings["flags"]["model"] = model
+        (out / f"{stage}.settings.json").write_text(json.dumps(settings))
+    call(
+        export.main,
         [str(out), str(tmp_path / "to"), "--to", "verl", "--license", "apache-2.0"]
-        + ["--pass-rate", "0", "1"]
+        + ["--pass-rate", "0", "1"],
     )
     card = (tmp_path / "to" / "README.md").read_text()
     front = yaml.safe_load(card.split("---")[1])
@@ -280,7 +283,7 @@ def test_the_card_accounts_for_rows_models_and_settings(whole_run, tmp_path):
     verifiers = json.loads((out / "stats.json").read_text())["02_verifiers"]
     counted = f"| 02_verifiers | {verifiers['in']} | {verifiers['kept']} |"
     assert counted in card and "0 < pass rate < 1" in card
-    assert "| Qwen/Qwen2-72B-Instruct | Qwen License" in card
+    assert "- supervisor: Qwen/Qwen2-72B-Instruct\n" in card
     assert "Qwen2-7B" in card and "/models" not in card and "/data" not in card
 
 

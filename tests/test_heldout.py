@@ -1,9 +1,11 @@
 """The held-out benchmark: its queries, its kinds of constraints, and what stands beside a gain."""
 
-import argparse
+import asyncio
+import importlib
 import json
 
 import pytest
+from fake_server import command
 from shared_data import sample, values
 
 from autoif import relevance, sandbox
@@ -11,6 +13,9 @@ from autoif.evaluation import results
 from autoif.evaluation.benchmarks import heldout
 from autoif.evaluation.benchmarks.source import NotSetUp
 from autoif.files import UserError
+from autoif.flags import call
+
+stage = importlib.import_module("07_eval")
 
 CONSTRAINTS = [
     ("i1", "Use at most three words", "return len(response.split()) <= 3"),
@@ -27,11 +32,7 @@ def write(path, rows) -> str:
 @pytest.fixture
 def args(tmp_path, monkeypatch):
     monkeypatch.setattr(relevance, "encoder", lambda: "TF-IDF")  # a model takes seconds to load
-    parser = argparse.ArgumentParser()
-    heldout.add_flags(parser)
-    sandbox.add_flags(parser)
-    args = parser.parse_args([])
-    args.seed = 0
+    args = heldout.Flags()
     rows = []
     for name, instruction, body in CONSTRAINTS:
         code = f"def evaluate(response):\n    {body}"
@@ -42,33 +43,46 @@ def args(tmp_path, monkeypatch):
     return args
 
 
+def load(args) -> list[dict]:
+    values = args.heldout, args.queries, args.queries_per_instruction
+    return list(heldout.load(*values, seed=0))
+
+
+def score(args, attempts: list[dict]) -> list[dict]:
+    async def run():
+        async with sandbox.Sandbox(sandbox.Flags()) as box:
+            return await heldout.score(attempts, box, args.heldout, args.queries)
+
+    return asyncio.run(run())
+
+
 def scored(args, answer, finish_reason="stop") -> list[dict]:
-    works = []
-    for item in heldout.load(None, args):
+    attempts = []
+    for item in load(args):
         (given,) = sample(answer(item))
-        works.append({"item": item, "sample": 0, "answers": [given]})
+        attempts.append({"item": item, "sample": 0, "answers": [given]})
         given["finish_reason"] = finish_reason
-    return heldout.score(works, args)
+    return score(args, attempts)
 
 
 def test_only_held_out_queries_are_asked_where_the_file_has_a_split(tmp_path, args):
     rows = [{"query": f"Training query {n}?", "split": "train"} for n in range(9)]
     rows.append({"query": "The one held out?", "langdetect": "en", "split": "heldout"})
     args.queries = write(tmp_path / "04_queries.jsonl", rows)
-    assert {item["query"] for item in heldout.load(None, args)} == {"The one held out?"}
+    assert {item["query"] for item in load(args)} == {"The one held out?"}
 
 
 def test_a_file_without_a_split_is_used_whole_and_nothing_is_filtered_again(tmp_path, args):
     # stage 04 took them: with --language zh, --min-chars 1, --max-chars 5000
     queries = ["红茶怎么泡才好喝?", "Hi", "Warum ist der Himmel blau? " + "x" * 900]
     args.queries = write(tmp_path / "04_queries.jsonl", [{"query": text} for text in queries])
-    assert {item["query"] for item in heldout.load(None, args)} == set(queries)
+    assert {item["query"] for item in load(args)} == set(queries)
 
 
 def test_queries_may_be_lines_of_text(tmp_path, args):
     (tmp_path / "queries.txt").write_text("Who was Ada?\n\nWhy is it dark?\n")
     args.queries = str(tmp_path / "queries.txt")
-    assert {item["query"] for item in heldout.load(None, args)} == {
+    assert {item["query"] for item in load(args)} == {
         "Who was Ada?",
         "Why is it dark?",
     }
@@ -77,10 +91,10 @@ def test_queries_may_be_lines_of_text(tmp_path, args):
 def test_a_constraints_queries_stay_when_other_constraints_go(tmp_path, args):
     queries = [{"query": f"Query number {n}?"} for n in range(99)]
     args.queries = write(tmp_path / "many.jsonl", queries)
-    before = [item["query"] for item in heldout.load(None, args) if item["constraint"] == "i2"]
+    before = [item["query"] for item in load(args) if item["constraint"] == "i2"]
     rows = open(args.heldout).read().splitlines()
     args.heldout = write(tmp_path / "one.jsonl", [json.loads(rows[1])])
-    assert [item["query"] for item in heldout.load(None, args)] == before
+    assert [item["query"] for item in load(args)] == before
 
 
 def test_results_come_in_kinds_beside_the_whole(args):
@@ -103,10 +117,10 @@ def test_a_gain_in_brevity_shows_as_one(args):
 
 
 def test_metrics_say_whether_they_are_shares(args):
-    items = heldout.load(None, args)
+    items = load(args)
     texts = ["Tea", "A cup of tea"] * len(items)
-    works = [{"item": item, "answers": sample(text)} for item, text in zip(items, texts)]
-    measured = results.measure("heldout", works, heldout.score(works, args))["metrics"]
+    attempts = [{"item": item, "answers": sample(text)} for item, text in zip(items, texts)]
+    measured = results.measure("heldout", attempts, score(args, attempts))["metrics"]
     assert list(measured) == list(heldout.SETTINGS.columns)
     assert (measured["Held-out"]["scale"], measured["words"]["scale"]) == (100, 1)
     assert measured["words"]["interval"] == "cluster bootstrap"
@@ -119,21 +133,21 @@ def test_the_truncated_share_is_a_metric(args):
 
 
 def test_every_model_is_measured_against_all_held_out_queries(args):
-    assert heldout.conditions(args) == {"relevance by": "TF-IDF", "queries": 2}
+    assert heldout.conditions(args.queries) == {"relevance by": "TF-IDF", "queries": 2}
 
 
-def test_all_answers_to_a_constraint_are_one_job_a_function(args, monkeypatch):
+def test_all_answers_to_a_constraint_are_one_job_a_function(args):
     sent = []
 
-    def run(jobs, **options):
-        for job in jobs:
-            sent.append(job)
-            yield {"id": job["id"], "verdicts": ["pass"] * len(job["inputs"]), "error": None}
+    class Box:
+        async def run(self, jobs):
+            sent.extend(jobs)
+            return [{"verdicts": ["pass"] * len(job["inputs"]), "error": None} for job in jobs]
 
-    works = [{"item": item, "answers": sample("Tea")} for item in heldout.load(None, args)]
-    monkeypatch.setattr(sandbox, "run", run)
-    heldout.score(works, args)
-    assert [(job["id"], len(job["inputs"])) for job in sent] == [("i1", 2), ("i2", 2)]
+    attempts = [{"item": item, "answers": sample("Tea")} for item in load(args)]
+    asyncio.run(heldout.score(attempts, Box(), args.heldout, args.queries))
+    codes = [f"def evaluate(response):\n    {body}" for _, _, body in CONSTRAINTS]
+    assert [(job["code"], len(job["inputs"])) for job in sent] == [(code, 2) for code in codes]
 
 
 @pytest.mark.parametrize(
@@ -151,7 +165,7 @@ def test_broken_rows_are_named_before_anything_is_asked(tmp_path, args, row, wor
     good = json.loads(open(args.heldout).readline())
     args.heldout = write(tmp_path / "broken.jsonl", [good, {**good, "id": "i9", **row}])
     with pytest.raises(UserError, match="broken.jsonl:2") as error:
-        heldout.load(None, args)
+        load(args)
     assert words in str(error.value) and not isinstance(error.value, NotSetUp)
 
 
@@ -159,21 +173,22 @@ def test_functions_that_cannot_be_called_are_named_instead_of_failing_every_answ
     row = json.loads(open(args.heldout).readline())
     row["verifiers"] = [{"code": "import no_such_module\ndef evaluate(response): return True"}]
     args.heldout = write(tmp_path / "lacking.jsonl", [row])
+    flags = command(heldout=args.heldout, queries=args.queries, benchmarks="heldout", model="m")
     with pytest.raises(UserError, match="lacking.jsonl: these functions cannot be called"):
-        heldout.load(None, args)
+        call(stage.main, [*flags, "--out", str(tmp_path / "07_results.json")])
 
 
 def test_where_nothing_is_held_out_the_measure_is_a_gap_and_no_error(tmp_path, args):
     row = {**json.loads(open(args.heldout).readline()), "split": "train"}
     args.heldout = write(tmp_path / "trained.jsonl", [row])
     with pytest.raises(NotSetUp, match="no row with split 'heldout'; see --heldout"):
-        heldout.load(None, args)
+        load(args)
     args.queries = write(tmp_path / "q.jsonl", [{"query": "Fine?", "split": "train"}])
     with pytest.raises(NotSetUp, match="no query of split 'heldout'"):
-        heldout.load(None, args)
+        load(args)
 
 
 def test_a_file_without_a_held_out_query_names_the_flag(tmp_path, args):
     args.queries = write(tmp_path / "q.jsonl", [{"query": "Fine?", "split": "train"}])
     with pytest.raises(UserError, match="no query of split 'heldout'.*--heldout-queries"):
-        heldout.load(None, args)
+        load(args)

@@ -9,6 +9,9 @@ import sys
 from fake_server import FakeServer, at_random
 from tiny_models import ROOT
 
+from autoif import several
+from autoif.flags import call
+
 LOWER = "def evaluate(response): return response == response.lower()"
 
 
@@ -38,8 +41,6 @@ def command(out, url, source, queries):
         "1",
         "--max-failed",
         "1",
-        "--constraints",
-        "1-2",
     ]
 
 
@@ -53,8 +54,9 @@ def answer(messages, request):
 
 
 def test_kill_9_at_random_moments_and_every_fault_change_no_byte_and_buy_nothing_twice(tmp_path):
-    source, queries = tmp_path / "03.jsonl", tmp_path / "queries.txt"
-    source.write_text(
+    source, queries = tmp_path / "several.jsonl", tmp_path / "queries.txt"
+    single = tmp_path / "03.jsonl"
+    single.write_text(
         "".join(
             json.dumps(
                 {
@@ -69,6 +71,8 @@ def test_kill_9_at_random_moments_and_every_fault_change_no_byte_and_buy_nothing
             for n in range(12)
         )
     )
+    flags = [str(single), "--constraints", "1-2", "--out", str(source)]
+    call(several.main, flags)
     queries.write_text(
         "\n".join(f"What should I know about the number {n} today?" for n in range(9))
     )

@@ -6,6 +6,7 @@ from fake_server import FakeServer, always, without
 from tiny_models import checkpoint, qwen2
 
 from autoif.files import UserError
+from autoif.flags import call
 from autoif.serving import engines, preflight
 
 
@@ -15,7 +16,7 @@ def check(monkeypatch, tmp_path, url="", gpus=8, **settings):
     monkeypatch.setattr(engines, "gpu_memory", lambda: [80e9] * gpus)
     monkeypatch.setattr(engines, "vllm", lambda: "vllm")
     flags = {"supervisor": "big", "out": str(tmp_path), "processes": "8", **settings}
-    preflight.main([word for name, value in flags.items() for word in (f"--{name}", value)])
+    call(preflight.main, [word for name, value in flags.items() for word in (f"--{name}", value)])
 
 
 def test_everything_that_is_missing_is_listed_at_once_each_with_its_fix(
@@ -57,7 +58,7 @@ def test_vllm_that_is_missing_is_told_before_anything_is_spent(monkeypatch, tmp_
     monkeypatch.setenv("VLLM", "no-such-program")
     monkeypatch.setattr(engines, "gpu_memory", lambda: [80e9])
     with pytest.raises(UserError, match="set VLLM="):
-        preflight.main(["--supervisor", "big", "--out", str(tmp_path), "--base", base])
+        call(preflight.main, ["--supervisor", "big", "--out", str(tmp_path), "--base", base])
 
 
 def test_a_large_model_wants_a_gpu_and_data_alone_does_not(monkeypatch, tmp_path):

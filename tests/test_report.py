@@ -12,7 +12,7 @@ from example_run import HOSTILE
 from autoif import files
 from autoif.evaluation import results
 from autoif.files import UserError
-from autoif.report import draw
+from autoif.flags import call
 from autoif.report.__main__ import main
 from autoif.report.gather import responses
 from autoif.report.page import cell
@@ -24,7 +24,7 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not in
 @pytest.fixture(scope="module")
 def page(whole_run, tmp_path_factory):
     path = tmp_path_factory.mktemp("page") / "report.html"
-    main([str(whole_run), "--to", str(path)])
+    call(main, [str(whole_run), "--to", str(path)])
     return path
 
 
@@ -60,7 +60,10 @@ def cards(dom: str) -> list[str]:
 def test_the_page_has_every_part_of_a_whole_run(html):
     found = re.findall(r'<section id="(\w+)"', html)
     assert found == ["funnel", "verifiers", "responses", "training", "results", "samples"]
-    assert html.count("<svg") >= 10
+    # four histograms of verifiers, two of responses; the curves of two trainings
+    assert html.count("<figure>") == html.count('<div class="bars">') + 2 == 8
+    pictures = re.findall(r'<img alt="([^"]+)" src="data:image/png;base64,(\w{20})', html)
+    assert [name for name, _ in pictures] == ["05_sft, curves", "06_offline, curves", "results"]
 
 
 def test_the_funnel_stands_beside_the_papers_table_5(whole_run, html):
@@ -115,7 +118,7 @@ def test_results_are_shown_by_kind_and_by_family(whole_run, tmp_path):
     for file in out.glob("07_items/*/heldout.jsonl"):
         items = list(files.read(file))
         tiny_models.write(file, [{**row, "kind": "length"} for row in items])
-    main([str(out)])
+    call(main, [str(out)])
     html = (out / "report.html").read_text(encoding="utf-8")
     for group, names in [("family", ["others", "words"]), ("kind", ["length"])]:
         table = html.split(f"by {group}</h3>")[1].split("</table>")[0]
@@ -149,7 +152,7 @@ def test_the_page_has_the_differences_to_the_first_model_with_their_intervals(wh
 
 
 def test_a_response_cannot_leave_its_script_tag(html):
-    assert HOSTILE not in html and "<img" not in html
+    assert HOSTILE not in html and html.count("<img") == html.count('<img alt="')
     texts = [each["text"] for row in data(html)["prompts"] for each in row["responses"]]
     assert HOSTILE in texts  # whole, as a text
 
@@ -162,7 +165,7 @@ def test_a_drop_reason_and_a_model_name_are_escaped(whole_run, tmp_path):
         (out / name).write_text(
             text.replace("near duplicate", "<i>near").replace('"offline"', '"<i>offline"')
         )
-    main([str(out)])
+    call(main, [str(out)])
     html = (out / "report.html").read_text(encoding="utf-8")
     assert "<i>near" not in html and "<i>offline" not in html
     assert "&lt;i&gt;near" in html and "&lt;i&gt;offline" in html
@@ -176,7 +179,7 @@ def test_a_partial_run_gives_a_page_of_what_is_there(whole_run, tmp_path):
     out.mkdir()
     for name in ("01_instructions", "01_instructions.dropped", "02_verifiers"):
         shutil.copy(whole_run / f"{name}.jsonl", out)
-    main([str(out)])
+    call(main, [str(out)])
     html = (out / "report.html").read_text(encoding="utf-8")
     assert re.findall(r'<section id="(\w+)"', html) == ["verifiers", "samples"]
     assert not data(html)["prompts"] and len(data(html)["constraints"]) > 49
@@ -184,9 +187,9 @@ def test_a_partial_run_gives_a_page_of_what_is_there(whole_run, tmp_path):
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no row of a run"):
-        main([str(tmp_path)])
+        call(main, [str(tmp_path)])
     with pytest.raises(UserError, match="is no folder"):
-        main([str(tmp_path / "absent")])
+        call(main, [str(tmp_path / "absent")])
 
 
 def test_many_rows_are_shown_by_a_sample_that_a_seed_repeats(whole_run, tmp_path):
@@ -233,7 +236,8 @@ def test_hostile_text_is_shown_as_text(page, tmp_path):
         f"{page.as_uri()}#view=responses&q=onerror", "--dump-dom", folder=tmp_path
     )
     assert not console and cards(dom)
-    assert "<title>AutoIF: run</title>" in dom and "<img" not in dom
+    assert "<title>AutoIF: run</title>" in dom
+    assert dom.count("<img") == dom.count('<img alt="')  # the page's own
     assert "&lt;img src=x onerror" in dom
 
 
@@ -246,8 +250,51 @@ def test_the_page_is_drawn_without_a_console_message(page, tmp_path, size):
     assert not console and picture.stat().st_size > 20_000
 
 
-def test_a_mean_length_is_shown_as_it_is_and_drawn_within_its_axis():
+def test_a_mean_length_is_shown_as_it_is():
     words = {"value": 31.5, "low": 30.0, "high": 33.0, "scale": 1}
     assert cell(words) == "31.50 [30.00, 33.00]"
-    drawn = draw.dots([("base", 31.5, 30.0, 33.0), ("sft", 9.0, None, None)], "words")
-    assert all(float(x) < draw.WIDTH for x in re.findall(r'cx="([\d.]+)"', drawn))
+
+
+# ---- the run's own thresholds ----
+
+
+def threshold(whole_run, out, min_accuracy):
+    """A copy of the run's responses whose settings say another --min-accuracy."""
+    out.mkdir()
+    for name in ("04_responses.jsonl", "04_responses.dropped.jsonl", "04_sft.jsonl"):
+        shutil.copy(whole_run / name, out)
+    settings = json.loads((whole_run / "04_responses.settings.json").read_text())
+    settings["flags"]["min_accuracy"] = min_accuracy
+    (out / "04_responses.settings.json").write_text(json.dumps(settings))
+    return out
+
+
+@pytest.mark.parametrize("min_accuracy", [0.5, 0.8])
+def test_what_has_passed_is_coloured_by_the_runs_own_threshold(whole_run, tmp_path, min_accuracy):
+    out = threshold(whole_run, tmp_path / "run", min_accuracy)
+    accuracies = []
+    for row in files.read(out / "04_responses.jsonl"):
+        accuracies += [response["accuracy"] for response in row["responses"]]
+    passed = sum(accuracy > min_accuracy for accuracy in accuracies)
+    lengths = responses(out, "stage 04", 10, 0)["lengths"]
+    assert {side: len(each) for side, each in lengths.items()} == {
+        "passed": passed,
+        "not passed": len(accuracies) - passed,
+    }
+
+
+def test_show_prints_rows_with_the_outcome_that_stage_04_noted(whole_run, tmp_path, capsys):
+    out = threshold(whole_run, tmp_path / "run", 0.8)
+    prompts = sum(1 for _ in files.read(out / "04_responses.jsonl"))
+    call(main, [str(out), "--show", str(prompts)])
+    shown = capsys.readouterr().out
+    assert shown.startswith("kept: accuracy above 0.8, score (judge) at least 8\n")
+    assert shown.count("  [kept] ") == sum(1 for _ in files.read(out / "04_sft.jsonl"))
+    for row in files.read(out / "04_responses.dropped.jsonl"):
+        assert f"  [{row['reason']}] accuracy {row['accuracy']:g}, score {row['score']}: " in shown
+    assert "not accounted for" not in shown and not (out / "report.html").exists()
+
+
+def test_show_without_responses_names_the_stage_that_makes_them(tmp_path):
+    with pytest.raises(UserError, match="04_responses.jsonl does not exist; run 04_responses.py"):
+        call(main, [str(tmp_path), "--show", "1"])

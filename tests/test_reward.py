@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import tiny_models
 
-from autoif import reward, sandbox
+from autoif import files, reward, sandbox
 from autoif.files import UserError
+from autoif.flags import call
 from autoif.reward import Score, Verifiers
 
 SHORT = "def evaluate(response):\n    return len(response.split()) <= 3"
@@ -49,10 +50,10 @@ def verifiers(file):
 
 
 def starts(monkeypatch) -> list:
-    """A list that grows with every sandbox.run."""
-    begun, real = [], sandbox.run
+    """A list that grows with every sandbox."""
+    begun, real = [], sandbox.Sandbox
     monkeypatch.setattr(
-        sandbox, "run", lambda *jobs, **o: begun.append(os.getpid()) or real(*jobs, **o)
+        sandbox, "Sandbox", lambda *flags, **o: begun.append(os.getpid()) or real(*flags, **o)
     )
     return begun
 
@@ -148,10 +149,9 @@ def test_threads_get_their_own_answers(verifiers, monkeypatch):
 
 def test_an_event_loop_gets_the_same_scores_and_shares_the_jobs(verifiers, monkeypatch):
     texts = [f"word {number} " * (number % 3) for number in range(300)]
-    jobs = []
-    real = reward._Pool._jobs
+    asked, real = [], sandbox.Sandbox.submit
     monkeypatch.setattr(
-        reward._Pool, "_jobs", lambda self: (jobs.append(each) or each for each in real(self))
+        sandbox.Sandbox, "submit", lambda self, job: asked.append(job) or real(self, job)
     )
 
     async def each_alone():
@@ -159,7 +159,6 @@ def test_an_event_loop_gets_the_same_scores_and_shares_the_jobs(verifiers, monke
         return [score for [score] in await asyncio.gather(*calls)]
 
     assert asyncio.run(each_alone()) == verifiers.score(["lower"] * 300, texts)
-    asked = [job for job in jobs if job is not None]
     assert sum(len(job["inputs"]) for job in asked) == 2 * 2 * 300
     assert len(asked) < 100  # 600 without sharing
 
@@ -242,18 +241,17 @@ def test_a_forked_process_has_a_sandbox_of_its_own(verifiers, monkeypatch):
 
 def test_closing_ends_the_workers_and_a_later_call_starts_them_again(verifiers):
     verifiers.score(["short"], ["one"])
-    thread = verifiers._pool.thread
+    [thread] = verifiers._box.threads[0]._threads
     verifiers.close()
     assert not thread.is_alive()
     assert verifiers.score(["short"], ["one"])[0].all_pass
 
 
 def test_a_sandbox_that_cannot_be_had_is_told_to_every_caller(verifiers, monkeypatch):
-    def refuse(jobs, **options):
-        next(iter(jobs))
+    def refuse(box, worker):
         raise UserError("the sandbox cannot be had here: Landlock")
 
-    monkeypatch.setattr(sandbox, "run", refuse)
+    monkeypatch.setattr(sandbox.Sandbox, "_admit", refuse)
     for _ in range(2):
         with pytest.raises(UserError, match="cannot be had"):
             verifiers.score(["short"], ["one"])
@@ -332,10 +330,71 @@ def test_probes_count_the_functions_and_constraints_that_they_fool(verifiers):
 
 
 def test_the_command_names_what_is_fooled(file, capsys):
-    reward.main(["--probe", file, "--workers", "1"])
+    call(reward.main, ["--probe", file, "--workers", "1"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "empty answer: 3 of 5 functions, 2 of 3 constraints (short, lower)"
     assert len(lines) == len(reward.probes(""))
+
+
+ALWAYS = "def evaluate(response): return True"
+LONG = "def evaluate(response): return len(response) > 9"  # as all probes but the empty answer
+
+
+def kept(tmp_path, *codes, **more):
+    """What is left of a constraint with these functions: (its row, the dropped rows)."""
+    row = {"id": "i0", "instruction": "Use lower case", "source": "seed", "split": "train"}
+    row |= {"verifiers": [{"code": code, "accuracy": 1.0} for code in codes], **more}
+    path = tiny_models.write(tmp_path / "02.jsonl", [row, ROWS[1]])
+    call(reward.main, ["--probe", path, "--keep", str(tmp_path / "kept.jsonl"), "--workers", "1"])
+    rows = {each["id"]: each for each in files.read(tmp_path / "kept.jsonl")}
+    assert rows.pop("lower") == ROWS[1]
+    return rows.get("i0"), list(files.read(tmp_path / "kept.dropped.jsonl"))
+
+
+CASES = [
+    {"input": "abc", "output": True, "agreement": 1.0, "accuracy": 1.0, "verdicts": ["pass"] * 2},
+    {"input": "ABC", "output": False, "agreement": 0.5, "accuracy": 0.5},
+]
+CASES[1]["verdicts"] = ["fail", "pass"]
+
+
+def test_functions_that_always_say_the_same_are_left_out_with_what_is_said_of_them(tmp_path):
+    more = {"cases": CASES, "back_translations": ["Lower case", "Any"], "nli": ["entails"] * 2}
+    row, dropped = kept(tmp_path, LOWER, ALWAYS, **more)
+    assert not dropped and [each["code"] for each in row["verifiers"]] == [LOWER]
+    assert row["back_translations"] == ["Lower case"] and row["nli"] == ["entails"]
+    assert [(case["accuracy"], case["verdicts"]) for case in row["cases"]] == [
+        (1.0, ["pass"]),
+        (0.0, ["fail"]),
+    ]
+    assert row["cases"][1]["agreement"] == 0.5
+
+
+def test_a_constraint_of_constant_functions_only_is_dropped(tmp_path, capsys):
+    row, [dropped] = kept(tmp_path, ALWAYS, ALWAYS + "  # again")
+    assert row is None and dropped["reason"] == "only constant functions"
+    assert "reward: 2 in -> 1 kept (only constant functions 1)" in capsys.readouterr().out
+    stats = json.loads((tmp_path / "stats.json").read_text())["reward"]
+    assert stats["functions"] == 4 and stats["functions kept"] == 2
+
+
+def test_a_constraint_that_answers_without_content_obey_is_dropped(tmp_path, capsys):
+    row, [dropped] = kept(tmp_path, LONG)
+    assert row is None and dropped["id"] == "i0" and dropped["verifiers"][0]["code"] == LONG
+    assert "reward: 2 in -> 1 kept (fooled by probes 1)" in capsys.readouterr().out
+
+
+def test_a_constraint_that_probes_do_not_fool_stays_as_it_is(tmp_path):
+    row, dropped = kept(tmp_path, LOWER, LOWER.replace("==", "in"), cases=CASES)
+    assert row == next(files.read(tmp_path / "02.jsonl")) and not dropped
+
+
+def test_of_several_constraints_in_one_each_needs_a_function(tmp_path):
+    first, second = {"code": LOWER, "of": "i1"}, {"code": ALWAYS, "of": "i2"}
+    row, [dropped] = kept(tmp_path, verifiers=[first, second])
+    assert row is None and dropped["reason"] == "only constant functions"
+    row, dropped = kept(tmp_path, verifiers=[first, second, {"code": SHORT, "of": "i2"}])
+    assert [each["of"] for each in row["verifiers"]] == ["i1", "i2"] and not dropped
 
 
 def test_a_bad_file_ends_the_command_with_code_2(tmp_path):

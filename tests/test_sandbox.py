@@ -4,11 +4,12 @@ tests/hostile.jsonl holds hostile functions with the verdicts that a correct san
 (`allow` for any input, `each` for each of them); system call numbers in it are x86_64's.
 """
 
-import argparse
+import asyncio
 import contextlib
 import importlib
 import importlib.util
 import json
+import marshal
 import os
 import random
 import re
@@ -26,6 +27,7 @@ from shared_data import DATA, needs
 
 from autoif.files import UserError
 from autoif.sandbox import pool as sandbox
+from autoif.verifiers import distinct_functions, parse
 
 ROOT = Path(__file__).resolve().parents[1]
 GOOD = {
@@ -62,6 +64,21 @@ def verdicts(code, inputs=("a",), **options):
     """The verdicts and the error of one function."""
     [result] = sandbox.run([{"id": 0, "code": code, "inputs": list(inputs)}], **options)
     return result["verdicts"], result["error"]
+
+
+def box_of(keep_mb=0, **flags):
+    return sandbox.Sandbox(sandbox.Flags(**flags), keep_mb=keep_mb)
+
+
+def judged(box, jobs):
+    return asyncio.run(box.run(jobs))
+
+
+async def given_up(box):
+    """Jobs that are cancelled while they are under way."""
+    jobs = asyncio.ensure_future(box.run([GOOD] * 6))
+    await asyncio.sleep(0.001)
+    jobs.cancel()
 
 
 def function(body):
@@ -359,7 +376,9 @@ def test_a_kernel_without_landlock_and_seccomp_is_refused_and_unsafe_says_so_lou
         UserError, match="Landlock: Function not implemented.*seccomp: Invalid argument"
     ):
         list(sandbox.run([GOOD]))
-    assert [result["verdicts"] for result in sandbox.run([GOOD], unsafe=True)] == [["pass", "fail"]]
+    assert [result["verdicts"] for result in sandbox.run([GOOD], unsafe_no_sandbox=True)] == [
+        ["pass", "fail"]
+    ]
     assert "WARNING: model-written code runs WITHOUT: Landlock" in capsys.readouterr().err
 
 
@@ -673,8 +692,6 @@ def test_frames_with_the_right_nonce_cannot_go_on_for_ever():
 def test_humaneval_is_not_passed_by_frames_that_the_solution_writes():
     from autoif.evaluation.benchmarks import humaneval
 
-    parser = argparse.ArgumentParser()
-    sandbox.add_flags(parser)
     item = {"entry_point": "f", "code": "def f(x):\n", "cluster": "f"}
     item["test"] = "def check(candidate):\n    assert candidate(1) == 2"
     answers = {
@@ -684,11 +701,15 @@ def test_humaneval_is_not_passed_by_frames_that_the_solution_writes():
         "a guess": "import os\nos.write(3, bytes(8) + b'M\\0')\ndef f(x): os._exit(0)",
         "an exit": "import os\ndef f(x): os._exit(0)",
     }
-    works = [
-        {"item": item, "answers": [{"text": f"```python\n{answer}\n```"}]}
-        for answer in answers.values()
-    ]
-    scored = humaneval.score(works, parser.parse_args([]))
+    attempts = []
+    for answer in answers.values():
+        attempts.append({"item": item, "answers": [{"text": f"```python\n{answer}\n```"}]})
+
+    async def run():
+        async with sandbox.Sandbox(humaneval.limits(None, unsafe_no_sandbox=False)) as box:
+            return await humaneval.score(attempts, box)
+
+    scored = asyncio.run(run())
     assert [row["verdict"] for row in scored] == [True, False, False, False, False]
 
 
@@ -997,6 +1018,58 @@ def test_verdicts_equal_bare_exec_on_the_authors_functions():
         assert result["verdicts"] == expected
 
 
+def texts_of(value):
+    """All texts in a JSON value."""
+    if isinstance(value, dict | list):
+        for each_value in value.values() if isinstance(value, dict) else value:
+            yield from texts_of(each_value)
+    elif isinstance(value, str):
+        yield value
+
+
+def test_20_000_calls_of_functions_that_models_wrote_agree_with_plain_python():
+    """Those of the authors' sample, where it is, and of the recorded runs."""
+    recorded = [
+        ROOT / folder / "completions" / "02_verifiers.jsonl" for folder in ("demo", "study")
+    ]
+    codes, texts = [], []
+    for path in [*recorded, *(DATA / "autoif_sample").glob("*.jsonl")]:
+        for line in path.read_text().splitlines():
+            for text in texts_of(json.loads(line)):
+                parsed = (text, []) if text.startswith("def evaluate(") else parse(text)
+                if not isinstance(parsed, str):
+                    codes.append(parsed[0])
+                    texts += [case["input"] for case in parsed[1]]
+    # nltk's own data may be absent here; the sandbox has that of a package
+    codes = [code for code in distinct_functions(codes) if "nltk" not in code]
+    texts = ["", *random.Random(0).sample(sorted(set(texts)), 39)]
+    wanted = {True: "pass", False: "fail", "true": "pass", "false": "fail"}
+
+    def plain(evaluate, text):
+        try:
+            value = evaluate(text)
+            value = value.lower() if type(value) is str else value
+            return wanted[value] if type(value) in (bool, int, str) else "error"
+        except Exception:
+            return "error"
+
+    jobs = [{"id": code, "code": code, "inputs": texts} for code in codes]
+    calls, timeouts = 0, []
+    for result in sandbox.run(jobs):
+        namespace = {}
+        try:
+            exec(result["id"], namespace)
+        except Exception:
+            pass  # without `evaluate` each call is an error
+        for text, verdict in zip(texts, result["verdicts"], strict=True):
+            calls += 1
+            if verdict == "error" and result["error"] == "timeout":  # plain Python might never end
+                timeouts.append(result["id"])
+                continue
+            assert verdict == plain(namespace.get("evaluate"), text), (result["id"], text)
+    assert calls > 20_000 and len(set(timeouts)) <= 3, (calls, timeouts)
+
+
 @needs("humaneval/HumanEval.jsonl.gz")
 def test_humaneval_canonical_solutions_pass():
     import gzip
@@ -1133,20 +1206,6 @@ def test_jobs_are_read_lazily_and_answered_in_order():
     results.close()
 
 
-def test_a_pause_among_the_jobs_has_everything_before_it_answered():
-    answered = []
-
-    def jobs():
-        yield GOOD
-        yield None
-        assert len(answered) == 1
-        yield GOOD
-
-    for result in sandbox.run(jobs()):
-        answered.append(result)
-    assert len(answered) == 2
-
-
 def test_many_runs_leave_no_process_and_no_descriptor():
     list(sandbox.run([GOOD]))
     before = os.listdir("/proc/self/fd"), children()
@@ -1223,69 +1282,77 @@ def test_nothing_outlives_a_parent_that_is_killed_at_any_point():
 
 def test_a_killed_worker_takes_its_child_along_and_the_job_gets_another():
     loop = {"id": 1, "code": function("import time\nwhile True: pass"), "inputs": ["a"]}
-    results = sandbox.run([GOOD, None, loop], workers=1, cpu_seconds=1)
     before = set(children())
-    next(results)
-    [worker] = set(children()) - before
-    rest = []
-    thread = threading.Thread(target=lambda: rest.extend(results))
-    thread.start()
-    grandchildren, deadline = [], time.monotonic() + 20
-    while not grandchildren and time.monotonic() < deadline:
-        grandchildren = [
-            int(pid) for pid in Path(f"/proc/{worker}/task/{worker}/children").read_text().split()
-        ]
-    os.kill(worker, signal.SIGKILL)
-    while Path(f"/proc/{grandchildren[0]}").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not Path(f"/proc/{grandchildren[0]}").exists()
-    thread.join()
-    assert [result["error"] for result in rest] == ["timeout"]
+    with box_of(workers=1, cpu_seconds=1) as box:
+        judged(box, [GOOD])
+        [worker] = set(children()) - before
+        rest = box.submit(loop)
+        grandchildren, deadline = [], time.monotonic() + 20
+        while not grandchildren and time.monotonic() < deadline:
+            grandchildren = [
+                int(pid)
+                for pid in Path(f"/proc/{worker}/task/{worker}/children").read_text().split()
+            ]
+        os.kill(worker, signal.SIGKILL)
+        while Path(f"/proc/{grandchildren[0]}").exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not Path(f"/proc/{grandchildren[0]}").exists()
+        assert rest.result()["error"] == "timeout"
 
 
 def test_a_sandbox_keeps_its_workers_from_one_run_to_the_next():
     before = set(children())
-    with sandbox.Sandbox(workers=2) as box:
-        runs = [list(box.run([GOOD] * 6)) for _ in range(3)]
+    with box_of(workers=2) as box:
+        runs = [judged(box, [GOOD] * 6) for _ in range(3)]
         first = set(children()) - before
-        runs.append(list(box.run([GOOD] * 6)))
+        runs.append(judged(box, [GOOD] * 6))
         assert set(children()) - before == first and 1 <= len(first) <= 2
-        next(box.run([GOOD] * 6))  # given up half-way
-        assert [result["verdicts"] for result in box.run([GOOD])] == [["pass", "fail"]]
+        asyncio.run(given_up(box))
+        assert [result["verdicts"] for result in judged(box, [GOOD])] == [["pass", "fail"]]
     assert set(children()) == before
     assert all(result["verdicts"] == ["pass", "fail"] for results in runs for result in results)
+
+
+def test_an_event_loop_has_its_answers_in_order_and_packs_no_text_itself(monkeypatch):
+    packing, dumps = set(), marshal.dumps
+
+    def watched(*arguments):
+        packing.add(threading.get_ident())
+        return dumps(*arguments)
+
+    monkeypatch.setattr(sandbox.marshal, "dumps", watched)
+    jobs = [{"code": GOOD["code"], "inputs": ["a" * (number % 5)]} for number in range(60)]
+
+    async def work():
+        async with box_of(workers=2) as box:
+            return await asyncio.gather(*[box.run(jobs[at : at + 10]) for at in range(0, 60, 10)])
+
+    results = [result for batch in asyncio.run(work()) for result in batch]
+    assert results == [
+        {"verdicts": ["pass" if number % 5 == 3 else "fail"], "error": None} for number in range(60)
+    ]
+    assert packing and threading.get_ident() not in packing
+
+
+def test_a_sandbox_that_cannot_be_had_ends_the_run_in_an_event_loop(monkeypatch):
+    monkeypatch.setenv("SANDBOX_PREFIX", "no-such-command -x")
+    with pytest.raises(UserError, match="No such file.*no-such-command"):
+        judged(box_of(), [GOOD] * 20)
 
 
 def test_a_sandbox_serves_several_threads():
     results = {}
 
     def work(name):
-        results[name] = [result["verdicts"] for result in box.run([GOOD] * 20)]
+        results[name] = [result["verdicts"] for result in judged(box, [GOOD] * 20)]
 
-    with sandbox.Sandbox(workers=2) as box:
+    with box_of(workers=2) as box:
         threads = [threading.Thread(target=work, args=(name,)) for name in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
     assert results == {name: [["pass", "fail"]] * 20 for name in range(4)}
-
-
-def test_a_fork_has_workers_of_its_own():
-    with sandbox.Sandbox(workers=1) as box:
-        list(box.run([GOOD]))
-        workers = set(children())
-        pid = os.fork()
-        if pid == 0:
-            try:
-                [result] = box.run([GOOD])
-                box.close()
-                os._exit(result["verdicts"] != ["pass", "fail"])
-            finally:
-                os._exit(2)
-        assert os.waitpid(pid, 0)[1] == 0
-        assert set(children()) == workers
-        assert [result["verdicts"] for result in box.run([GOOD])] == [["pass", "fail"]]
 
 
 def test_answered_jobs_do_not_stay_in_memory_behind_a_slow_one():
@@ -1315,10 +1382,10 @@ def test_answered_jobs_do_not_stay_in_memory_behind_a_slow_one():
 def keeping():
     """A sandbox of one worker with room for three small children, and what that has started."""
     before = set(children())
-    with sandbox.Sandbox(workers=1, keep_mb=7) as box:
+    with box_of(workers=1, keep_mb=7) as box:
 
         def ask(code, *inputs):
-            [result] = box.run([{"id": 0, "code": code, "inputs": list(inputs)}])
+            [result] = judged(box, [{"id": 0, "code": code, "inputs": list(inputs)}])
             return result["verdicts"], result["error"]
 
         yield ask, lambda: grandchildren(set(children()) - before)
@@ -1337,8 +1404,8 @@ def test_hostile_functions_asked_twice_of_children_that_stay_get_no_more(tmp_pat
             text = text.replace(place, str(tmp_path / "made"))
         behind = {"id": "behind", **GOOD, **row.get("neighbour", {})}
         jobs += [GOOD, *[json.loads(text.replace("{PORT}", "1"))] * 2, behind]
-    with sandbox.Sandbox(workers=2, keep_mb=256) as box:
-        results = list(box.run(jobs))
+    with box_of(workers=2, keep_mb=256) as box:
+        results = judged(box, jobs)
     assert list(tmp_path.iterdir()) == []
     for row, before, *hostile, behind in zip(HOSTILE, *(results[n::4] for n in range(4))):
         name = row["name"]
@@ -1456,13 +1523,13 @@ def test_children_that_stay_end_with_their_worker():
     deadline = time.monotonic() + 20
     before = set(children())
     for end in ("close", "kill"):
-        with sandbox.Sandbox(workers=1, keep_mb=7) as box:
-            list(box.run([{**GOOD, "code": GOOD["code"] + f"  # {n}"} for n in range(3)]))
+        with box_of(workers=1, keep_mb=7) as box:
+            judged(box, [{**GOOD, "code": GOOD["code"] + f"  # {n}"} for n in range(3)])
             [worker] = set(children()) - before
             stopped = grandchildren([worker])
             if end == "kill":
                 os.kill(worker, signal.SIGKILL)
-                assert [result["verdicts"] for result in box.run([GOOD])] == [["pass", "fail"]]
+                assert [result["verdicts"] for result in judged(box, [GOOD])] == [["pass", "fail"]]
         assert len(stopped) == 3
         while any(Path(f"/proc/{pid}").exists() for pid in stopped):
             assert time.monotonic() < deadline
@@ -1471,17 +1538,13 @@ def test_children_that_stay_end_with_their_worker():
 
 def test_where_no_further_process_can_be_had_those_that_stay_make_room(monkeypatch):
     few = """
-real, left = os.fork, [4]
+real, left = fork, [4]
 def fork():
     left[0] -= 1
-    if not left[0]:
-        raise BlockingIOError
-    return real()
-os.fork = fork
+    return real() if left[0] else -1
+def check(
 """
-    source = sandbox.CHILD_SOURCE.replace(
-        "libc = ctypes.CDLL(None", few + "libc = ctypes.CDLL(None"
-    )
+    source = sandbox.CHILD_SOURCE.replace("def check(", few.strip(), 1)
     monkeypatch.setattr(sandbox, "CHILD_SOURCE", source)
     jobs = [{**GOOD, "code": GOOD["code"] + f"  # {number}"} for number in range(9)]
     results = list(sandbox.run(jobs, workers=1, keep_mb=100))
@@ -1558,12 +1621,15 @@ def test_threads_can_each_have_a_run_and_may_end_before_it():
         thread.join()
     assert results == {name: [["pass", "fail"]] * 30 for name in range(3)}
     runs = []
-    thread = threading.Thread(
-        target=lambda: runs.append(sandbox.run([GOOD, None, GOOD])) or next(runs[0])
-    )
+
+    def begin():
+        runs.append(sandbox.run([GOOD] * 30))
+        next(runs[0])
+
+    thread = threading.Thread(target=begin)
     thread.start()
     thread.join()
-    assert [result["verdicts"] for result in runs[0]] == [["pass", "fail"]]
+    assert [result["verdicts"] for result in runs[0]] == [["pass", "fail"]] * 29
 
 
 # ---- command line ----

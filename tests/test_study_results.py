@@ -2,7 +2,6 @@
 
 import gzip
 import importlib.util
-import json
 import re
 import shutil
 from pathlib import Path
@@ -18,7 +17,7 @@ spec = importlib.util.spec_from_file_location("study_results", STUDY / "results.
 results = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(results)
 
-COMMITTED = sorted((STUDY / "results").glob("seed_*"))
+COMMITTED = sorted((STUDY / "results").glob("seed_*.jsonl.gz"))
 
 
 def run_of(out: Path, answers: dict[str, list[bool]]) -> Path:
@@ -43,12 +42,18 @@ def run_of(out: Path, answers: dict[str, list[bool]]) -> Path:
 
 @pytest.fixture
 def two_seeds(tmp_path):
-    folders = []
+    paths = []
     for seed, online in (("seed_1", [1, 1, 1, 0]), ("seed_2", [1, 1, 0, 0])):
         out = run_of(tmp_path / "out" / seed, {"base": [1, 0, 0, 0], "online": online})
-        folders.append(tmp_path / "results" / seed)
-        results.collect(out, folders[-1])
-    return folders
+        paths.append(tmp_path / "results" / f"{seed}.jsonl.gz")
+        results.collect(out, paths[-1])
+    return paths
+
+
+def changed(path: Path, **parts: list | None) -> None:
+    """Put other rows into parts of a results file, or take the parts out."""
+    whole = results.parts_of(path) | {name.replace("__", "/"): rows for name, rows in parts.items()}
+    results.write_parts(path, {name: rows for name, rows in whole.items() if rows is not None})
 
 
 def test_models_are_compared_on_shares_over_seeds_and_items_drawn_for_all(two_seeds):
@@ -65,10 +70,8 @@ def test_models_are_compared_on_shares_over_seeds_and_items_drawn_for_all(two_se
 
 
 def test_models_are_compared_on_the_seeds_and_items_that_all_of_them_have(two_seeds):
-    shutil.rmtree(two_seeds[1] / "online")
-    path = two_seeds[0] / "online" / "heldout.jsonl.gz"
-    lines = gzip.decompress(path.read_bytes()).decode().splitlines(keepends=True)
-    path.write_bytes(gzip.compress("".join(lines[:2]).encode()))
+    changed(two_seeds[1], online__heldout=None)
+    changed(two_seeds[0], online__heldout=results.parts_of(two_seeds[0])["online/heldout"][:2])
     seeds, found = results.compared(two_seeds, ["base", "online"], "held-out")
     assert seeds == ["seed_1"]
     assert [number for (number, *_), _ in found.values()] == [50, 100]
@@ -80,19 +83,16 @@ def test_one_trained_model_is_compared_with_another_in_the_seeds_that_are_named(
     text = results.compare(folder, ["online", "base"], ["2"])
     assert "| 1 | + SFT + online DPO, 2 iterations | 50.0 [" in text
     assert "| 2 - 1 | base - online | -25.0 [" in text
-    with pytest.raises(UserError, match="seed_1 has no held-out answers of sft"):
+    with pytest.raises(UserError, match="seed_1.jsonl.gz has no held-out answers of sft"):
         results.compare(folder, ["base", "sft"], ["1", "2"])
 
 
 def test_what_is_kept_of_a_run_has_no_texts_and_is_the_same_twice(two_seeds, tmp_path):
-    again = tmp_path / "again"
+    again = tmp_path / "again.jsonl.gz"
     results.collect(tmp_path / "out" / "seed_1", again)
-    for path in sorted(again.rglob("*")):
-        if path.is_file():
-            first = two_seeds[0] / path.relative_to(again)
-            assert path.read_bytes() == first.read_bytes(), path
-            assert b"a text" not in path.read_bytes()
-    assert json.loads((again / "seconds.json").read_text()) == {"05_sft": 12}
+    assert again.read_bytes() == two_seeds[0].read_bytes()
+    assert b"a text" not in gzip.decompress(again.read_bytes())
+    assert results.parts_of(again)["seconds"] == [{"05_sft": 12}]
     assert set(results.points_of(again, "base", "heldout")) >= {"Held-out"}
 
 
@@ -101,9 +101,18 @@ def test_a_training_that_did_not_end_is_not_kept(tmp_path):
     for name in ("05_sft", "06_offline.state"):
         (out / name).mkdir()
         (out / name / "metrics.jsonl").touch()
-    results.collect(out, tmp_path / "results")
-    kept = [path.name for path in (tmp_path / "results").glob("*.metrics.jsonl")]
-    assert kept == ["05_sft.metrics.jsonl"]
+    results.collect(out, tmp_path / "results.jsonl.gz")
+    parts = results.parts_of(tmp_path / "results.jsonl.gz")
+    assert [name for name in parts if name.endswith(".metrics")] == ["05_sft.metrics"]
+
+
+def test_what_a_run_has_not_measured_again_stays(two_seeds, tmp_path):
+    out = run_of(tmp_path / "less" / "seed_1", {"online": [0, 0, 0, 0]})
+    before = results.parts_of(two_seeds[0])
+    results.collect(out, two_seeds[0])
+    after = results.parts_of(two_seeds[0])
+    assert after["base/heldout"] == before["base/heldout"]
+    assert not any(row["points"]["Held-out"][0][2] for row in after["online/heldout"])
 
 
 def test_the_cost_of_a_run_is_its_responses_rows_and_the_minutes_until_it_is_measured(tmp_path):
@@ -127,9 +136,9 @@ def test_the_cost_of_a_run_is_its_responses_rows_and_the_minutes_until_it_is_mea
 
 
 def test_a_greedy_answer_is_a_column_of_its_model(two_seeds):
-    for folder in two_seeds:
-        shutil.copytree(folder / "online", folder / "online_greedy")
-    shutil.copytree(two_seeds[0] / "base", two_seeds[0] / "base_greedy")
+    for path in two_seeds:
+        changed(path, online_greedy__heldout=results.parts_of(path)["online/heldout"])
+    changed(two_seeds[0], base_greedy__heldout=results.parts_of(two_seeds[0])["base/heldout"])
     sampled, greedy = (
         results.compared(two_seeds, ["base", "online"], column)
         for column in ("held-out", "greedy: held-out")
@@ -138,19 +147,17 @@ def test_a_greedy_answer_is_a_column_of_its_model(two_seeds):
 
 
 def test_shorter_answers_alone_are_no_gain_alike_in_length(tmp_path):
-    folder = tmp_path / "seed_1"
+    path = tmp_path / "seed_1.jsonl.gz"
     for model, short in (("base", 5), ("online", 8)):  # of ten answers; the short ones pass
-        (folder / model).mkdir(parents=True)
-        lines = []
+        rows = []
         for number in range(10):
             words, point = (5 if number < short else 80), ("", f"i1-{number}", number < short, 1)
             points = {"Held-out": [point], "Held-out other": [point]}
             points["words"] = [("", f"i1-{number}", words, 1)]
-            lines.append(json.dumps({"points": points}) + "\n")
-        (folder / model / "heldout.jsonl.gz").write_bytes(gzip.compress("".join(lines).encode()))
-    files.write_whole(folder / "constraints.jsonl", "")
+            rows.append({"points": points})
+        changed(path, **{f"{model}__heldout": rows})
     gain, alike = (
-        results.compared([folder], ["base", "online"], column)[1]["online"][1][0]
+        results.compared([path], ["base", "online"], column)[1]["online"][1][0]
         for column in ("not on length", "that, alike in length")
     )
     assert gain == pytest.approx(30) and alike == pytest.approx(0)
@@ -173,7 +180,7 @@ def test_tuning_holds_out_whole_families_of_the_training_side(tmp_path):
 
 
 def test_a_folder_without_seeds_is_named(tmp_path):
-    with pytest.raises(UserError, match="no seed_N folder"):
+    with pytest.raises(UserError, match="no seed_N.jsonl.gz"):
         results.write(tmp_path)
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from autoif.evaluation import results, table
 from autoif.files import UserError
+from autoif.flags import call
 
 PAPER = {"Paper's model": [50.0, 60.0, None]}
 COLUMNS = ["Pr(S)", "FB SSR", "MMLU"]
@@ -123,5 +124,5 @@ def test_a_comparison_of_one_cluster_claims_nothing(tmp_path, capsys):
         data = {"data": {"sha256": "x"}, "items": items.name}
         rows.append({**row(name, "gsm8k", {"GSM8K": metric(verdict)}), **data})
     path.write_text(json.dumps(rows))
-    results.main(["a", "b", "--out", str(path)])
+    call(results.main, ["a", "b", "--out", str(path)])
     assert line(capsys.readouterr().out.splitlines(), "GSM8K")[2:] == ["+100.00", "n/a", "1", "n/a"]

@@ -16,18 +16,22 @@ words, theirs by a sentence encoder) go to a judge, who says whether one of the 
 of the other.
 """
 
-import argparse
 import json
 import re
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+import tyro
 
 from autoif import files
 from autoif.evaluation import benchmarks, judge, table
-from autoif.evaluation.conversation import Conversation, ask_judge, converse, user
+from autoif.evaluation.asking import Unanswered, user
 from autoif.files import UserError, write_whole
-from autoif.stage import Help, run, write_settings
+from autoif.flags import cli
+from autoif.stage import in_order, write_settings
 
 WORDS = 13
 # kana and Han, whose words no blanks part
@@ -57,32 +61,31 @@ JUDGE_PROMPT = """{question} Answer with exactly one word, True or False.
 
 # What a training row may say something in.
 FIELDS = (
-    "prompt",
-    "messages",
-    "conversations",
-    "chosen",
-    "rejected",
-    "text",
-    "query",
-    "instruction",
-    "input",
-    "output",
-    "response",
-    "responses",
-)
+    "prompt messages conversations chosen rejected text query instruction input output response "
+    "responses"
+).split()
+
+
+@dataclass(kw_only=True)
+class Flags(benchmarks.Flags, judge.Flags):
+    training: tyro.conf.Positional[str]  # JSONL that is trained on, of any stage
+    out: str | None = None  # (default: 07_contamination.json beside the training file)
+
+    def __post_init__(self):
+        self.out = self.out or str(Path(self.training).with_name("07_contamination.json"))
 
 
 def training_text(row: dict) -> str:
     """All the words of a training row: of its messages, its pair, its responses or its `text`."""
-    said = []
+    texts = []
     for field in FIELDS:
         turns = row.get(field)
         for turn in turns if isinstance(turns, list) else [turns]:
             if isinstance(turn, dict):
                 turn = turn.get("content") or turn.get("value") or turn.get("text")
             if isinstance(turn, str):
-                said.append(turn)
-    return "\n".join(said)
+                texts.append(turn)
+    return "\n".join(texts)
 
 
 def read_training(path: str) -> list[str]:
@@ -114,15 +117,15 @@ def overlapping(tests: list[str], training: Iterable[str]) -> dict[int, int]:
         for gram in grams(words(test)):
             owners.setdefault(gram, []).append(number)
     lengths = sorted({gram.count(" ") + 1 for gram in owners})
-    found: dict[int, int] = {}
+    first: dict[int, int] = {}
     for place, text in enumerate(training):
         tokens = words(text)
         for length in lengths:
             for start in range(len(tokens) - length + 1):
                 gram = " ".join(tokens[start : start + length])
                 for number in owners.get(gram, ()):
-                    found.setdefault(number, place)
-    return found
+                    first.setdefault(number, place)
+    return first
 
 
 def nearest(tests: list[str], training: list[str], top: int) -> list[list[tuple[int, float]]]:
@@ -134,40 +137,43 @@ def nearest(tests: list[str], training: list[str], top: int) -> list[list[tuple[
     token = rf"[{CJK}]|[^\W{CJK}]{{2,}}"
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=token)
     corpus = vectorizer.fit_transform(training)
-    found = []
+    neighbours = []
     for start in range(0, len(tests), BLOCK):
         block = vectorizer.transform(tests[start : start + BLOCK])
         for similar in (block @ corpus.T).toarray():
             best = np.argsort(-similar)[:top]
-            found.append([(int(place), float(similar[place])) for place in best])
-    return found
+            neighbours.append([(int(place), float(similar[place])) for place in best])
+    return neighbours
 
 
 def read_judgement(text: str) -> bool | None:
-    said = set(re.findall(r"\b(true|false)\b", text.lower()))
-    return said.pop() == "true" if len(said) == 1 else None
+    verdicts = set(re.findall(r"\b(true|false)\b", text.lower()))
+    return verdicts == {"true"} if len(verdicts) == 1 else None
 
 
-def ask(test: str, candidates: list[str], kind: str) -> Conversation:
-    """Return True when a candidate is a rephrasing; None when none is and one stayed unreadable."""
+async def rephrased(pair: tuple[str, list[str]], kind: str, client) -> bool | None:
+    """Whether a candidate rephrases the test; None where none does and a judgement is lacking."""
+    test, candidates = pair
     outcome = False
     for candidate in candidates:
         prompt = JUDGE_PROMPT.format(question=QUESTIONS[kind], test=test, candidate=candidate)
-        verdict, _ = yield from ask_judge([user(prompt)], read_judgement)
-        if verdict:
+        try:
+            same, _ = await judge.verdict(client, [user(prompt)], read_judgement, max_tokens=512)
+        except Unanswered:
+            return None
+        if same:
             return True
-        if verdict is None:
+        if same is None:
             outcome = None
     return outcome
 
 
-def check(name: str, items: list[dict], training: list[str], judge_client) -> dict:
+async def check(name: str, items: list[dict], training: list[str], judging) -> dict:
     """What both detectors find of a benchmark in the training texts."""
     tests = [item.get("text", item["prompt"]) for item in items]
     kind, top = ("code", NEAREST_CODE) if name == "humaneval" else ("text", NEAREST)
-    copied = overlapping(tests, training)
-    near = nearest(tests, training, top)
-    found = {
+    copied, near = overlapping(tests, training), nearest(tests, training, top)
+    report = {
         "tests": len(tests),
         "training rows": len(training),
         "overlap": len(copied),
@@ -177,18 +183,19 @@ def check(name: str, items: list[dict], training: list[str], judge_client) -> di
         "undecided": None,
     }
     verdicts = [None] * len(tests)
-    if judge_client is not None:
-        conversations = []
+    if judging:
+        pairs = []
         for test, places in zip(tests, near):
-            conversations.append(ask(test, [training[place] for place, _ in places], kind))
-        verdicts = converse(judge_client, conversations, [{"max_tokens": 512}] * len(tests))
-        found["rephrased"] = verdicts.count(True)
-        found["rephrased share"] = verdicts.count(True) / len(tests)
-        found["undecided"] = verdicts.count(None)
-    found["pairs"] = []
+            pairs.append((test, [training[place] for place, _ in places]))
+        work = partial(rephrased, kind=kind, client=judging)
+        verdicts = [verdict async for verdict in in_order(work, pairs, judging.ahead)]
+        report["rephrased"] = verdicts.count(True)
+        report["rephrased share"] = verdicts.count(True) / len(tests)
+        report["undecided"] = verdicts.count(None)
+    report["pairs"] = []
     for number, (item, verdict, places) in enumerate(zip(items, verdicts, near)):
         place, cosine = places[0]
-        found["pairs"].append(
+        report["pairs"].append(
             {
                 "test": item["id"],
                 "nearest row": place + 1,
@@ -197,43 +204,26 @@ def check(name: str, items: list[dict], training: list[str], judge_client) -> di
                 "overlap in row": copied[number] + 1 if number in copied else None,
             }
         )
-    return found
+    return report
 
 
-def markdown(found: dict[str, dict]) -> str:
+def markdown(reports: dict[str, dict]) -> str:
     """Table 4's columns: a count and, in per cent, the share of the tests."""
     lines = []
-    for name, row in found.items():
-        line = [name, row["tests"], row["training rows"]]
+    for name, report in reports.items():
+        line = [name, report["tests"], report["training rows"]]
         for column in ("overlap", "rephrased"):
-            if row[column] is None:
+            if report[column] is None:
                 line.append("no judge")
             else:
-                line.append(f"{row[column]} ({row[f'{column} share']:.1%})")
-        undecided = "no judge" if row["undecided"] is None else row["undecided"]
+                line.append(f"{report[column]} ({report[f'{column} share']:.1%})")
+        undecided = "no judge" if report["undecided"] is None else report["undecided"]
         lines.append([*line, undecided])
     header = ["benchmark", "tests", "training rows", "overlap", "rephrased", "undecided"]
     return table.markdown(header, lines)
 
 
-def parse(argv) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m autoif.evaluation.contamination",
-        description=__doc__,
-        formatter_class=Help,
-    )
-    parser.add_argument("training", metavar="FILE", help="JSONL that is trained on, of any stage")
-    parser.add_argument("--out", help="default: 07_contamination.json beside FILE")
-    benchmarks.add_flags(parser)
-    judge.add_flags(parser)
-    parser.set_defaults(mc_mode="gen")  # MMLU's tests without the examples of the other mode
-    args = parser.parse_args(argv)
-    args.out = args.out or str(Path(args.training).with_name("07_contamination.json"))
-    return args
-
-
-def main(argv=None) -> None:
-    args = parse(argv)
+async def main(args: Flags) -> None:
     # the held-out constraints are made of the same run: what is to be found there is known
     names = list(args.benchmarks)
     if "heldout" in names:
@@ -248,23 +238,23 @@ def main(argv=None) -> None:
             f"{args.training} against ({'; '.join(reasons) or 'heldout is of the same run'}); "
             "give --data-dir with the benchmarks' data and name them by --benchmarks"
         )
-    found = {}
-    with judge.client(args) as judge_client:
+    reports = {}
+    async with judge.client(args) as judging:
         for name, data in loaded.items():
-            found[name] = check(name, data.items, training, judge_client)
+            reports[name] = await check(name, data.items, training, judging)
     report = {
         "file": args.training,
         "judge": args.judge_model,
-        "benchmarks": found,
+        "benchmarks": reports,
         "not checked": {name: str(gap) for name, gap in gaps.items()},
     }
     write_settings(args, args.out)
     write_whole(args.out, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    print(markdown(found))
+    print(markdown(reports))
     for name, gap in gaps.items():
         print(f"{name}: not checked: {gap}", file=sys.stderr)
     print(f"the pairs to look at: {args.out}")
 
 
 if __name__ == "__main__":
-    run(main)
+    cli(main, __doc__)

@@ -1,39 +1,62 @@
-"""The judge of a run: its flags, and the client that asks it."""
+"""The judge of a run: its flags, the client that asks it, and how a verdict is got out of it."""
 
-import argparse
 import contextlib
-import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from autoif import llm
+from autoif.evaluation.asking import ask
+
+JUDGE_ATTEMPTS = 3
+# A judge at temperature 0 would say the same unreadable thing again.
+RETRY_TEMPERATURE = 0.5
+LIMITS = ("concurrency", "timeout", "max_failed")
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--judge-model",
-        help="judge of FollowBench, InfoBench, MT-Bench, Arena-Hard and of rephrasings",
-    )
-    parser.add_argument(
-        "--judge-base-url",
-        default=os.environ.get("OPENAI_BASE_URL"),
-        help="default: $OPENAI_BASE_URL",
-    )
+@dataclass(kw_only=True)
+class Flags:
+    """Who judges FollowBench, InfoBench, MT-Bench, Arena-Hard and rephrasings."""
+
+    judge_model: str | None = None  # judge of the benchmarks that need one, and of rephrasings
+    judge_base_url: str | None = llm.variable("OPENAI_BASE_URL")  # the judge's server
 
 
-def client(args, **limits) -> contextlib.AbstractContextManager:
-    """The judge's client for a `with` block, which gives None where no judge is named.
+@dataclass(kw_only=True)
+class Request(llm.Flags):
+    """What a judge is asked with, whatever flags the model under test has."""
 
-    `limits` are the client's own: concurrency, timeout, max_failed.
-    """
+    k: int = 1
+    temperature: float = 0.0
+    max_tokens: int = 1024
+
+
+def client(args: Flags) -> contextlib.AbstractAsyncContextManager:
+    """The judge's client for an `async with` block, which gives None where no judge is named."""
     if args.judge_model is None:
         return contextlib.nullcontext()
-    return llm.LLM(
-        args.judge_model,
-        args.judge_base_url,
-        Path(args.out).parent / "completions" / "07_judge.jsonl",
-        temperature=0.0,
-        max_tokens=1024,
-        name="judge",
-        keep_empty=True,  # an empty judgement is asked again
-        **limits,
-    )
+    # a run that asks a model as well has limits for both
+    limits = {name: getattr(args, name) for name in LIMITS if hasattr(args, name)}
+    store = str(Path(args.out).parent / "completions" / "07_judge.jsonl")
+    request = Request(model=args.judge_model, base_url=args.judge_base_url, store=store, **limits)
+    # An empty judgement is one that cannot be read: kept, so that a judge who has nothing to say
+    # of an answer (a filter, all tokens thought away) is asked JUDGE_ATTEMPTS times and no more.
+    return llm.Client(request, "judge", keep_empty=True)
+
+
+async def verdict(
+    client: llm.Client, messages: list[dict], read: Callable[[str], object], max_tokens: int
+) -> tuple[object, str]:
+    """(what `read` makes of the judge's words, these words); None where it can read none of them.
+
+    An unreadable judgement is asked for again, as another sample: JUDGE_ATTEMPTS times in all.
+    """
+    for attempt in range(JUDGE_ATTEMPTS):
+        sampling = {"max_tokens": max_tokens, "first": attempt}
+        if attempt > 0:
+            sampling["temperature"] = RETRY_TEMPERATURE
+        judgement = await ask(client, messages, **sampling)
+        found = read(judgement["text"])
+        if found is not None:
+            break
+    return found, judgement["text"]

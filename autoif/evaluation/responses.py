@@ -14,7 +14,7 @@ from autoif.files import UserError
 
 def read(path: str | Path) -> dict[str, list[list[str]]]:
     """The samples by stripped prompt, in file order; a sample is the list of its turns' answers."""
-    given: dict[str, list] = {}
+    samples: dict[str, list] = {}
     for number, row in files.numbered(path, ["prompt", "response"]):
         turns = row["response"]
         if not isinstance(turns, list):
@@ -24,28 +24,27 @@ def read(path: str | Path) -> dict[str, list[list[str]]]:
                 f"{path}:{number}: prompt and response must be text "
                 f'(response: {row["response"]!r:.60}); an empty answer is ""'
             )
-        given.setdefault(row["prompt"].strip(), []).append(turns)
-    return given
+        samples.setdefault(row["prompt"].strip(), []).append(turns)
+    return samples
 
 
-def add_answers(path: str | Path, works: list[dict], strip: Callable[[str], str]) -> None:
-    """Add to each work its `answers` out of the file, without what `strip` takes off (thoughts).
+def add_answers(path: str | Path, attempts: list[dict], strip: Callable[[str], str]) -> None:
+    """Add to each attempt its `answers` out of the file, without what `strip` takes off (thoughts).
 
     A prompt that the file lacks has failed, as in published scores: its answers are empty, with the
     finish reason "missing".
     """
-    given = read(path)
-    if not any(work["item"]["prompt"].strip() in given for work in works):
-        example = works[0]["item"]["prompt"][:60]
-        raise NotSetUp(f"{path} answers none of the {len(works):,} prompts, such as {example!r}")
-    for work in works:
-        prompt = work["item"]["prompt"]
-        turns = len(work["item"].get("turns", ["the prompt"]))
-        samples = given.get(prompt.strip(), [])
-        if work["sample"] < len(samples):
-            texts, reason = samples[work["sample"]], "stop"
-        else:
-            texts, reason = [""] * turns, "missing"
+    samples = read(path)
+    if not any(attempt["item"]["prompt"].strip() in samples for attempt in attempts):
+        example = attempts[0]["item"]["prompt"][:60]
+        raise NotSetUp(f"{path} answers none of the {len(attempts):,} prompts, such as {example!r}")
+    for attempt in attempts:
+        prompt = attempt["item"]["prompt"]
+        turns = len(attempt["item"].get("turns", ["the prompt"]))
+        of_prompt = samples.get(prompt.strip(), [])
+        texts, reason = [""] * turns, "missing"
+        if attempt["sample"] < len(of_prompt):
+            texts, reason = of_prompt[attempt["sample"]], "stop"
         if len(texts) != turns:
             raise UserError(f"{path}: a list of {turns} answers is wanted for {prompt[:60]!r}")
-        work["answers"] = [{"text": strip(text), "finish_reason": reason} for text in texts]
+        attempt["answers"] = [{"text": strip(text), "finish_reason": reason} for text in texts]

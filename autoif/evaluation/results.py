@@ -6,20 +6,29 @@ prints online - base for every metric that both have, each with the interval of 
 both models are resampled together, so a gain that two separate intervals hide can be seen.
 """
 
-import argparse
 import json
 import os
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+
+import tyro
 
 from autoif import files
 from autoif.evaluation import benchmarks, intervals, table
 from autoif.files import UserError, write_whole
-from autoif.stage import Help, run
+from autoif.flags import cli
 
 # whose versions can change a score
 LIBRARIES = ("lm_eval", "if-verifiable", "langdetect", "nltk", "numpy", "scipy", "transformers")
+
+
+@dataclass(kw_only=True)
+class Flags:
+    first: tyro.conf.Positional[str]  # a model of the results file
+    second: tyro.conf.Positional[str]  # another; its difference from the first is printed
+    out: str = "out/07_results.json"
 
 
 def read(path: str | Path) -> list[dict]:
@@ -69,19 +78,19 @@ def pooled(rows: Iterable[dict]) -> dict[str, list]:
     """The points of every metric, of all rows together."""
     points: dict[str, list] = {}
     for row in rows:
-        for metric, found in row["points"].items():
-            points.setdefault(metric, []).extend(found)
+        for metric, of_metric in row["points"].items():
+            points.setdefault(metric, []).extend(of_metric)
     return points
 
 
-def measure(benchmark: str, works: list[dict], rows: list[dict]) -> dict:
-    """The metrics of scored works with their intervals, and what deserves a second look."""
+def measure(benchmark: str, attempts: list[dict], rows: list[dict]) -> dict:
+    """The metrics of scored attempts with their intervals, and what deserves a second look."""
     points, metrics = pooled(rows), {}
     for metric in table.ordered(benchmark, points):
         scale = table.scale(benchmark, metric)
-        found = intervals.interval(points[metric], share=scale == 100)
-        metrics[metric] = {**found, "scale": scale}
-    samples = [sample for work in works for sample in work["answers"]]
+        measured = intervals.interval(points[metric], share=scale == 100)
+        metrics[metric] = {**measured, "scale": scale}
+    samples = [sample for attempt in attempts for sample in attempt["answers"]]
     reasons = [sample["finish_reason"] for sample in samples]
     lengths = [len(sample["text"].split()) for sample in samples]
     unparsable = [row for row in rows if row.get("unparsable")]
@@ -96,7 +105,9 @@ def measure(benchmark: str, works: list[dict], rows: list[dict]) -> dict:
     }
 
 
-def record(out: str | Path, result: dict, works: list[dict], rows: list[dict], done: bool) -> None:
+def record(
+    out: str | Path, result: dict, attempts: list[dict], rows: list[dict], done: bool
+) -> None:
     """Write a benchmark's object into the results file, and its items beside it.
 
     The items are named BENCHMARK.incomplete.jsonl while requests are open that a rerun asks again,
@@ -107,11 +118,10 @@ def record(out: str | Path, result: dict, works: list[dict], rows: list[dict], d
     path = finished if done else incomplete
     replace(out, {**result, "items": os.path.relpath(path, Path(out).parent)})
     with files.writer(path) as write:
-        for work, row in zip(works, rows, strict=True):
-            item = work["item"]
-            answers = [sample["text"] for sample in work["answers"]]
-            asked = {"id": item["id"], "sample": work["sample"], "prompt": item["prompt"]}
-            write({**asked, "answers": answers, **row})
+        for attempt, row in zip(attempts, rows, strict=True):
+            item = attempt["item"]
+            head = {"id": item["id"], "sample": attempt["sample"], "prompt": item["prompt"]}
+            write({**head, "answers": [sample["text"] for sample in attempt["answers"]], **row})
     if done:
         incomplete.unlink(missing_ok=True)
 
@@ -147,33 +157,24 @@ def differences(folder: Path, benchmark: str, first: dict, second: dict) -> list
     after = pooled(files.read(folder / second["items"], ["points"], "07_eval.py"))
     lines = []
     for name in table.ordered(benchmark, before.keys() & after.keys()):
-        found = intervals.paired(before[name], after[name])
-        if found is None:
+        paired = intervals.paired(before[name], after[name])
+        if paired is None:
             print(f"{pair} have no item of {name} in common", file=sys.stderr)
             continue
         scale = table.scale(benchmark, name)
-        difference = f"{found['difference'] * scale:+.2f}"
-        if found["low"] is None:  # of one cluster nothing can be resampled
-            lines.append([benchmark, name, difference, "n/a", found["clusters"], "n/a"])
+        difference = f"{paired['difference'] * scale:+.2f}"
+        if paired["low"] is None:  # of one cluster nothing can be resampled
+            lines.append([benchmark, name, difference, "n/a", paired["clusters"], "n/a"])
             continue
-        interval = f"[{found['low'] * scale:+.2f}, {found['high'] * scale:+.2f}]"
-        beyond = "yes" if found["low"] > 0 or found["high"] < 0 else "no"
-        lines.append([benchmark, name, difference, interval, found["clusters"], beyond])
+        interval = f"[{paired['low'] * scale:+.2f}, {paired['high'] * scale:+.2f}]"
+        beyond = "yes" if paired["low"] > 0 or paired["high"] < 0 else "no"
+        lines.append([benchmark, name, difference, interval, paired["clusters"], beyond])
     return lines
 
 
-def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m autoif.evaluation.results",
-        description=__doc__,
-        formatter_class=Help,
-    )
-    parser.add_argument("first", metavar="A", help="a model of the results file")
-    parser.add_argument("second", metavar="B", help="another; B - A is printed")
-    parser.add_argument("--out", default="out/07_results.json", help="default: %(default)s")
-    args = parser.parse_args(argv)
+def main(args: Flags) -> None:
     print(compare(args.out, args.first, args.second))
 
 
 if __name__ == "__main__":
-    run(main)
+    cli(main, __doc__)

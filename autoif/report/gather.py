@@ -3,48 +3,49 @@
 Of many rows a sample is kept, drawn with a seed that the page states. All counts are of all rows.
 """
 
-import json
+import base64
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
-from autoif import files, reward
-from autoif.card import public
+from autoif import folder, reward
 from autoif.evaluation import intervals
 from autoif.evaluation.results import differences
 from autoif.files import UserError
+from autoif.folder import read_json, rows
 
 PROBED = 500  # constraints, at most, that the probes are run on: seconds, not minutes
-MODELS = ["05_sft", "06_offline", "online_*/06_dpo"]  # where run_all.sh trains
+CURVES = ["05_sft", "06_offline", "online_*/06_dpo"]  # where run_all.sh trains
 MAIN = "stage 04"  # the name of the run's own responses, beside online_1, online_2, ...
 
 
-def rows_of(path: Path) -> Iterable[dict]:
-    """The rows of a file, none where there is no such file."""
-    return files.read(path) if path.is_file() else []
+def sampled(every: Iterable[dict], size: int, rng: random.Random) -> list[dict]:
+    """An even sample; no more than that is held in memory, however many rows there are."""
+    drawn = []
+    for number, row in enumerate(every):
+        if number < size:
+            drawn.append(row)
+        elif (place := rng.randrange(number + 1)) < size:
+            drawn[place] = row
+    return drawn
 
 
-def read_json(path: Path, default: object) -> object:
-    if not path.is_file():
-        return default
-    return json.loads(path.read_text(encoding="utf-8"))
+def paired(out: Path, wanted: set[str]) -> dict[tuple[str, str], str]:
+    """{(id, text): "chosen" or "rejected"} of the pairs made of these prompts or constraints."""
+    sides = {}
+    for row in rows(out / "06_pairs.jsonl"):
+        of = row["id"].split("/")[0]
+        if of in wanted:
+            for side in ("chosen", "rejected"):
+                sides[of, row[side][-1]["content"]] = side
+    return sides
 
 
-def draw(drawn: list[dict], number: int, row: dict, size: int, rng: random.Random) -> None:
-    """Offer row `number` of many to `drawn`, which after the last one is an even sample of `size`.
-
-    So no more than the sample is held in memory, however many rows there are.
-    """
-    if number < size:
-        drawn.append(row)
-    elif (place := rng.randrange(number + 1)) < size:
-        drawn[place] = row
-
-
-def share(count: int, total: int) -> float | None:
-    return count / total if total else None
+def picture(path: Path) -> str | None:
+    """A PNG as text, None where it was not drawn."""
+    return base64.b64encode(path.read_bytes()).decode() if path.is_file() else None
 
 
 # ---- constraints and their functions ----
@@ -54,52 +55,36 @@ def verdict_of(row: dict, function: int) -> str | None:
     """The one verdict that a function gives all cases of its constraint; None where they differ."""
     verdicts = {case["verdicts"][function] for case in row["cases"] if case.get("verdicts")}
     # a single case has a single verdict whatever the function is
-    if len(verdicts) != 1 or len(row["cases"]) < 2:
-        return None
-    return verdicts.pop()
+    return verdicts.pop() if len(verdicts) == 1 < len(row["cases"]) else None
 
 
-def quality(rows: Iterable[dict]) -> dict:
+def quality(constraints: list[dict]) -> dict:
     """What the kept functions and cases are like, over all constraints."""
-    found = {
-        "functions": Counter(),
-        "cases": Counter(),
-        "accuracy": [],
-        "agreement": [],
-        "constant": Counter(),
-        "split": Counter(),
-        "families": Counter(),
-    }
-    for row in rows:
-        found["functions"][len(row["verifiers"])] += 1
-        found["cases"][len(row["cases"])] += 1
-        found["split"][row.get("split", "not yet split")] += 1
+    counts = {name: Counter() for name in ("functions", "cases", "constant", "split", "families")}
+    accuracy, agreement = [], []
+    for row in constraints:
+        counts["functions"][len(row["verifiers"])] += 1
+        counts["cases"][len(row["cases"])] += 1
+        counts["split"][row.get("split", "not yet split")] += 1
         if "family" in row:
-            found["families"][row["family"]] += 1
-        found["accuracy"] += [verifier["accuracy"] for verifier in row["verifiers"]]
-        found["agreement"] += [case["agreement"] for case in row["cases"] if "agreement" in case]
-        for function in range(len(row["verifiers"])):
-            found["constant"][verdict_of(row, function)] += 1
-    return found
+            counts["families"][row["family"]] += 1
+        for number, verifier in enumerate(row["verifiers"]):
+            accuracy.append(verifier["accuracy"])
+            counts["constant"][verdict_of(row, number)] += 1
+        agreement += [case["agreement"] for case in row["cases"] if "agreement" in case]
+    return {**counts, "accuracy": accuracy, "agreement": agreement}
 
 
-def probed(rows: list[dict], seed: int, options: dict) -> dict:
+def probed(constraints: list[dict], seed: int, options: dict) -> dict:
     """What earns a reward without an answer, on at most PROBED constraints."""
-    drawn = random.Random(seed).sample(rows, min(PROBED, len(rows)))
+    drawn = random.Random(seed).sample(constraints, min(PROBED, len(constraints)))
     verifiers = reward.Verifiers({row["id"]: row for row in drawn}, "the run", **options)
     try:
-        return {"found": reward.probe(verifiers), "of": len(rows)}
+        return {"probes": reward.probe(verifiers), "of": len(constraints)}
     except UserError as error:  # no sandbox here: the rest of the page does without
-        return {"error": str(error), "of": len(rows)}
+        return {"error": str(error)}
     finally:
         verifiers.close()
-
-
-def dropped_constraints(out: Path) -> Iterator[dict]:
-    for stage in ("01_instructions", "02_verifiers", "03_instructions"):
-        for row in rows_of(out / f"{stage}.dropped.jsonl"):
-            functions = [{"code": code} for code in row.get("functions", [])]
-            yield {"verifiers": functions, "cases": [], **row, "stage": stage}
 
 
 def shown_constraint(row: dict, sides: dict) -> dict:
@@ -108,193 +93,131 @@ def shown_constraint(row: dict, sides: dict) -> dict:
     shown = {name: row[name] for name in names if name in row}
     shown["functions"], shown["cases"] = [], []
     for verifier in row.get("verifiers", []):
-        function = {"code": verifier["code"], "accuracy": verifier.get("accuracy")}
-        shown["functions"].append(function)
+        shown["functions"].append({"code": verifier["code"], "accuracy": verifier.get("accuracy")})
     for case in row.get("cases", []):
-        side = sides.get((row.get("id"), case["input"]))
-        shown["cases"].append({**case, "side": side})
-    labels = row.get("nli", [])
-    shown["back"] = list(zip(row.get("back_translations", []), labels))
+        shown["cases"].append({**case, "side": sides.get((row.get("id"), case["input"]))})
+    shown["back"] = list(zip(row.get("back_translations", []), row.get("nli", [])))
     return shown
 
 
 def constraints(out: Path, size: int, seed: int, options: dict) -> dict | None:
     """Quality, probes and a sample of constraints, of the latest stage that has finished."""
-    latest_first = ("03_instructions", "02_verifiers", "01_instructions")
-    written = [out / f"{name}.jsonl" for name in latest_first]
-    path = next(filter(Path.is_file, written), written[-1])
-    kept = list(rows_of(path))
-    if not kept:
+    stages = ["03_instructions", "02_verifiers", "01_instructions"]
+    written = [stage for stage in stages if (out / f"{stage}.jsonl").is_file()]
+    if not written or not (kept := list(rows(out / f"{written[0]}.jsonl"))):
         return None
-    rng = random.Random(seed)
+    rng, lost = random.Random(seed), []
     shown = rng.sample(kept, min(size, len(kept)))
-    lost = list(dropped_constraints(out))
-    lost = rng.sample(lost, min(size, len(lost)))
-    sides = paired(out, {row["id"] for row in shown})
-    made = {"count": len(kept), "quality": None, "probes": None}
-    made["families"] = {row["id"]: row["family"] for row in kept if "family" in row}
-    made["shown"] = [shown_constraint(row, sides) for row in shown + lost]
-    if path != written[-1]:  # stage 02 has made functions
-        made |= {"quality": quality(kept), "probes": probed(kept, seed, options)}
-    return made
+    for stage in reversed(stages):
+        for row in rows(out / f"{stage}.dropped.jsonl"):
+            functions = [{"code": code} for code in row.get("functions", [])]
+            lost.append({"verifiers": functions, **row, "stage": stage})
+    shown += rng.sample(lost, min(size, len(lost)))
+    sides = paired(out, {row["id"] for row in shown if "id" in row})
+    about = {
+        "count": len(kept),
+        "quality": None,
+        "probes": None,
+        "families": {row["id"]: row["family"] for row in kept if "family" in row},
+        "shown": [shown_constraint(row, sides) for row in shown],
+    }
+    if written[0] != "01_instructions":  # stage 02 has made functions
+        about |= {"quality": quality(kept), "probes": probed(kept, seed, options)}
+    return about
 
 
 # ---- responses ----
 
 
-def outcomes(folder: Path, wanted: set[str]) -> tuple[set[str], dict[str, list]]:
+def outcomes(out: Path, wanted: set[str]) -> tuple[set[str], dict[str, list]]:
     """(ids of kept responses, drop reasons by prompt in the order of its responses)."""
-    kept = set()
-    for row in rows_of(folder / "04_sft.jsonl"):
+    kept, dropped = set(), defaultdict(list)
+    for row in rows(out / "04_sft.jsonl"):
         if row["id"].rpartition(".")[0] in wanted:
             kept.add(row["id"])
-    dropped = defaultdict(list)
-    for row in rows_of(folder / "04_responses.dropped.jsonl"):
+    for row in rows(out / "04_responses.dropped.jsonl"):
         if row["id"] in wanted and "text" in row:  # one without a text was never answered
             dropped[row["id"]].append(row["reason"])
     return kept, dropped
 
 
-def paired(folder: Path, wanted: set[str]) -> dict[tuple[str, str], str]:
-    """{(prompt's id, text): "chosen" or "rejected"} of the pairs made of these prompts."""
-    sides = {}
-    for row in rows_of(folder / "06_pairs.jsonl"):
-        prompt = row["id"].split("/")[0]
-        if prompt in wanted:
-            for side in ("chosen", "rejected"):
-                sides[prompt, row[side][-1]["content"]] = side
-    return sides
+def with_outcomes(out: Path, prompts: list[dict]) -> list[dict]:
+    """The prompts with what became of each response: kept or why not, chosen or rejected."""
+    wanted = {row["id"] for row in prompts}
+    kept, dropped = outcomes(out, wanted)
+    sides, shown = paired(out, wanted), []
+    for row in prompts:
+        responses, reasons = [], iter(dropped[row["id"]])
+        for number, response in enumerate(row["responses"]):
+            outcome = "kept"
+            if f"{row['id']}.{number}" not in kept:
+                outcome = next(reasons, "not accounted for")
+            side = sides.get((row["id"], response["text"]))
+            responses.append({**response, "outcome": outcome, "side": side})
+        shown.append({**row, "responses": responses})
+    return shown
 
 
-def pass_rate(row: dict) -> float:
-    """As stage 04 noted it, else the share of responses that more than half the functions pass."""
-    if row.get("pass_rate") is not None:
-        return row["pass_rate"]
-    return sum(each["accuracy"] > 0.5 for each in row["responses"]) / len(row["responses"])
+def shown_rows(out: Path, size: int, seed: int) -> list[dict]:
+    """Random rows of 04_responses.jsonl with what became of each response."""
+    fields = ("id", "prompt", "pass_rate", "responses")
+    drawn = sampled(rows(out / "04_responses.jsonl", *fields), size, random.Random(seed))
+    return with_outcomes(out, drawn)
 
 
-def outcome_of(number: int, row: dict, kept: set[str], dropped: dict[str, list]) -> str:
-    if f"{row['id']}.{number}" in kept:
-        return "kept"
-    reasons = dropped[row["id"]]
-    if not reasons:
-        return "not accounted for"
-    return reasons.pop(0)
-
-
-def shown_prompt(row: dict, source: str, kept: set, dropped: dict, sides: dict) -> dict:
-    """A prompt with its responses as the page shows them."""
-    responses = []
-    for number, response in enumerate(row["responses"]):
-        responses.append(
-            {
-                **response,
-                "outcome": outcome_of(number, row, kept, dropped),
-                "side": sides.get((row["id"], response["text"])),
-            }
-        )
-    names = ("id", "instruction_id", "instruction", "query", "prompt")
-    shown = {name: row[name] for name in names if name in row}
-    rate = pass_rate(row) if responses else None
-    return {**shown, "source": source, "pass_rate": rate, "responses": responses}
-
-
-def responses(folder: Path, name: str, size: int, seed: int) -> dict | None:
+def responses(out: Path, name: str, size: int, seed: int) -> dict | None:
     """Pass rates, lengths and a sample of prompts of one 04_responses.jsonl."""
-    path = folder / "04_responses.jsonl"
+    path = out / "04_responses.jsonl"
     if not path.is_file():
         return None
-    rates, lengths, drawn = [], {"passed": [], "not passed": []}, []
-    truncated, scored, above_8 = 0, 0, 0
-    rng = random.Random(seed)
-    for number, row in enumerate(files.read(path)):
-        draw(drawn, number, row, size, rng)
-        if row["responses"]:
-            rates.append(pass_rate(row))
-        for response in row["responses"]:
-            side = "passed" if response["accuracy"] > 0.5 else "not passed"
-            lengths[side].append(len(response["text"]))
-            truncated += response.get("finish_reason") == "length"
-            scored += response.get("score") is not None
-            above_8 += (response.get("score") or 0) > 8
-    wanted = {row["id"] for row in drawn}
-    kept, dropped = outcomes(folder, wanted)
-    sides = paired(folder, wanted)
+    rates, lengths, counts = [], {"passed": [], "not passed": []}, Counter()
+    min_accuracy = folder.min_accuracy(path)
+
+    def measured() -> Iterable[dict]:
+        for row in rows(path):
+            row = {**row, "source": name, "pass_rate": folder.pass_rate(row, min_accuracy)}
+            if row["responses"]:
+                rates.append(row["pass_rate"])
+            for response in row["responses"]:
+                side = "passed" if response["accuracy"] > min_accuracy else "not passed"
+                lengths[side].append(len(response["text"]))
+                counts["truncated"] += response.get("finish_reason") == "length"
+                counts["scored"] += response.get("score") is not None
+                counts["above 8"] += (response.get("score") or 0) > 8
+            yield row
+
+    drawn = sampled(measured(), size, random.Random(seed))
     return {
         "rates": rates,
         "lengths": lengths,
-        "truncated": share(truncated, sum(map(len, lengths.values()))),
-        "scored": scored,
-        "above_8": above_8,
-        "shown": [shown_prompt(row, name, kept, dropped, sides) for row in drawn],
+        "counts": counts,
+        "min_accuracy": min_accuracy,
+        "shown": with_outcomes(out, drawn),
     }
 
 
-# ---- training and results ----
+# ---- results ----
 
 
-def curves(out: Path) -> dict[str, list[dict]]:
-    """{model's folder: its metrics.jsonl}, the trained models in their order."""
-    found = {}
-    for pattern in MODELS:
-        for folder in sorted(out.glob(pattern)):
-            steps = list(rows_of(folder / "metrics.jsonl"))
-            if steps:
-                found[str(folder.relative_to(out))] = steps
-    return found
-
-
-def by_kind(out: Path, results: list[dict], families: dict[str, str]) -> dict[str, dict]:
+def by_group(out: Path, results: list[dict], families: dict[str, str]) -> dict[str, dict]:
     """{"kind" or "family": {its name: {model: interval}}} of the held-out benchmark's items.
 
     The kind is what stage 07 wrote beside an item (length or not), the family is stage 03's.
     """
-    points = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    points = defaultdict(lambda: defaultdict(list))
     for result in results:
         if result["benchmark"] != "heldout" or "items" not in result:
             continue
-        for row in rows_of(out / result["items"]):
+        for row in rows(out / result["items"]):
             constraint = re.sub(r"-\d+$", "", row["id"])
-            names = {"kind": row.get("kind"), "family": families.get(constraint)}
-            for group, name in names.items():
-                if name is not None:
-                    points[group][name][result["model"]] += row["points"].get("Held-out", [])
-    measured = defaultdict(dict)
-    for group, found in points.items():
-        for name, models in sorted(found.items()):
-            measured[group][name] = {}
-            for model, each in models.items():
-                measured[group][name][model] = intervals.interval(each)
+            groups = {"kind": row.get("kind"), "family": families.get(constraint)}
+            for group, name in groups.items():
+                points[group, name][result["model"]] += row["points"].get("Held-out", [])
+    measured = defaultdict(lambda: defaultdict(dict))
+    for group, name in sorted(key for key in points if key[1] is not None):
+        for model, its_points in points[group, name].items():
+            measured[group][name][model] = intervals.interval(its_points)
     return measured
-
-
-def made_with(out: Path) -> dict[str, str]:
-    """{"date": ..., "commit": ..., "supervisor": ..., ...} of the settings files beside outputs."""
-    found, dates, commits = {}, set(), {}
-    # (name, whose settings, flag): what later stages say of the same name is of no account
-    wanted = [
-        ("supervisor", "01_instructions", "model"),
-        ("supervisor", "02_verifiers", "model"),
-        ("NLI", "03_instructions", "nli"),
-        ("answers", "04_responses", "model"),
-        ("base model", "05_sft", "model"),
-        ("judge", "07_items/*/benchmarks", "judge_model"),
-    ]
-    for name, stage, flag in wanted:
-        for path in out.glob(f"{stage}.settings.json"):
-            value = read_json(path, {})["flags"].get(flag)
-            if value:
-                found.setdefault(name, public(value))
-    for path in [*out.glob("*.settings.json"), *out.glob("07_items/*/*.settings.json")]:
-        settings = read_json(path, {})
-        dates.add(settings.get("date"))
-        commits[settings.get("commit")] = None
-    dates, commits = sorted(dates - {None}), [each for each in commits if each]
-    if dates:
-        found["date"] = " to ".join(dict.fromkeys([dates[0], dates[-1]]))
-    if commits:
-        found["commit"] = ", ".join(commits)
-    return found
 
 
 def compared(out: Path, results: list[dict]) -> list[list]:
@@ -307,35 +230,38 @@ def compared(out: Path, results: list[dict]) -> list[list]:
     for second in models[1:]:
         for (model, benchmark), row in measured.items():
             if model == models[0] and (second, benchmark) in measured:
-                found = differences(out, benchmark, row, measured[second, benchmark])
-                lines += [[f"{second} - {models[0]}", *line] for line in found]
+                pair = f"{second} - {model}"
+                of_both = differences(out, benchmark, row, measured[second, benchmark])
+                lines += [[pair, *line] for line in of_both]
     return lines
 
 
 def gather(out: Path, size: int, seed: int, options: dict) -> dict:
     """Everything on the page; see the functions above for what each part holds."""
-    made = constraints(out, size, seed, options)
-    asked, stats = {}, {}
-    for folder in [out, *sorted(out.glob("online_*"))]:
-        name = MAIN if folder == out else folder.name
-        stats[name] = read_json(folder / "stats.json", {})
-        found = responses(folder, name, size, seed)
-        if found:
-            asked[name] = found
-    if made is None and not any(stats.values()):
+    about = constraints(out, size, seed, options)
+    answered, stats, curves = {}, {}, {}
+    for each in [out, *sorted(out.glob("online_*"))]:
+        name = MAIN if each == out else each.name
+        stats[name] = read_json(each / "stats.json", {})
+        if of_run := responses(each, name, size, seed):
+            answered[name] = of_run
+    if about is None and not any(stats.values()):
         raise UserError(f"{out} holds no row of a run; give the folder that run_all.sh wrote (OUT)")
+    for pattern in CURVES:
+        for model in sorted(out.glob(pattern)):
+            curves[str(model.relative_to(out))] = picture(model / "curves.png")
     results = read_json(out / "07_results.json", [])
-    families = made["families"] if made else {}
     return {
         "name": out.resolve().name,
         "stats": stats,
-        "constraints": made,
-        "responses": asked,
-        "curves": curves(out),
+        "constraints": about,
+        "responses": answered,
+        "curves": curves,
         "results": results,
-        "made with": made_with(out),
+        "bars": picture(out / "07_results.png"),
+        "made with": folder.made_with(out),
         "differences": compared(out, results),
-        "by_kind": by_kind(out, results, families),
+        "by group": by_group(out, results, about["families"] if about else {}),
         "size": size,
         "seed": seed,
     }

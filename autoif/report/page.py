@@ -1,9 +1,9 @@
 """Lay a gathered run out as one HTML page that needs no network and no server."""
 
+import html
 import json
 from pathlib import Path
 
-from autoif.report.draw import bars, bins, curve, dots, escape
 from autoif.report.gather import MAIN
 
 HERE = Path(__file__).parent
@@ -14,18 +14,18 @@ STAGES = {  # stage: (what comes in, what is kept)
     "04_responses": ("responses", "SFT rows"),
     "06_dpo pairs": ("prompts and constraints", "with a pair"),
 }
-CURVES = ["loss", "accuracy", "margin"]  # of metrics.jsonl, where a stage logs them
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+ content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:">
 <title>AutoIF: {name}</title><style>
 {css}</style></head><body>
 <header><h1>AutoIF <span>{name}</span></h1><nav>{links}</nav></header>
 <main>
+{made}
 {sections}
 </main>
 <footer>Samples are drawn with seed {seed}: {size} at most of each kind. All counts are of all
@@ -36,13 +36,21 @@ rows.</footer>
 """
 
 
-def percent(value: float | None, digits: int = 0) -> str:
-    return "–" if value is None else f"{value * 100:.{digits}f} %"
+def escape(value: object) -> str:
+    return html.escape(str(value), quote=True)
+
+
+def percent(value: float, digits: int = 0) -> str:
+    return f"{value * 100:.{digits}f} %"
 
 
 def listed(counts: dict[str, int]) -> str:
     """`train 58, heldout 6`"""
     return ", ".join(f"{name} {count:,}" for name, count in counts.items())
+
+
+def note(words: str) -> str:
+    return f"<p class=note>{escape(words)}</p>"
 
 
 def tags(name: str, texts: list) -> str:
@@ -60,12 +68,15 @@ def table(header: list, rows: list[list], kind: str = "") -> str:
 
 
 def figure(picture: str, title: str, words: str = "") -> str:
-    said = f"<p>{escape(words)}</p>" if words else ""
-    return f"<figure><figcaption>{escape(title)}</figcaption>{picture}{said}</figure>"
+    below = f"<p>{escape(words)}</p>" if words else ""
+    return f"<figure><figcaption>{escape(title)}</figcaption>{picture}{below}</figure>"
 
 
-def grid(pictures: list[str]) -> str:
-    return f'<div class="grid">{"".join(pictures)}</div>'
+def image(data: str | None, title: str) -> str:
+    """A PNG of the run in the page itself; "" where it was not drawn."""
+    if data is None:
+        return ""
+    return f'<img alt="{escape(title)}" src="data:image/png;base64,{data}">'
 
 
 def section(name: str, title: str, *parts: str) -> str:
@@ -75,23 +86,61 @@ def section(name: str, title: str, *parts: str) -> str:
     return f'<section id="{name}"><h2>{escape(title)}</h2>{"".join(parts)}</section>'
 
 
-def legend(names: list[str]) -> str:
-    items = []
-    for place, name in enumerate(names):
-        items.append(f'<span><i class="back{place % 8}"></i>{escape(name)}</span>')
-    return f'<p class="legend">{"".join(items)}</p>'
+# ---- histograms ----
+
+
+def bins(values: list[float], high: float, count: int = 10) -> list[int]:
+    """How many values from 0 to `high` fall into each of `count` equal bins."""
+    counts = [0] * count
+    for value in values:
+        counts[min(count - 1, int(value / high * count))] += 1
+    return counts
+
+
+def histogram(groups: dict[str, list[int]], labels: list[str]) -> str:
+    """Bars side by side for each label, a colour for each group, which is named where several."""
+    most, columns = max(map(max, groups.values())) or 1, []
+    for place, label in enumerate(labels):
+        bars = ""
+        for group, (name, counts) in enumerate(groups.items()):
+            words = escape(f"{name}, {label}: {counts[place]:,}")
+            tall = 100 * counts[place] / most
+            bars += f'<i class="back{group}" style="height:{tall:.1f}%" title="{words}"></i>'
+        columns.append(f"<div>{bars}<span>{escape(label)}</span></div>")
+    names = ""
+    for group, name in enumerate(groups):
+        names += f'<span><i class="back{group}"></i>{escape(name)}</span>'
+    legend = f'<p class="legend">{names}</p>' if len(groups) > 1 else ""
+    return f'<div class="bars">{"".join(columns)}</div>{legend}'
+
+
+def numbers(counts: dict[int, int], of: str) -> str:
+    """The histogram of small whole numbers; the last bar is open at 24."""
+    most = max(1, min(24, max(counts)))
+    labels, values = list(map(str, range(1, most + 1))), [0] * most
+    for number, count in counts.items():
+        if number:
+            values[min(number, most) - 1] += count
+    if most == 24:
+        labels[-1] += "+"
+    return histogram({of: values}, labels)
+
+
+def shares(values: list[float], of: str) -> str:
+    """The histogram of shares, a bar a tenth."""
+    return histogram({of: bins(values, 1)}, [f"{tenth * 10} %" for tenth in range(10)])
 
 
 # ---- the funnel, and table 5 ----
 
 
-def step(stage: str, numbers: dict, widest: int) -> str:
+def step(stage: str, counts: dict, widest: int) -> str:
     """One stage: a bar of what was kept of what came in, and the reasons of the rest."""
-    taken, kept = numbers["in"], numbers["kept"]
+    taken, kept = counts["in"], counts["kept"]
     incoming, outgoing = STAGES[stage]
     width = max(100 * taken / max(widest, 1), 4)
     filled = 100 * kept / max(taken, 1)
-    reasons = sorted(numbers.get("dropped", {}).items(), key=lambda each: -each[1])
+    reasons = sorted(counts.get("dropped", {}).items(), key=lambda reason: -reason[1])
     chips = "".join(f"<li>{escape(reason)} <b>{count:,}</b></li>" for reason, count in reasons)
     return (
         f'<div class="step"><h3>{escape(stage)}</h3><p><b>{kept:,}</b> {outgoing} of {taken:,} '
@@ -107,122 +156,89 @@ def funnel(run: dict) -> str:
         # an iteration of the online loop has a title, the run itself needs none
         if stages and name != MAIN:
             parts.append(f"<h3 class=loop>{escape(name)}</h3>")
-        widest = max((numbers["in"] for numbers in stages.values()), default=0)
-        for stage, numbers in stages.items():
-            parts.append(step(stage, numbers, widest))
+        widest = max((counts["in"] for counts in stages.values()), default=0)
+        for stage, counts in stages.items():
+            parts.append(step(stage, counts, widest))
     return section("funnel", "From seeds to pairs", *parts, table_5(run))
 
 
 def table_5(run: dict) -> str:
     """Our counts beside those of the paper's table 5, which stage 04 writes to stats.json."""
     stats = run["stats"][MAIN]
-    numbers = stats.get("04_responses", {})
-    if "paper_table_5" not in numbers:
+    counts = stats.get("04_responses", {})
+    if "paper_table_5" not in counts:
         return ""
     pairs = sum(stats.get("06_dpo pairs", {}).get("pairs", {}).values())
-    above, scored = 0, 0
-    shown = run["responses"].get(MAIN)
-    if shown:
-        above, scored = shown["above_8"], shown["scored"]
-    ours = [f"{numbers['in']:,}", f"{numbers['kept']:,}", f"{pairs:,}" if pairs else "–"]
-    ours.append(percent(above / scored) if scored else "not scored")
-    columns, rows = numbers["paper_table_5"]["columns"], [["this run", *ours]]
-    for supervisor, values in numbers["paper_table_5"].items():
+    above = "not scored"
+    if MAIN in run["responses"] and (scored := run["responses"][MAIN]["counts"])["scored"]:
+        above = percent(scored["above 8"] / scored["scored"])
+    ours = [f"{counts['in']:,}", f"{counts['kept']:,}", f"{pairs:,}" if pairs else "–", above]
+    columns, rows = counts["paper_table_5"]["columns"], [["this run", *ours]]
+    for supervisor, values in counts["paper_table_5"].items():
         if supervisor != "columns":
-            *counts, part = values
-            rows.append([f"paper, {supervisor}", *(f"{n:,}" for n in counts), percent(part)])
-    words = (
-        "<p class=note>Table 5 of the paper. Share above 8: of the responses that were scored.</p>"
-    )
-    return table(["", *columns], rows, "beside") + words
+            *numbers, part = values
+            rows.append([f"paper, {supervisor}", *(f"{n:,}" for n in numbers), percent(part)])
+    words = "Table 5 of the paper. Share above 8: of the responses that were scored."
+    return table(["", *columns], rows, "beside") + note(words)
 
 
 # ---- verifiers ----
 
 
-def counted(found: dict) -> tuple[list[int], list[str]]:
-    """The values and labels of a histogram of small whole numbers; the last bar is open at 24."""
-    most = max(1, min(24, max(found)))
-    labels, values = list(map(str, range(1, most + 1))), [0] * most
-    for number, count in found.items():
-        if number:
-            values[min(number, most) - 1] += count
-    if most == 24:
-        labels[-1] += "+"
-    return values, labels
-
-
-def histogram(of: str, found: tuple, what: str, title: str, words: str = "") -> str:
-    """The figure of how many `of` have how much of `what`; `found` is (values, labels)."""
-    values, labels = found
-    return figure(bars({of: values}, labels, what), title, words)
-
-
-def shares(values: list[float]) -> tuple[list[int], list[str]]:
-    labels = [f"{tenth * 10} %" for tenth in range(10)]
-    return bins(values, 0, 1, 10), labels
-
-
-def probes(found: dict | None) -> str:
+def probes(found: dict) -> str:
     """What fools the functions, as a table."""
-    if found is None:
-        return ""
     if "error" in found:
-        return f"<p class=note>Probes were not run: {escape(found['error'])}</p>"
+        return note(f"Probes were not run: {found['error']}")
     rows = []
-    for name, numbers in found["found"].items():
-        functions = numbers["functions"] / max(numbers["of_functions"], 1)
-        accepted = len(numbers["ids"]) / max(numbers["of_constraints"], 1)
-        some = ", ".join(numbers["ids"][:4])
-        rows.append([name, percent(functions), percent(accepted), some])
-    of = next(iter(found["found"].values()))["of_constraints"]
-    return (
-        "<h3>Probes for reward hacking</h3><p class=note>Answers that answer nothing: the share of "
-        "functions that pass each, and of constraints under which it would be accepted. Some are "
-        "fairly earned (an empty answer has no commas); all are what a policy is paid for saying "
-        f"nothing. {of:,} of {found['of']:,} constraints were probed.</p>"
-        + table(["probe", "functions", "constraints", "such as"], rows)
+    for name, counts in found["probes"].items():
+        functions = counts["functions"] / max(counts["of_functions"], 1)
+        accepted = len(counts["ids"]) / max(counts["of_constraints"], 1)
+        rows.append([name, percent(functions), percent(accepted), ", ".join(counts["ids"][:4])])
+    of = next(iter(found["probes"].values()))["of_constraints"]
+    words = (
+        "Answers that answer nothing: the share of functions that pass each, and of constraints "
+        "under which it would be accepted. Some are fairly earned (an empty answer has no commas); "
+        f"all are what a policy is paid for saying nothing. {of:,} of {found['of']:,} constraints "
+        "were probed."
     )
+    header = ["probe", "functions", "constraints", "such as"]
+    return f"<h3>Probes for reward hacking</h3>{note(words)}{table(header, rows)}"
 
 
 def verifiers(run: dict) -> str:
-    made = run["constraints"]
-    if not made or not made["quality"]:
+    if not run["constraints"] or not (quality := run["constraints"]["quality"]):
         return ""
-    found = made["quality"]
-    number, cases = counted(found["functions"]), counted(found["cases"])
-    pictures = [
-        histogram("constraints", number, "functions", "Functions a constraint"),
-        histogram("constraints", cases, "cases", "Cases a constraint"),
+    figures = [
+        figure(numbers(quality["functions"], "constraints"), "Functions a constraint"),
+        figure(numbers(quality["cases"], "constraints"), "Cases a constraint"),
     ]
     words = "Share of its constraint's kept cases that a kept function gets right."
-    accuracy = shares(found["accuracy"])
-    pictures.append(histogram("functions", accuracy, "accuracy", "Accuracy", words))
-    if found["agreement"]:
+    figures.append(figure(shares(quality["accuracy"], "functions"), "Accuracy", words))
+    if quality["agreement"]:
         words = "Share of all functions that agree with a kept case."
-        agreement = shares(found["agreement"])
-        pictures.append(histogram("cases", agreement, "agreement", "Agreement", words))
-    facts = table(["", ""], verifier_facts(run, made["count"], found), "facts")
-    return section("verifiers", "Verifiers", facts, grid(pictures), probes(made["probes"]))
+        figures.append(figure(shares(quality["agreement"], "cases"), "Agreement", words))
+    facts = table(["", ""], verifier_facts(run, quality), "facts")
+    grid = f'<div class="grid">{"".join(figures)}</div>'
+    return section("verifiers", "Verifiers", facts, grid, probes(run["constraints"]["probes"]))
 
 
-def verifier_facts(run: dict, constraints: int, found: dict) -> list[list[str]]:
+def verifier_facts(run: dict, quality: dict) -> list[list[str]]:
     """(name, number) of the table above the pictures."""
     constant, errors = {}, {}
-    for name, count in found["constant"].items():
+    for name, count in quality["constant"].items():
         if name:
             constant[f"always {name}"] = count
     for name, count in run["stats"][MAIN].get("02_verifiers", {}).items():
         if name.startswith("function error: "):
             errors[name.removeprefix("function error: ")] = count
     facts = [
-        ["constraints", f"{constraints:,} ({listed(found['split'])})"],
-        ["functions", f"{sum(found['constant'].values()):,}"],
+        ["constraints", f"{run['constraints']['count']:,} ({listed(quality['split'])})"],
+        ["functions", f"{quality['constant'].total():,}"],
         ["one verdict for every case", listed(constant) or "none"],
     ]
-    if found["families"]:
-        largest = listed(dict(found["families"].most_common(8)))
-        facts.append(["families", f"{len(found['families']):,} ({largest})"])
+    if families := quality["families"]:
+        largest = listed(dict(families.most_common(8)))
+        facts.append(["families", f"{len(families):,} ({largest})"])
     if errors:
         facts.append(["errors of functions", listed(errors)])
     return facts
@@ -231,34 +247,27 @@ def verifier_facts(run: dict, constraints: int, found: dict) -> list[list[str]]:
 # ---- responses ----
 
 
-def outcome_bar(rates: list[float]) -> str:
-    """How many prompts all, some or none of the responses pass: only mixed ones teach."""
-    fail, full = rates.count(0), rates.count(1)
-    counts = {"all fail": fail, "mixed": len(rates) - fail - full, "all pass": full}
-    parts, total = [], len(rates) or 1
-    for place, (name, count) in enumerate(counts.items()):
-        words = f"{name} {count:,} ({percent(count / total)})"
-        parts.append(
-            f'<i class="part{place}" style="flex:{count} 0 0" title="{escape(words)}"></i>'
-        )
-    return f'<div class="stack">{"".join(parts)}</div><p class=note>{listed(counts)}</p>'
-
-
 def responses(run: dict) -> str:
     parts = []
     for name, found in run["responses"].items():
+        # how many prompts all, some or none of the responses pass: only mixed ones teach
+        rates, lengths = found["rates"], found["lengths"]
+        fail, full = rates.count(0), rates.count(1)
+        mixed = {"all fail": fail, "mixed": len(rates) - fail - full, "all pass": full}
         # both sides in the same bins, so that they can be compared
-        longest = max(max(lengths, default=0) for lengths in found["lengths"].values()) or 1
+        longest = max(max(each, default=0) for each in lengths.values()) or 1
         edges = [f"{longest * tenth // 10:,}" for tenth in range(10)]
-        groups = {side: bins(found["lengths"][side], 0, longest, 10) for side in found["lengths"]}
-        passed = "the share of a prompt's responses that more than half of the functions pass"
-        cut = f"{percent(found['truncated'], 1)} of the responses ran into the token limit."
-        pictures = [
-            histogram("prompts", shares(found["rates"]), "pass rate", "Pass rate a prompt", passed),
-            figure(bars(groups, edges, "length"), "Characters a response", cut),
-        ]
-        parts.append(f"<h3>{escape(name)}</h3>" + outcome_bar(found["rates"]))
-        parts.append(grid(pictures) + legend(list(groups)))
+        groups = {side: bins(lengths[side], longest) for side in lengths}
+        share = found["counts"]["truncated"] / max(sum(map(len, lengths.values())), 1)
+        cut = f"{percent(share, 1)} of the responses ran into the token limit."
+        passed = (
+            "the share of a prompt's responses whose accuracy, the share of functions that they "
+            f"pass, is above {found['min_accuracy']:g}"
+        )
+        rate = figure(shares(rates, "prompts"), "Pass rate a prompt", passed)
+        length = figure(histogram(groups, edges), "Characters a response", cut)
+        parts.append(f"<h3>{escape(name)}</h3>{note(f'prompts: {listed(mixed)}')}")
+        parts.append(f'<div class="grid">{rate}{length}</div>')
     return section("responses", "Responses", *parts)
 
 
@@ -266,16 +275,10 @@ def responses(run: dict) -> str:
 
 
 def training(run: dict) -> str:
-    parts = []
-    for name, steps in run["curves"].items():
-        pictures = []
-        for metric in CURVES:
-            points = [(row["step"], row[metric]) for row in steps if metric in row]
-            if points:
-                last = f"{points[0][1]:.4g} at step {points[0][0]}, {points[-1][1]:.4g} at the end"
-                pictures.append(figure(curve(points, f"{name}, {metric}"), metric, last))
-        parts.append(f"<h3>{escape(name)}</h3>{grid(pictures)}")
-    return section("training", "Training", *parts)
+    drawn = {name: image(data, f"{name}, curves") for name, data in run["curves"].items()}
+    figures = [figure(picture, name) for name, picture in drawn.items() if picture]
+    grid = f'<div class="grid">{"".join(figures)}</div>' if figures else ""
+    return section("training", "Training", grid)
 
 
 def cell(metric: dict | None) -> str:
@@ -290,6 +293,14 @@ def cell(metric: dict | None) -> str:
     return f"{shown} [{metric['low'] * scale:.{digits}f}, {metric['high'] * scale:.{digits}f}]"
 
 
+def by_model(group: str, measured: dict[str, dict[str, dict]], models: list[str]) -> str:
+    """A table with a line for each of `group` and a column for each model."""
+    rows = []
+    for name, of_models in measured.items():
+        rows.append([name, *(cell(of_models.get(model)) for model in models)])
+    return table([group, *models], rows)
+
+
 def results(run: dict) -> str:
     metrics: dict[str, dict[str, dict]] = {}
     gaps = []
@@ -297,21 +308,13 @@ def results(run: dict) -> str:
         for name, metric in row.get("metrics", {}).items():
             metrics.setdefault(name, {})[row["model"]] = metric
         if "gap" in row:
-            gap = f"{row['model']}, {row['benchmark']}: {row['gap']}"
-            gaps.append(f"<p class=note>Not run: {escape(gap)}</p>")
-    if not metrics and not gaps:
-        return ""
+            gaps.append(note(f"Not run: {row['model']}, {row['benchmark']}: {row['gap']}"))
+    if not metrics:
+        return section("results", "Results", *gaps)
     models = list(dict.fromkeys(row["model"] for row in run["results"]))
-    pictures = []
-    for name, found in metrics.items():
-        measured = []
-        for model in models:
-            if metric := found.get(model):
-                measured.append((model, metric["value"], metric.get("low"), metric.get("high")))
-        pictures.append(figure(dots(measured, name), name))
-    note = "<p class=note>In per cent (ratings and lengths as they are), with 95 % intervals.</p>"
-    parts = [note, grid(pictures), by_model("", metrics, models)]
-    for group, measured in run["by_kind"].items():
+    parts = [note("In per cent (ratings and lengths as they are), with 95 % intervals.")]
+    parts += [image(run["bars"], "results"), by_model("", metrics, models)]
+    for group, measured in run["by group"].items():
         title = f"<h3>Held-out constraints, by {group}</h3>"
         parts += [title, by_model(group, measured, models)]
     if run["differences"]:
@@ -321,37 +324,7 @@ def results(run: dict) -> str:
     return section("results", "Results", *parts, *gaps)
 
 
-def by_model(group: str, found: dict[str, dict[str, dict]], models: list[str]) -> str:
-    """A table with a line for each of `group` and a column for each model."""
-    rows = []
-    for name, measured in found.items():
-        rows.append([name, *(cell(measured.get(model)) for model in models)])
-    return table([group, *models], rows)
-
-
-# ---- the head, the samples, the page ----
-
-
-def tiles(run: dict) -> str:
-    """The run in a few large numbers."""
-    stats, found = run["stats"][MAIN], {}
-    if run["constraints"]:
-        found["constraints"] = f"{run['constraints']['count']:,}"
-        quality = run["constraints"]["quality"]
-        found["functions"] = f"{sum(quality['constant'].values()):,}" if quality else "–"
-    if "04_responses" in stats:
-        found["responses"] = f"{stats['04_responses']['in']:,}"
-        found["SFT rows"] = f"{stats['04_responses']['kept']:,}"
-    if "06_dpo pairs" in stats:
-        found["pairs"] = f"{sum(stats['06_dpo pairs'].get('pairs', {}).values()):,}"
-    for row in run["results"]:
-        if row["benchmark"] == "heldout" and "metrics" in row:
-            value = next(iter(row["metrics"].values()))["value"]
-            found[f"held-out, {row['model']}"] = percent(value, 1)
-    items = "".join(f"<div><b>{number}</b>{escape(name)}</div>" for name, number in found.items())
-    words = ", ".join(f"{name} {value}" for name, value in run["made with"].items())
-    made = f"<p class=note>Made with: {escape(words)}</p>" if words else ""
-    return f'<section class="tiles">{items}</section>{made}'
+# ---- the samples, the page ----
 
 
 SAMPLES = """
@@ -383,6 +356,7 @@ def page(run: dict) -> str:
         "results": results(run),
         "samples": section("samples", "Samples", SAMPLES),
     }
+    made_with = ", ".join(f"{name} {value}" for name, value in run["made with"].items())
     # a stage that has not run yet has neither a section nor a link to it
     there = {name: part for name, part in parts.items() if part}
     return PAGE.format(
@@ -390,7 +364,8 @@ def page(run: dict) -> str:
         css=(HERE / "page.css").read_text(encoding="utf-8"),
         script=(HERE / "samples.js").read_text(encoding="utf-8"),
         links="".join(f'<a href="#{name}">{name}</a>' for name in there),
-        sections=tiles(run) + "\n".join(there.values()),
+        made=note(f"Made with: {made_with}") if made_with else "",
+        sections="\n".join(there.values()),
         data=embedded(data),
         seed=run["seed"],
         size=f"{run['size']:,}",

@@ -1,59 +1,65 @@
 """The command: JSONL jobs on standard input, JSONL verdicts on standard output."""
 
-import argparse
 import json
-import os
-import select
-import sys
-from collections.abc import Iterator
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 
 from autoif import sandbox
-from autoif.files import UserError
-from autoif.sandbox.pool import check_job
-from autoif.stage import Help
-from autoif.stage import run as run_command
+from autoif.files import UserError, check
+from autoif.flags import cli
+from autoif.sandbox.pool import HELD_ANSWERS
 
 
-def _read_jobs(descriptor: int) -> Iterator[dict | None]:
-    """The jobs of a JSONL stream, None whenever its writer pauses or a bad line comes next."""
-    number, begun, part = 0, bytearray(), b"-"
-    while part:
-        if not select.select([descriptor], [], [], 0.05)[0]:
-            yield None
-        part = os.read(descriptor, 1 << 20)
-        begun += part
-        if part and b"\n" not in part:
+def check_job(row: dict, where: str) -> None:
+    """UserError that names `where` and what is wrong, unless `row` is a job."""
+    if not isinstance(row, dict):
+        raise UserError(f"{where} is no object with id, code, inputs: {str(row)[:80]!r}")
+    check(row, ["id", "code", "inputs"], where, "; a job has id, code and inputs")
+    code, inputs = row["code"], row["inputs"]
+    if not isinstance(code, str):
+        raise UserError(f"{where}: 'code' must be a string, not {str(code)[:80]!r}")
+    if not isinstance(inputs, list) or not all(isinstance(text, str) for text in inputs):
+        raise UserError(f"{where}: 'inputs' must be a list of strings, not {str(inputs)[:80]!r}")
+
+
+def parse(lines: Iterable[bytes]) -> Iterator[dict]:
+    """The jobs of JSONL lines; UserError names the first line that is none."""
+    for number, line in enumerate(lines, 1):
+        where = f"standard input, line {number}"
+        if not line.strip():
             continue
-        *lines, begun = begun.split(b"\n") if part else (begun, bytearray())
-        for line in lines:
-            number += 1
-            where = f"standard input, line {number}"
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                check_job(row, where)
-                json.dumps(row["id"])  # as it will be written
-            except (ValueError, RecursionError, UserError) as error:  # ValueError: JSON, UTF-8
-                yield None  # so that all before it are answered
-                if isinstance(error, UserError):
-                    raise
-                text = f"{where} is no JSON job ({error}): {bytes(line[:80])!r}"
-                raise UserError(text) from None
-            yield row
+        try:
+            job = json.loads(line)
+            check_job(job, where)
+            json.dumps(job["id"])  # as it will be written
+        except (ValueError, RecursionError) as error:  # ValueError: JSON, UTF-8
+            text = f"{where} is no JSON job ({error}): {line[:80]!r}"
+            raise UserError(text) from None
+        yield job
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m autoif.sandbox",
-        description=sandbox.__doc__,
-        formatter_class=Help,
-    )
-    sandbox.add_flags(parser)
-    args = parser.parse_args(argv)
-    for result in sandbox.run(_read_jobs(sys.stdin.fileno()), **sandbox.options(args)):
-        print(json.dumps(result), flush=True)
+def read(box: sandbox.Sandbox, answers: queue.Queue) -> None:
+    """Put the answers to standard input's jobs, to come, and None behind the last one."""
+    try:
+        with open(0, "rb", closefd=False) as lines:
+            for answer in box.ahead(parse(lines)):
+                answers.put(answer)
+        answers.put(None)
+    except Exception as error:  # said once all before it is answered
+        answers.put(bad := Future())
+        bad.set_exception(error)
+
+
+def main(args: sandbox.Flags) -> None:
+    answers = queue.Queue(HELD_ANSWERS)
+    with sandbox.Sandbox(args) as box:
+        # in a thread, so that a line is answered before the next one is written
+        threading.Thread(target=read, args=(box, answers), daemon=True).start()
+        while answer := answers.get():
+            print(json.dumps(answer.result()), flush=True)
 
 
 if __name__ == "__main__":
-    run_command(main)
+    cli(main, sandbox.__doc__)

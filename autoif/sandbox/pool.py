@@ -1,6 +1,6 @@
 """The pool of workers behind autoif.sandbox: jobs in, verdicts out, in order."""
 
-import argparse
+import asyncio
 import json
 import marshal
 import os
@@ -13,13 +13,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, suppress
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import PIPE, Popen
 
-from autoif.files import UserError, check
+from autoif.files import UserError
 from autoif.flags import Count, Positive
 
 CHILD_SOURCE = Path(__file__).with_name("child.py").read_text(encoding="utf-8")
@@ -40,33 +40,20 @@ ENVIRONMENT = (
     "PYTHONHASHSEED=0 PYTHONIOENCODING=utf-8:backslashreplace LC_ALL=C.UTF-8 TZ=UTC HOME=/ "
     "OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1".split()
 )
-HELD_BYTES, HELD_ANSWERS = 64 << 20, 10_000  # of jobs, and behind a slow one; then none is read
+AHEAD, HELD_ANSWERS = 4, 10_000  # jobs a worker, and answers behind a slow one; then none is read
 TRIES = 3  # workers that may die under a job
 GRACE = 60  # seconds that a worker has to start, and beyond all limits of a job's calls
 KEPT_INPUTS, KEPT_BYTES = 16, 1 << 16  # of a job for a child that stays, at most
 PREFIX_HINT = "set SANDBOX_PREFIX='docker run -i --rm --network none IMAGE' or the like"
-END = object()  # of the jobs
 HEAD, READ_RATE = struct.Struct("=3q"), 10e6  # see child.py
 VERDICTS = {"P": "pass", "F": "fail", "E": "error", "D": "error"}
-
-
-def check_job(row: dict, where: str) -> None:
-    """UserError that names `where` and what is wrong, unless `row` is a job."""
-    if not isinstance(row, dict):
-        raise UserError(f"{where} is no object with id, code, inputs: {str(row)[:80]!r}")
-    check(row, ["id", "code", "inputs"], where, "; a job has id, code and inputs")
-    code, inputs = row["code"], row["inputs"]
-    if not isinstance(code, str):
-        raise UserError(f"{where}: 'code' must be a string, not {str(code)[:80]!r}")
-    if not isinstance(inputs, list) or not all(isinstance(text, str) for text in inputs):
-        raise UserError(f"{where}: 'inputs' must be a list of strings, not {str(inputs)[:80]!r}")
 
 
 class _Worker:
     """One worker process, which answers one job after the other."""
 
     def __init__(self, settings: dict, packages: list[str], prefix: list[str]):
-        self.owner, self.ready = os.getpid(), False
+        self.ready = False
         environment = dict(variable.split("=") for variable in ENVIRONMENT)
         for name in os.environ.keys() & {"LD_LIBRARY_PATH", *["NLTK_DATA"] * bool(packages)}:
             environment[name] = os.environ[name]
@@ -103,93 +90,75 @@ class _Worker:
         return line[:-1].decode("ascii", "replace")
 
     def close(self) -> None:
-        if self.owner == os.getpid():  # a fork of this process shares the pipes, not the worker
+        with self.process:  # closes the pipes and waits
             self.process.kill()  # its child dies with it
-            self.process.wait()
-            self.process.stdin.close()
-            self.process.stdout.close()
 
 
-class Sandbox(AbstractContextManager):
-    """Workers that stay up from one `run` to the next; for any number of threads, and for forks.
+class Sandbox(AbstractContextManager, AbstractAsyncContextManager):
+    """Workers that judge jobs, for any number of threads and event loops of this process.
+
+        async with sandbox.Sandbox(args) as box:
+            results = await box.run([{"code": "def evaluate(...", "inputs": ["One.", "Two."]}])
+            # [{"verdicts": ["pass", "fail"], "error": None}]
 
     With `keep_mb` the processes of functions stay too, in so much memory, and a job of few inputs
     costs no fork; `patience` multiplies the bad inputs that disqualify a function.
     """
 
-    def __init__(
-        self,
-        *,
-        workers: int | None = None,
-        cpu_seconds: float = CPU_SECONDS,
-        memory_mb: int = MEMORY_MB,
-        unsafe: bool = False,
-        keep_mb: int = 0,
-        patience: int = 1,
-    ):
+    def __init__(self, flags: "Flags", *, keep_mb: int = 0, patience: int = 1):
         self.prefix = shlex.split(os.environ.get("SANDBOX_PREFIX", ""))
         if sys.platform != "linux" and not self.prefix:
             raise UserError(f"the sandbox needs Linux, this is {sys.platform}: {PREFIX_HINT}")
-        given = {"--workers": workers, "--cpu-seconds": cpu_seconds, "--memory-mb": memory_mb}
-        for flag, value in given.items():
-            if value is not None and value <= 0:
-                raise UserError(f"{flag} must be more than 0, not {value}")
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-        self.limit, self.unsafe, self.warned = workers or cores, unsafe, False
-        self.settings = {"modules": MODULES, "memory_mb": memory_mb, "patience": patience}
-        self.settings |= {"cpu_seconds": cpu_seconds, "wall_factor": WALL_FACTOR}
+        self.limit, self.unsafe = flags.workers or cores, flags.unsafe_no_sandbox
+        self.settings = {"modules": MODULES, "patience": patience, "wall_factor": WALL_FACTOR}
+        self.settings |= {"cpu_seconds": flags.cpu_seconds, "memory_mb": flags.memory_mb}
         self.settings["keep_mb"] = keep_mb // self.limit
+        # where children stay, a function has a thread and a worker of its own, where its child is
+        self.places = self.limit if self.settings["keep_mb"] else 1
+        self.threads = [ThreadPoolExecutor(self.limit // self.places) for _ in range(self.places)]
+        self.workers: set[_Worker] = set()
         self.idle: dict[tuple, deque] = {}  # whose pop and append need no lock
+        self.warned = self.over = False
+
+    async def run(self, jobs: Iterable[dict]) -> list[dict]:
+        """`{"verdicts", "error"}` of each job `{"code", "inputs"}`, in order.
+
+        UserError where isolation cannot be had (unless `unsafe_no_sandbox`).
+        """
+        # in threads: to pack and to send texts here would hold up all else that the loop does
+        return await asyncio.gather(*[asyncio.wrap_future(self.submit(job)) for job in jobs])
+
+    def submit(self, job: dict) -> Future:
+        """The answer to one job, to come."""
+        place = hash(job["code"]) % self.places
+        return self.threads[place].submit(self._judge, job, place)
+
+    def ahead(self, jobs: Iterable[dict]) -> Iterator[Future]:
+        """Yield the answer of each job, to come; jobs are read no further than workers need."""
+        room = threading.Semaphore(AHEAD * self.limit)
+        for job in jobs:
+            room.acquire()
+            answer = self.submit(job)
+            answer.add_done_callback(lambda _: room.release())
+            yield answer
 
     def close(self, *_) -> None:
-        """End the idle workers; those of a `run` under way end with it."""
-        for idle in self.idle.values():
-            while idle:
-                idle.pop().close()
+        """End the workers; jobs that nobody waits for any more end with them."""
+        self.over = True
+        for worker in list(self.workers):
+            worker.process.kill()
+        for threads in self.threads:
+            threads.shutdown(cancel_futures=True)
+        for worker in self.workers:
+            worker.close()
 
     __exit__ = close
 
-    def run(self, jobs: Iterable[dict | None]) -> Iterator[dict]:
-        """Yield `{"id", "verdicts", "error"}` for each job `{"id", "code", "inputs"}`, in order.
+    async def __aexit__(self, *_) -> None:
+        self.close()
 
-        Lazy on both sides: a few jobs are read ahead. A None among the jobs says that the next one
-        may take a while, so everything before it is answered first. UserError where isolation
-        cannot be had (unless `unsafe`) or a job is malformed.
-        """
-        # where children stay, each function has a thread and worker of its own, where its child is
-        places = self.limit if self.settings["keep_mb"] else 1
-        threads = [ThreadPoolExecutor(self.limit // places) for _ in range(places)]
-        jobs, read, more, pause = iter(jobs), 0, True, False
-        waiting, answers, over, busy = {}, deque(), threading.Event(), set()
-        try:
-            while more or answers:
-                waiting = {job: size for job, size in waiting.items() if not job.done()}
-                room = len(waiting) < 4 * self.limit and sum(waiting.values()) < HELD_BYTES
-                if answers and answers[0].done():
-                    yield answers.popleft().result()
-                elif more and not pause and room and len(answers) < HELD_ANSWERS:
-                    row = next(jobs, END)
-                    more, pause = row is not END, row is None
-                    if more and not pause:
-                        read += 1
-                        check_job(row, f"job {read}")
-                        place = hash(row["code"]) % places
-                        answers.append(threads[place].submit(self._judge, row, place, over, busy))
-                        texts = [row["code"], *row["inputs"]]
-                        waiting[answers[-1]] = sum(map(sys.getsizeof, texts))
-                elif waiting:
-                    wait(waiting, return_when=FIRST_COMPLETED)
-                else:
-                    pause = False
-        finally:
-            over.set()
-            for worker in list(busy):
-                if worker.owner == os.getpid():
-                    worker.process.kill()  # its thread closes it
-            for pool in threads:
-                pool.shutdown(cancel_futures=True)
-
-    def _judge(self, job: dict, place: int, over: threading.Event, busy: set) -> dict:
+    def _judge(self, job: dict, place: int) -> dict:
         """The answer to one job, from an idle worker or a new one."""
         count, settings = len(job["inputs"]), self.settings
         # version 4: that of every Python from 3.4 on, since a prefix may lead to another one
@@ -202,10 +171,17 @@ class Sandbox(AbstractContextManager):
         idle = self.idle.setdefault((place, *packages), deque())
         message = HEAD.pack(len(body), count, key) + body
         line, tries = "", TRIES
-        while tries and not line and not over.is_set():
-            worker, tries = self._borrow(idle, packages), tries - 1
-            busy.add(worker)
+        while tries and not line:
+            # none is idle, or another thread has taken the last one
             try:
+                worker = idle.pop()
+            except IndexError:
+                worker = _Worker(self.settings, packages, self.prefix)
+            tries -= 1
+            self.workers.add(worker)
+            try:
+                if self.over:  # nobody waits, and `close` may have missed this worker
+                    raise CancelledError
                 if not worker.ready:
                     self._admit(worker)
                 line = worker.ask(message, GRACE + WALL_FACTOR * seconds)
@@ -217,22 +193,15 @@ class Sandbox(AbstractContextManager):
                         f"{worker.process.wait()}; is it a command that this user can run?"
                     ) from None
             finally:
-                busy.discard(worker)
                 if not line:
+                    self.workers.discard(worker)
                     worker.close()
         letters, _, reason = (line or "E" * count + " crash: worker").partition(" ")
-        answer = {"id": job["id"], "verdicts": [VERDICTS[letter] for letter in letters]}
-        untried = {"untried": letters.count("D")} if "D" in letters else {}
-        return {**answer, "error": reason or None, **untried}
-
-    def _borrow(self, idle: deque, packages: list[str]) -> _Worker:
-        """An idle worker, or a new one."""
-        with suppress(IndexError):  # none, or another thread has taken the last one
-            while True:
-                worker = idle.pop()
-                if worker.owner == os.getpid():  # a fork took it along: forgotten
-                    return worker
-        return _Worker(self.settings, packages, self.prefix)
+        answer = {"id": job["id"]} if "id" in job else {}
+        answer |= {"verdicts": [VERDICTS[letter] for letter in letters], "error": reason or None}
+        if "D" in letters:
+            answer["untried"] = letters.count("D")
+        return answer
 
     def _admit(self, worker: _Worker) -> None:
         """Refuse a worker without its layers, or say loudly what is missing."""
@@ -255,12 +224,6 @@ class Sandbox(AbstractContextManager):
             print(f"{text} (SANDBOX_PREFIX: {shlex.join(self.prefix) or 'none'})", file=sys.stderr)
 
 
-def run(jobs: Iterable[dict | None], **options) -> Iterator[dict]:
-    """`Sandbox(**options).run(jobs)`, whose workers end with it."""
-    with Sandbox(**options) as sandbox:
-        yield from sandbox.run(jobs)
-
-
 @dataclass(kw_only=True)
 class Flags:
     """Where model-written code runs."""
@@ -271,17 +234,21 @@ class Flags:
     unsafe_no_sandbox: bool = False  # run it even where layers of the sandbox cannot be had
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    flags = parser.add_argument_group("sandbox", "where model-written code runs")
-    cpu = f"of a call, of loading; wall time: {WALL_FACTOR} times that (default: %(default)s)"
-    unsafe = "run it even where layers of the sandbox cannot be had"
-    flags.add_argument("--workers", type=int, help="processes that run it (default: one a core)")
-    flags.add_argument("--cpu-seconds", type=float, default=CPU_SECONDS, help=cpu)
-    flags.add_argument("--memory-mb", type=int, default=MEMORY_MB, help="memory of one function")
-    flags.add_argument("--unsafe-no-sandbox", action="store_true", help=unsafe)
+def run(jobs: Iterable[dict], *, keep_mb: int = 0, patience: int = 1, **flags) -> Iterator[dict]:
+    """Yield `{"id", "verdicts", "error"}` of each job `{"id", "code", "inputs"}`, in order.
+
+    `flags` are fields of `Flags`. A few jobs are read ahead.
+    """
+    answers = deque()
+    with Sandbox(Flags(**flags), keep_mb=keep_mb, patience=patience) as box:
+        for answer in box.ahead(jobs):
+            answers.append(answer)
+            while answers and (answers[0].done() or len(answers) > HELD_ANSWERS):
+                yield answers.popleft().result()
+        while answers:
+            yield answers.popleft().result()
 
 
-def options(args: argparse.Namespace) -> dict:
-    """The keyword arguments of `run`, from the flags of `add_flags`."""
-    limits = {name: getattr(args, name) for name in ("workers", "cpu_seconds", "memory_mb")}
-    return {**limits, "unsafe": args.unsafe_no_sandbox}
+def options(args: Flags) -> dict:
+    """The fields of `Flags` that `args` has among others."""
+    return {name: getattr(args, name) for name in Flags.__annotations__}

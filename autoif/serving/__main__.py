@@ -3,12 +3,11 @@
     python -m autoif.serving out/05_sft -- python 07_eval.py --model out/05_sft --benchmarks heldout
 
 The command finds the server in $OPENAI_BASE_URL and asks for the model by the name given here. With
-GPUs the engine is vLLM ($VLLM, or the one on the path) on all of them, else llama.cpp; $SERVE, a
-command line with {model} and {port} in it, overrides both. The server ends with the command, and
-with this process however it ends.
+GPUs the engine is vLLM ($VLLM, or the one on the path) on all of them, else llama.cpp, whose flags
+these are; $SERVE, a command line with {model} and {port} in it, overrides both. The server ends
+with the command, and with this process however it ends.
 """
 
-import argparse
 import ctypes
 import os
 import signal
@@ -17,32 +16,45 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
 
 from autoif.files import UserError
+from autoif.flags import Count, cli
 from autoif.models import servable
 from autoif.serving import engines, llamacpp
-from autoif.stage import Help, run
 from autoif.weights import half
 
 START_SECONDS = 1800  # a 72B model is read from a network disk in minutes
 PR_SET_PDEATHSIG = 1
 
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+Model = Annotated[str, arg(metavar="MODEL")]
+Command = Annotated[tuple[str, ...], arg(metavar="-- COMMAND ...")]
 
 
-def command_line(args: argparse.Namespace, folder: Path, port: int) -> list[str]:
+@dataclass(kw_only=True)
+class Flags:
+    model: Positional[Model]  # checkpoint directory, or a name on the hub
+    command: Positional[Command] = ()  # what runs beside the server, behind --
+    slots: Count = 16  # answers at a time
+    context: Count = 4096  # tokens of a prompt and its answer
+    # of the copy in llama.cpp's format, which stays as .NAME.*.gguf beside the model
+    weights: Literal["q8_0", "bf16", "f32"] = "q8_0"
+
+    def __post_init__(self):
+        if not self.command:
+            raise UserError("give the command after --")
+
+
+def command_line(args: Flags, folder: Path, port: int) -> list[str]:
     """The server's command line; what it serves is made of the model in the empty `folder`."""
-    template, memory = os.environ.get("SERVE"), engines.gpu_memory()
-    if template:
+    if template := os.environ.get("SERVE"):
         return engines.own_command(template, servable(half(args.model), folder), port)
-    if memory:
+    if memory := engines.gpu_memory():
         # first what can be refused: the folder may take minutes of download
         shape = engines.shape(args.model)
         line = engines.vllm_command(args.model, str(folder), port, shape, memory)
@@ -50,6 +62,12 @@ def command_line(args: argparse.Namespace, folder: Path, port: int) -> list[str]
         return line
     gguf = llamacpp.converted(args.model, folder, args.weights)
     return engines.llama_command(gguf, args.model, port, args.slots, args.context)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def die_with_parent() -> None:
@@ -70,7 +88,7 @@ def wait_until_ready(server: subprocess.Popen, url: str, log: Path) -> None:
         try:
             with urllib.request.urlopen(f"{url}/health", timeout=5):
                 return
-        except (urllib.error.URLError, OSError):
+        except OSError:  # not listening yet, or busy with its start
             time.sleep(0.2)
     raise UserError(f"the server is not ready after {START_SECONDS} s; see {log}")
 
@@ -87,7 +105,7 @@ def stop(server: subprocess.Popen) -> None:
             continue
 
 
-def serve(args: argparse.Namespace, folder: Path, log: Path) -> int:
+def serve(args: Flags, folder: Path, log: Path) -> int:
     """Run the command beside the server; returns the command's exit code."""
     began, port = time.monotonic(), free_port()
     line = command_line(args, folder, port)
@@ -110,42 +128,13 @@ def serve(args: argparse.Namespace, folder: Path, log: Path) -> int:
         stop(server)
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m autoif.serving",
-        usage="%(prog)s [flags] MODEL -- COMMAND ...",
-        description=__doc__,
-        formatter_class=Help,
-    )
-    parser.add_argument("model", metavar="MODEL", help="checkpoint directory, or a name on the hub")
-    group = parser.add_argument_group("llama.cpp (no GPU)")
-    group.add_argument("--slots", type=int, default=16, help="answers at a time")
-    group.add_argument(
-        "--context", type=int, default=4096, help="tokens of a prompt and its answer"
-    )
-    group.add_argument(
-        "--weights",
-        choices=["q8_0", "bf16", "f32"],
-        default="q8_0",
-        help="of the copy in llama.cpp's format, which stays as .NAME.*.gguf beside the model",
-    )
-    words = sys.argv[1:] if argv is None else argv
-    at = words.index("--") if "--" in words else len(words)
-    args = parser.parse_args(words[:at])
-    args.command = words[at + 1 :]
-    if not args.command:
-        parser.error("give the command after --")
-    return args
-
-
-def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
+def main(args: Flags) -> None:
     log = Path(os.environ.get("SERVE_LOG", "out/logs")) / f"serve_{Path(args.model).name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    # for the check below and the command's client: the server is on this machine
+    # for the check above and the command's client: the server is on this machine
     for name in ("no_proxy", "NO_PROXY"):
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
-    # Ctrl-C and kill of this process go through `finally` as well
+    # kill of this process goes through `finally` as Ctrl-C does
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with tempfile.TemporaryDirectory() as folder:
         code = serve(args, Path(folder), log)
@@ -153,4 +142,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    cli(main, __doc__)

@@ -4,12 +4,11 @@ Both are started so that nothing but the request decides how a token is sampled:
 repetition penalty or length limit of the checkpoint's or the engine's own is added to it.
 """
 
-import dataclasses
-import math
 import os
 import shlex
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from autoif import models
@@ -23,38 +22,33 @@ ACTIVATIONS = 3e9  # bytes a GPU: activations of a batch, CUDA graphs, buffers o
 REQUESTS = 16
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Shape:
-    """What a model's memory follows from; sizes in parameters, layers, heads and tokens."""
+    """What a model's memory follows from; sizes in parameters, heads, tokens and bytes."""
 
     parameters: float
-    layers: int
     heads: int
     key_heads: int
-    head_size: int
-    positions: int
+    context: int  # tokens of prompt and answer
+    cache: int  # keys and values of one request of full length, in bf16
 
-    def context(self) -> int:
-        return min(self.positions, CONTEXT)
-
-    def cache(self) -> int:
-        """Bytes of keys and values of one request of full length, in bf16."""
-        a_token = 2 * self.layers * self.key_heads * self.head_size * 2
-        return a_token * self.context()
+    def memory(self, tensor_parallel: int, requests: int) -> float:
+        """Bytes each of `tensor_parallel` GPUs needs for weights and the cache of `requests`."""
+        weights = 2 * self.parameters / tensor_parallel
+        # a key head is never split: more GPUs than key heads hold copies
+        cache = self.cache * requests / min(tensor_parallel, self.key_heads)
+        return weights + cache + ACTIVATIONS
 
 
 def shape(model: str) -> Shape:
     """The shape that a model's configuration describes; no weight is read or made."""
     config = models.read_config(model)
     heads = config.num_attention_heads
-    return Shape(
-        parameters=models.parameters(config),
-        layers=config.num_hidden_layers,
-        heads=heads,
-        key_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_size=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        positions=config.max_position_embeddings,
-    )
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    context = min(config.max_position_embeddings, CONTEXT)
+    a_token = 2 * config.num_hidden_layers * key_heads * head_size  # a key and a value a layer
+    return Shape(models.parameters(config), heads, key_heads, context, 2 * a_token * context)
 
 
 def gpu_memory() -> list[float]:
@@ -67,41 +61,34 @@ def gpu_memory() -> list[float]:
     return [float(torch.cuda.get_device_properties(n).total_memory) for n in range(count)]
 
 
-def memory_of(shape: Shape, tensor_parallel: int, requests: int) -> float:
-    """Bytes each of `tensor_parallel` GPUs needs for the weights and the cache of `requests`."""
-    weights = 2 * shape.parameters / tensor_parallel
-    # a key head is never split: more GPUs than key heads hold copies
-    cache = shape.cache() * requests / min(tensor_parallel, shape.key_heads)
-    return weights + cache + ACTIVATIONS
-
-
 def split(model: str, shape: Shape, memory: list[float]) -> tuple[int, int]:
     """The smallest split that fits, as often as there are GPUs: (tensor parallel, data parallel).
 
     Fewer GPUs a copy exchange less, and more copies answer more. UserError with the arithmetic
     where not even all GPUs together hold it.
     """
-    usable = GPU_SHARE * min(memory)
-    splits = [2**n for n in range(int(math.log2(len(memory))) + 1) if shape.heads % 2**n == 0]
+    usable, splits = GPU_SHARE * min(memory), []
+    for exponent in range(len(memory).bit_length()):
+        if shape.heads % 2**exponent == 0:
+            splits.append(2**exponent)
     for requests in (REQUESTS, 1):
         for tensor_parallel in splits:
-            if memory_of(shape, tensor_parallel, requests) <= usable:
+            if shape.memory(tensor_parallel, requests) <= usable:
                 return tensor_parallel, len(memory) // tensor_parallel
     widest = splits[-1]
     raise UserError(
         f"{model} cannot be served on {len(memory)} GPUs of {min(memory) / 1e9:.0f} GB: "
         f"{shape.parameters / 1e9:.1f} B parameters x 2 bytes / {widest} + "
-        f"{shape.cache() / 1e9:.1f} GB of cache for one request of {shape.context():,} tokens / "
+        f"{shape.cache / 1e9:.1f} GB of cache for one request of {shape.context:,} tokens / "
         f"{min(widest, shape.key_heads)} + {ACTIVATIONS / 1e9:.0f} GB = "
-        f"{memory_of(shape, widest, 1) / 1e9:.0f} GB each, and {GPU_SHARE:.0%} of a GPU is "
+        f"{shape.memory(widest, 1) / 1e9:.0f} GB each, and {GPU_SHARE:.0%} of a GPU is "
         f"{usable / 1e9:.0f} GB; use more GPUs, or set SERVE to a server of your own"
     )
 
 
 def vllm() -> str | None:
     """The vLLM program: $VLLM, the environment's own, or the one on the path."""
-    beside = Path(sys.executable).parent
-    path = f"{beside}{os.pathsep}{os.environ.get('PATH', '')}"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     return shutil.which(os.environ.get("VLLM", "vllm"), path=path)
 
 
@@ -123,7 +110,7 @@ def vllm_command(
         # the request alone decides: "auto" adds the checkpoint's top_p, top_k, penalty and length
         "--generation-config": "vllm",
         "--dtype": "bfloat16",
-        "--max-model-len": shape.context(),
+        "--max-model-len": shape.context,
         "--gpu-memory-utilization": GPU_SHARE,
         "--tensor-parallel-size": tensor_parallel,
         "--data-parallel-size": data_parallel,

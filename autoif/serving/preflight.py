@@ -5,38 +5,49 @@
 Exit code 2 when something is missing. `--until 04` asks for what stages 01 to 04 need only.
 """
 
-import argparse
+import contextlib
 import importlib.util
 import os
 import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from autoif import chain, sandbox
 from autoif.evaluation import benchmarks
 from autoif.files import UserError
+from autoif.flags import Count, Natural, cli
 from autoif.serving import engines
-from autoif.stage import Help, natural, positive_int, run
 from autoif.training.engine import check_shape
 
-PACKAGES = {
-    "01": ("openai", "aiohttp", "jsonlines", "json_repair", "ijson", "langdetect", "sklearn"),
-    "05": ("torch", "transformers", "deepspeed", "matplotlib", "tensorboard"),
-    "07": ("lm_eval", "nltk", "datasets"),
-}
 # Bytes a parameter on all GPUs together, ZeRO-3 in bf16: weights 2, gradients 4 (added up in fp32),
 # fp32 master weights and Adam's two moments 12.
 STATE_BYTES = 18
 # Without a GPU a step of a larger model takes minutes, and a run weeks.
 CPU_PARAMETERS = 1e9
 OUTPUTS = (
-    "01_instructions.jsonl",
-    "02_verifiers.jsonl",
-    "03_instructions.jsonl",
-    "04_sft.jsonl",
-    "05_sft",
-    "06_pairs.jsonl",
-    "06_offline",
-)
+    "01_instructions.jsonl 02_verifiers.jsonl 03_instructions.jsonl 04_sft.jsonl 05_sft "
+    "06_pairs.jsonl 06_offline"
+).split()
+
+
+@dataclass(kw_only=True)
+class Flags:
+    supervisor: str = ""  # model that writes the data
+    base: str = ""  # model to train: directory or name on the hub
+    queries: str = ""  # file of user queries
+    nli: str = "llm"  # NLI model, or llm
+    judge: str = ""  # of the benchmarks, on the same endpoint
+    data_dir: str = ""  # benchmark data
+    out: str = "out"
+    processes: Count = 1  # that train, on all nodes
+    online_iterations: Natural = 0  # of the online loop
+    until: str = "07"  # the last stage that will run
+    plan: str | None = None  # the commands to come, as autoif.chain reads them
+    redo_from: str | None = None  # what this stage and later ones made is out of account
+
+
+# ---- stages 01 to 04: a supervisor, an NLI model, queries, a sandbox ----
 
 
 def on_hub(name: str, what: str) -> str | None:
@@ -48,9 +59,8 @@ def on_hub(name: str, what: str) -> str | None:
     from huggingface_hub import HfApi, try_to_load_from_cache
 
     try:
-        if try_to_load_from_cache(name, "config.json"):
-            return None
-        HfApi().repo_info(name, timeout=20)
+        if not try_to_load_from_cache(name, "config.json"):
+            HfApi().repo_info(name, timeout=20)
     # the hub's own errors and those of whatever HTTP library it uses: all are the finding here
     except Exception as error:
         words = str(error).splitlines()[0][:120]
@@ -89,18 +99,18 @@ def endpoint(url: str | None, model: str, name: str = "SUPERVISOR") -> str | Non
     if listed and model not in listed:
         served = ", ".join(listed[:5])
         return f"{url} does not serve {model!r}, but {served}; set {name} to one of these"
-    problem = _answers(client, url, model)
+    problem = refusal(client, url, model)
     # some servers repeat the key in their words
     return problem.replace(key, "***") if problem and key else problem
 
 
-def _answers(client, url: str, model: str) -> str | None:
+def refusal(client, url: str, model: str) -> str | None:
     """None when the server completes a short question; reasoning models want another limit."""
     import openai
 
     from autoif.llm.endpoint import ADVICE, raise_error_in
 
-    question = [{"role": "user", "content": "Say yes."}]
+    question, words = [{"role": "user", "content": "Say yes."}], ""
     for limit in ({"max_tokens": 1}, {"max_completion_tokens": 64}):
         try:
             reply = client.chat.completions.create(model=model, messages=question, **limit)
@@ -118,68 +128,12 @@ def _answers(client, url: str, model: str) -> str | None:
     return f"{url} does not answer as {model!r}: {words}"
 
 
-def training(base: str, shape: engines.Shape, memory: list[float]) -> list[str]:
-    """Problems of training `base` here."""
-    if memory or shape.parameters < CPU_PARAMETERS:
-        return []
-    return [
-        f"no GPU, and {base} has {shape.parameters / 1e9:.1f} B parameters to train; run this on a "
-        "machine with GPUs, make the data only (--until 04), or see `bash run_all.sh --demo`"
-    ]
-
-
-def serving(base: str, shape: engines.Shape, memory: list[float]) -> list[str]:
-    """Problems of serving `base`, and so every model trained from it, on the GPUs here."""
-    if os.environ.get("SERVE"):
-        return []
-    if not memory:
-        if importlib.util.find_spec("xllamacpp") is None:
-            return ["package xllamacpp: pip install -r requirements.txt"]
-        return []
-    try:
-        engines.vllm_command(base, base, 0, shape, memory)
-    except UserError as error:
-        return [str(error)]
-    return []
-
-
-def warn_of_judge(judge: str, supervisor: str, base: str) -> None:
-    """Say it where a judge judges itself or its pupil."""
-    if not judge or judge not in (supervisor, base):
-        return
-    whose = "the base model"
-    if judge == supervisor:
-        whose = "the supervisor that wrote the data"
-    print(
-        f"warning: the judge is {whose}: it may prefer its own kind; set JUDGE to another model "
-        "(the paper's judges are GPT-4s)",
-        flush=True,
-    )
-
-
-def plan(args, shape: engines.Shape | None, memory: list[float]) -> list[str]:
-    """What the run holds, and what is finished."""
-    lines = []
-    if shape:
-        states = shape.parameters * STATE_BYTES / args.processes / 1e9
-        line = (
-            f"plan: {args.base}: {shape.parameters / 1e9:.1f} B parameters x {STATE_BYTES} bytes / "
-            f"{args.processes} processes = {states:.0f} GB each, and activations"
-        )
-        lines.append(line + (f"; there are {min(memory) / 1e9:.0f} GB" if memory else ""))
-    done = [name for name in OUTPUTS if (Path(args.out) / name).exists()]
-    lines.append(f"plan: finished and kept: {', '.join(done) or 'nothing yet'}")
-    return lines
-
-
-def data_problems(args) -> list[str | None]:
-    """What stages 01 to 04 lack: a supervisor, an NLI model, queries, a sandbox."""
-    url = os.environ.get("OPENAI_BASE_URL")
-    problems = [endpoint(url, args.supervisor)]
+def data_problems(args: Flags) -> Iterator[str | None]:
+    yield endpoint(os.environ.get("OPENAI_BASE_URL"), args.supervisor)
     if args.nli != "llm":
-        problems.append(on_hub(args.nli, "NLI"))
+        yield on_hub(args.nli, "NLI")
     if not Path(args.queries).is_file():
-        problems.append(
+        yield (
             f"queries {args.queries or '(none)'}: set QUERIES to ShareGPT's JSON, JSONL rows with "
             "'query', or text lines"
         )
@@ -187,47 +141,64 @@ def data_problems(args) -> list[str | None]:
     try:
         list(sandbox.run([probe]))
     except UserError as error:
-        problems.append(f"sandbox: {error}")
-    return problems
+        yield f"sandbox: {error}"
+
+
+# ---- stages 05 and 06: a base model that they train, GPUs, an engine, disk space ----
 
 
 def model_problems(
-    args, shape: engines.Shape | None, memory: list[float], outputs: list[chain.Output]
-) -> list[str | None]:
-    """What stages 05 and 06 lack: a base model that they train, GPUs, an engine, disk space."""
+    args: Flags, shape: engines.Shape | None, memory: list[float], outputs: list[chain.Output]
+) -> Iterator[str]:
     if shape is None and (unknown := on_hub(args.base, "BASE")):
-        return [unknown]
+        yield unknown
+        return
     longest = [each.args.max_length for each in outputs if hasattr(each.args, "max_length")]
-    problems = []
     try:
         check_shape(args.base, max(longest, default=0))
     except UserError as error:
-        problems.append(f"BASE {error}")
+        yield f"BASE {error}"
     if shape is None:
-        return problems
-    problems += training(args.base, shape, memory)
-    problems += serving(args.base, shape, memory)
+        return
+    if not memory and shape.parameters >= CPU_PARAMETERS:
+        yield (
+            f"no GPU, and {args.base} has {shape.parameters / 1e9:.1f} B parameters to train; run "
+            "this on a machine with GPUs, make the data only (--until 04), or see `bash run_all.sh "
+            "--demo`"
+        )
+    try:
+        refuse_unservable(args.base, shape, memory)
+    except UserError as error:
+        yield str(error)
     # the checkpoints in float32 with the bf16 copies that vLLM serves, and one resume point
     need = shape.parameters * ((4 + 2) * (2 + args.online_iterations) + 14)
     free = shutil.disk_usage(args.out if Path(args.out).exists() else ".").free
     if need > free:
-        problems.append(
+        yield (
             f"disk: about {need / 1e9:,.0f} GB are needed in {args.out}, {free / 1e9:,.0f} GB are "
             "free; set OUT elsewhere"
         )
-    return problems
 
 
-def benchmark_problems(args, outputs: list[chain.Output]) -> list[str | None]:
-    """What stage 07 lacks: data of the benchmarks in the plan, a judge that answers."""
-    problems = []
+def refuse_unservable(base: str, shape: engines.Shape, memory: list[float]) -> None:
+    """UserError where `base`, and so every model trained from it, cannot be served here."""
+    if os.environ.get("SERVE"):
+        return
+    if memory:
+        engines.vllm_command(base, base, 0, shape, memory)
+    elif importlib.util.find_spec("xllamacpp") is None:
+        raise UserError("package xllamacpp: pip install -r requirements.txt")
+
+
+# ---- stage 07: data of the benchmarks in the plan, a judge that answers ----
+
+
+def benchmark_problems(args: Flags, outputs: list[chain.Output]) -> Iterator[str | None]:
     if args.judge not in ("", args.supervisor):
-        problems.append(endpoint(os.environ.get("OPENAI_BASE_URL"), args.judge, "JUDGE"))
+        yield endpoint(os.environ.get("OPENAI_BASE_URL"), args.judge, "JUDGE")
     if args.data_dir and not Path(args.data_dir).is_dir():
-        problems.append(
-            f"DATA_DIR {args.data_dir} is no directory; without it the data comes from the hub"
-        )
-        return problems
+        yield (f"DATA_DIR {args.data_dir} is no directory; without it the data comes from the hub")
+        return
     wanted = {}
     for output in outputs:
         for name in getattr(output.args, "benchmarks", ()):
@@ -240,82 +211,65 @@ def benchmark_problems(args, outputs: list[chain.Output]) -> list[str | None]:
         except UserError as error:  # there, and broken
             gaps = {name: error}
         if gaps:
-            problems.append(
+            yield (
                 f"benchmark {name}: {gaps[name]}; put its data into DATA_DIR (autoif/evaluation/"
                 f'README.md), or name those to run: FLAGS_07="--benchmarks ..."'
             )
-    return problems
 
 
-def warn_of_split(outputs: list[chain.Output]) -> None:
-    """Say it where nothing is held out to measure on."""
+def warnings(args: Flags, outputs: list[chain.Output]) -> Iterator[str]:
+    """What is no problem and makes stage 07 say less: nothing held out, a judge of its own kind."""
     for output in outputs:
         for flag in ("heldout", "heldout_queries"):
             # of 07 --heldout is a file, and the online loop has no queries of its own
             if getattr(output.args, flag, None) == 0 and not getattr(output.args, "sft", None):
-                name = flag.replace("_", "-")
-                print(f"warning: --{name} 0: stage 07 measures benchmarks only", flush=True)
+                yield f"--{flag.replace('_', '-')} 0: stage 07 measures benchmarks only"
+    whose = {args.base: "the base model", args.supervisor: "the supervisor that wrote the data"}
+    if args.judge and args.judge in whose:
+        yield (
+            f"the judge is {whose[args.judge]}: it may prefer its own kind; set JUDGE to another "
+            "model (the paper's judges are GPT-4s)"
+        )
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m autoif.serving.preflight",
-        description=__doc__,
-        formatter_class=Help,
-    )
-    parser.add_argument("--supervisor", default="", help="model that writes the data")
-    parser.add_argument("--base", default="", help="model to train: directory or name on the hub")
-    parser.add_argument("--queries", default="", help="file of user queries")
-    parser.add_argument("--nli", default="llm", help="NLI model, or llm")
-    parser.add_argument("--judge", default="", help="of the benchmarks, on the same endpoint")
-    parser.add_argument("--data-dir", default="", help="benchmark data")
-    parser.add_argument("--out", default="out")
-    parser.add_argument(
-        "--processes", type=positive_int, default=1, help="that train, on all nodes"
-    )
-    parser.add_argument("--online-iterations", type=natural, default=0)
-    parser.add_argument("--until", default="07", help="the last stage that will run")
-    parser.add_argument("--plan", help="the commands to come, as autoif.chain reads them")
-    parser.add_argument("--redo-from", help="what this stage and later ones made is out of account")
-    return parser.parse_args(argv)
+# ---- all together ----
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
-    stages = [stage for stage in PACKAGES if stage <= args.until]
-    missing = []
-    for stage in stages:
-        for package in PACKAGES[stage]:
-            if importlib.util.find_spec(package) is None:
-                missing.append(f"package {package}: pip install -r requirements.txt")
+def plan(args: Flags, shape: engines.Shape | None, memory: list[float]) -> Iterator[str]:
+    """What the run holds, and what is finished."""
+    if shape:
+        states = shape.parameters * STATE_BYTES / args.processes / 1e9
+        there = f"; there are {min(memory) / 1e9:.0f} GB" if memory else ""
+        yield (
+            f"plan: {args.base}: {shape.parameters / 1e9:.1f} B parameters x {STATE_BYTES} bytes / "
+            f"{args.processes} processes = {states:.0f} GB each, and activations{there}"
+        )
+    done = [name for name in OUTPUTS if (Path(args.out) / name).exists()]
+    yield f"plan: finished and kept: {', '.join(done) or 'nothing yet'}"
 
-    memory, shape = [], None
-    # what a model needs is read with these packages
-    if "05" in stages and not missing:
-        memory = engines.gpu_memory()
-        try:
-            shape = engines.shape(args.base) if args.base else None
-        except (UserError, AttributeError):  # a model of another kind has no such numbers
-            shape = None  # model_problems says why
-    outputs = []
-    if args.plan and not missing:
+
+def main(args: Flags) -> None:
+    problems, memory, shape, outputs = [], [], None, []
+    if args.plan:
         outputs, _ = chain.read(args.plan)
-        missing += chain.problems(args.plan, args.redo_from)
-    missing += data_problems(args)
-    if "05" in stages:
-        missing += model_problems(args, shape, memory, outputs)
-    if "07" in stages:
-        missing += benchmark_problems(args, outputs)
-        warn_of_split(outputs)
-
+        problems += chain.problems(args.plan, args.redo_from)
+    problems += data_problems(args)
+    if args.until >= "05":
+        memory = engines.gpu_memory()
+        # a model of another kind has no such numbers: model_problems says why
+        with contextlib.suppress(UserError, AttributeError):
+            shape = engines.shape(args.base) if args.base else None
+        problems += model_problems(args, shape, memory, outputs)
+    if args.until >= "07":
+        problems += benchmark_problems(args, outputs)
+        for words in warnings(args, outputs):
+            print(f"warning: {words}", flush=True)
     print("\n".join(plan(args, shape, memory)), flush=True)
-    if "07" in stages:
-        warn_of_judge(args.judge, args.supervisor, args.base)
-    problems = [problem for problem in missing if problem]
+    problems = list(filter(None, problems))
     if problems:
         numbered = (f"  {number}. {text}" for number, text in enumerate(problems, 1))
         raise UserError(f"{len(problems)} things are missing:\n" + "\n".join(numbered))
 
 
 if __name__ == "__main__":
-    run(main)
+    cli(main, __doc__)

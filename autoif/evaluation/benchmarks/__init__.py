@@ -1,46 +1,39 @@
 """The benchmarks of 07_eval.py. A new one is a module in this folder and its name in NAMES.
 
 A benchmark's module has
-    SETTINGS                  a `Settings`: how its owners run it, and its columns in the table
-    load(source, args)        its items, each with `id`, `prompt` and `cluster` (what is resampled
-                              together); `text`, where the prompt has a frame around the test
-    score(works, args)        one row for each work {item, sample, answers, judged}:
-                              {verdict, reason, points}; with "unparsable": True where the answer or
-                              the judgement had no readable form. Points are those of
-                              autoif.evaluation.intervals:
-                              {metric: [(stratum, cluster, above, below)]}
+    SETTINGS                     a `Settings`: how its owners run it, its columns in the table
+    load(source)                 yields its items, each with `id`, `prompt` and `cluster` (what is
+                                 resampled together); `text`, where the prompt has a frame around
+                                 the test
+    score(attempt)               the row of an attempt {item, sample, answers, judgement}:
+                                 {verdict, reason, points}; with "unparsable": True where the answer
+                                 or the judgement had no readable form. Points are those of
+                                 autoif.evaluation.intervals:
+                                 {metric: [(stratum, cluster, above, below)]}
 and where it needs them
-    answer(item)              a conversation that returns the item's answers, other than one turn
-    judge(item, answers)      a conversation with the judge, or None where a rule decides; what it
-                              returns is the work's `judged`
-    conditions(args)          further settings to be recorded with the results
+    temperature(item)            where SETTINGS have a word instead of a number
+    answer(item, say)            coroutine: the item's answers, other than one turn
+    judge(item, answers, client) coroutine: what the judge says, the attempt's `judgement`
+heldout and humaneval run code: their `score(attempts, box, ...)` are coroutines over all attempts.
 """
 
-import argparse
 import hashlib
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
+from typing import Annotated
+
+import tyro
 
 from autoif.evaluation.benchmarks.source import NotSetUp, Source
-from autoif.evaluation.conversation import Conversation, single_turn
 from autoif.files import UserError, dump
-from autoif.stage import positive_int
+from autoif.flags import Count
 
 # In the order of the table's columns.
-NAMES = [
-    "heldout",
-    "ifeval",
-    "followbench",
-    "infobench",
-    "mtbench",
-    "arenahard",
-    "ceval",
-    "mmlu",
-    "gsm8k",
-    "humaneval",
-    "ifbench",
-]
+NAMES = (
+    "heldout ifeval followbench infobench mtbench arenahard ceval mmlu gsm8k humaneval ifbench"
+).split()
 
 
 @dataclass(frozen=True)
@@ -49,14 +42,12 @@ class Settings:
 
     temperature: float | str  # a word where each item has its own
     max_tokens: int  # of the longest answer
-    usual_tokens: int  # of an ordinary answer, for the estimate
     columns: tuple[str, ...]  # its metrics in the table; the others are in the results file
     ratings: tuple[str, ...] = ()  # metrics that are no share, and so not in per cent
     judge: str | None = None  # the owners' own
     judge_max_tokens: int = 0  # of the longest judgement
-    judge_calls: float = 0  # judgements of an item, on average
     samples_flag: str = "seeds"  # which flag says how many answers an item gets
-    multiple_choice: bool = False  # also by log-likelihood (--mc-mode)
+    multiple_choice: bool = False  # by generation; published figures may be log-likelihoods
 
 
 @dataclass(frozen=True)
@@ -73,6 +64,36 @@ class Data:
         return hashlib.sha256(lines.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def chosen(words: list[str]) -> list[str]:
+    """The benchmarks that --benchmarks names: `all`, or some with commas between them."""
+    names = NAMES if words[0] == "all" else words[0].split(",")
+    for name in names:
+        if name not in NAMES:
+            raise ValueError(f"{name!r} is none; choose from {', '.join(NAMES)}")
+    return list(names)
+
+
+Names = Annotated[
+    list[str],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="LIST",
+        instance_from_str=chosen,
+        is_instance=lambda value: isinstance(value, list),
+        str_from_instance=lambda names: ["all" if names == NAMES else ",".join(names)],
+    ),
+]
+
+
+@dataclass(kw_only=True)
+class Flags:
+    """Which tests are read, and from where."""
+
+    benchmarks: Names = field(default_factory=NAMES.copy)  # all, or some with commas between them
+    data_dir: str | None = None  # folder with the benchmarks' data; what it lacks is on the hub
+    limit: Count | None = None  # only so many items of each, spread evenly over it; marked partial
+
+
 def module(name: str) -> ModuleType:
     return importlib.import_module(f"autoif.evaluation.benchmarks.{name}")
 
@@ -81,42 +102,50 @@ def settings(name: str) -> Settings:
     return module(name).SETTINGS
 
 
-def conversation(name: str, item: dict) -> Conversation:
-    """The conversation that gets an item's answers: one turn for most benchmarks."""
-    return getattr(module(name), "answer", single_turn)(item)
+def conditions(name: str, args) -> dict:
+    """How a benchmark is run, as the results record it: as its owners do, or as a flag says."""
+    owners = settings(name)
+    # answers made elsewhere: how they were sampled is not known here
+    if args.responses:
+        return {"responses": Path(args.responses).name, "samples": args.seeds}
+    recorded = {
+        "temperature": owners.temperature,
+        "top_p": args.top_p,
+        "max_tokens": args.max_tokens or owners.max_tokens,
+        "n": 1,
+        "seed": args.seed,  # plus the sample's index
+        "samples": getattr(args, owners.samples_flag),
+    }
+    # a word stands for temperatures of single items (MT-Bench): a flag does not flatten these
+    if args.temperature is not None and not isinstance(owners.temperature, str):
+        recorded["temperature"] = args.temperature
+    if owners.multiple_choice:
+        recorded["mode"] = "gen"
+    return recorded
+
+
+def attempts(name: str, items: list[dict], conditions: dict) -> list[dict]:
+    """An attempt for each sample of each item; `sampling` is what all its requests say."""
+    every = []
+    for sample in range(conditions["samples"]):
+        for item in items:
+            # the sample's index, `first`, makes equal questions different ones in the store
+            sampling = {"first": sample}
+            for setting in conditions.keys() & {"temperature", "max_tokens"}:
+                sampling[setting] = conditions[setting]
+            if isinstance(sampling.get("temperature"), str):
+                sampling["temperature"] = module(name).temperature(item)
+            attempt = {"item": item, "sample": sample, "sampling": sampling}
+            every.append({**attempt, "judgement": None, "open": False})
+    return every
 
 
 def undecided(reason: str = "the judge did not answer") -> dict:
-    """The row of a work without a verdict: counted as unparsable, and in no metric."""
+    """The row of an attempt without a verdict: counted as unparsable, and in no metric."""
     return {"verdict": None, "reason": reason, "unparsable": True, "points": {}}
 
 
-def chosen(text: str) -> list[str]:
-    """The benchmarks that a --benchmarks flag names: `all`, or some with commas between them."""
-    names = NAMES if text == "all" else text.split(",")
-    for name in names:
-        if name not in NAMES:
-            raise argparse.ArgumentTypeError(f"{name!r} is none; choose from {','.join(NAMES)}")
-    return list(names)
-
-
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that say which tests are read, and from where."""
-    parser.add_argument(
-        "--benchmarks", type=chosen, default="all", help=f"all, or some of {','.join(NAMES)}"
-    )
-    parser.add_argument(
-        "--data-dir", help="folder with the benchmarks' data; what it lacks is asked from the hub"
-    )
-    parser.add_argument(
-        "--limit",
-        type=positive_int,
-        metavar="N",
-        help="only N items of each benchmark, spread evenly over it; marked as partial",
-    )
-
-
-def load(names: list[str], args) -> tuple[dict[str, Data], dict[str, NotSetUp]]:
+def load(names: list[str], args: Flags) -> tuple[dict[str, Data], dict[str, NotSetUp]]:
     """The data of the benchmarks that have some, and why the others have none.
 
     What is absent is a gap; what is there and broken is an error.
@@ -125,8 +154,11 @@ def load(names: list[str], args) -> tuple[dict[str, Data], dict[str, NotSetUp]]:
     gaps: dict[str, NotSetUp] = {}
     for name in names:
         source = Source(args.data_dir)
+        values = [source]
+        if name == "heldout":  # it has no owners' files, but rows of this run
+            values = [args.heldout, args.queries, args.queries_per_instruction, args.seed]
         try:
-            every = module(name).load(source, args)
+            every = list(module(name).load(*values))
         except NotSetUp as gap:
             gaps[name] = gap
             continue
@@ -148,5 +180,5 @@ def spread(items: list[dict], limit: int | None) -> list[dict]:
     if limit is None or limit >= len(items):
         return items
     take = max(1, round(limit * len(clusters) / len(items)))
-    kept = {clusters[i * len(clusters) // take] for i in range(take)}
-    return [item for item in items if item["cluster"] in kept]
+    chosen = {clusters[i * len(clusters) // take] for i in range(take)}
+    return [item for item in items if item["cluster"] in chosen]

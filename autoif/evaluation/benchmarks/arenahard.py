@@ -10,18 +10,18 @@ Bradley-Terry fit gives, so nothing is fitted. Departures:
 """
 
 import re
+from collections.abc import Iterator
 
+from autoif.evaluation.asking import system, user
 from autoif.evaluation.benchmarks import Settings, undecided
-from autoif.evaluation.conversation import Conversation, ask_judge, system, user
+from autoif.evaluation.judge import verdict
 
 SETTINGS = Settings(
     temperature=0.0,
     max_tokens=4096,
-    usual_tokens=600,
     columns=("Arena-Hard",),
     judge="gpt-4-1106-preview",
     judge_max_tokens=4096,
-    judge_calls=2,
 )
 
 SYSTEM_PROMPT = """You are an impartial judge of two AI assistants, A and B, who answered the same \
@@ -58,7 +58,7 @@ OUTCOMES = {"A>>B": (1, 3), "A>B": (1, 1), "A=B": (0.5, 1), "B>A": (0, 1), "B>>A
 OUTCOMES |= {"B<<A": (1, 3), "B<A": (1, 1), "B=A": (0.5, 1), "A<B": (0, 1), "A<<B": (0, 3)}
 
 
-def load(source, args) -> list[dict]:
+def load(source) -> Iterator[dict]:
     def rows(file: str) -> list[dict]:
         here, hub = f"arena_hard/v0.1/{file}", f"data/arena-hard-v0.1/{file}"
         return source.rows(here, "lmarena-ai/arena-hard-auto", hub)
@@ -66,13 +66,9 @@ def load(source, args) -> list[dict]:
     baseline = {}
     for row in rows("model_answer/gpt-4-0314.jsonl"):
         baseline[row["uid"]] = row["messages"][-1]["content"]["answer"]
-    items = []
     for row in rows("question.jsonl"):
         uid = row["uid"]
-        items.append(
-            {"id": uid, "cluster": uid, "prompt": row["prompt"], "baseline": baseline[uid]}
-        )
-    return items
+        yield {"id": uid, "cluster": uid, "prompt": row["prompt"], "baseline": baseline[uid]}
 
 
 def read_verdict(text: str) -> str | None:
@@ -82,25 +78,22 @@ def read_verdict(text: str) -> str | None:
     return found[-1] if found and found[-1] in OUTCOMES else None
 
 
-def judge(item: dict, answers: list[dict]) -> Conversation:
-    """Return [(verdict or None, the judge's words)] of both games.
+async def judge(item: dict, answers: list[dict], client) -> list[tuple[str | None, str]]:
+    """[(verdict or None, the judge's words)] of both games.
 
     The baseline is A in the first game, B in the second.
     """
     baseline, model = item["baseline"], answers[0]["text"]
     games = []
     for first, second in [(baseline, model), (model, baseline)]:
-        asked = PAIR_PROMPT.format(prompt=item["prompt"], first=first, second=second)
-        game = yield from ask_judge([system(SYSTEM_PROMPT), user(asked)], read_verdict)
-        games.append(game)
+        prompt = PAIR_PROMPT.format(prompt=item["prompt"], first=first, second=second)
+        messages = [system(SYSTEM_PROMPT), user(prompt)]
+        games.append(await verdict(client, messages, read_verdict, SETTINGS.judge_max_tokens))
     return games
 
 
-def score(works: list[dict], args) -> list[dict]:
-    return [scored(work["item"], work["judged"]) for work in works]
-
-
-def scored(item: dict, games: list[tuple[str | None, str]] | None) -> dict:
+def score(attempt: dict) -> dict:
+    games = attempt["judgement"]
     if games is None:
         return undecided()
     verdicts = [verdict for verdict, _ in games]
@@ -108,10 +101,10 @@ def scored(item: dict, games: list[tuple[str | None, str]] | None) -> dict:
     if None in verdicts:
         return undecided(reason)
     won, weight = 0.0, 0
-    for game, verdict in enumerate(verdicts):
-        for_a, times = OUTCOMES[verdict]
+    for game, outcome in enumerate(verdicts):
+        for_a, times = OUTCOMES[outcome]
         for_model = for_a if game == 1 else 1 - for_a  # the model is B, then A
         won += times * for_model
         weight += times
-    points = {"Arena-Hard": [("", item["cluster"], won, weight)]}
+    points = {"Arena-Hard": [("", attempt["item"]["cluster"], won, weight)]}
     return {"verdict": verdicts, "reason": reason, "points": points}

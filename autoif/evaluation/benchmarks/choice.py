@@ -1,15 +1,9 @@
-"""Multiple choice, for MMLU and C-Eval: by generation, or by log-likelihood of a local checkpoint.
+"""Multiple choice, for MMLU and C-Eval: by generation, so each row of the results says "mode gen".
 
-The two modes give different numbers for the same model, so each row of the results names its own.
-Log-likelihoods come from lm-eval's model classes and are kept in its cache, so that a run that was
-killed computes none of them twice.
+Log-likelihoods give other numbers for the same model; lm-eval computes these.
 """
 
-import os
 import re
-from pathlib import Path
-
-from autoif.files import UserError
 
 LETTERS = "ABCD"
 # what may stand before a letter: blanks, marks, LaTeX
@@ -103,51 +97,15 @@ def read_choice(text: str, choices: list[str]) -> str | None:
     return only(alone) or only(said)
 
 
-def score(works: list[dict], metric: str, by_subject: bool) -> list[dict]:
-    rows = []
-    for work in works:
-        item = work["item"]
-        letter = read_choice(work["answers"][0]["text"], item["choices"])
-        right = letter == item["target"]
-        stratum = item["subject"] if by_subject else ""
-        rows.append(
-            {
-                "verdict": right,
-                "reason": f"{letter}, expected {item['target']}",
-                "unparsable": letter is None,
-                "subject": item["subject"],
-                "points": {metric: [(stratum, item["cluster"], right, 1)]},
-            }
-        )
-    return rows
-
-
-def by_likelihood(works: list[dict], model: str, cache: Path) -> None:
-    """Add to each work, as its answer, the likeliest letter after the item's `context`."""
-    if not os.path.isdir(model):
-        raise UserError(
-            f"--mc-mode loglik needs a checkpoint folder as --model, {model!r} is none; "
-            "--mc-mode gen asks an endpoint"
-        )
-    import torch
-    from lm_eval.api.instance import Instance
-    from lm_eval.api.model import CachingLM
-    from lm_eval.models.huggingface import HFLM
-
-    instances = []
-    for index, work in enumerate(works):
-        for letter in LETTERS:
-            asked = work["item"]["context"], f" {letter}"
-            instances.append(Instance("loglikelihood", {}, asked, index))
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    scorer = CachingLM(HFLM(pretrained=model, device=device, batch_size=8), str(cache))
-    choose(works, [logprob for logprob, _ in scorer.loglikelihood(instances)])
-
-
-def choose(works: list[dict], logprobs: list[float]) -> None:
-    """Four log-probabilities a work, in the order of LETTERS: the highest is its answer."""
-    for index, work in enumerate(works):
-        of_letters = logprobs[len(LETTERS) * index : len(LETTERS) * (index + 1)]
-        likeliest = LETTERS[of_letters.index(max(of_letters))]
-        work["answers"] = [{"text": f"Answer: {likeliest}", "finish_reason": "stop"}]
+def score(attempt: dict, metric: str, stratum: str) -> dict:
+    """The row of a question: the letter that its answer settles on beside the right one."""
+    item = attempt["item"]
+    letter = read_choice(attempt["answers"][0]["text"], item["choices"])
+    right = letter == item["target"]
+    return {
+        "verdict": right,
+        "reason": f"{letter}, expected {item['target']}",
+        "unparsable": letter is None,
+        "subject": item["subject"],
+        "points": {metric: [(stratum, item["cluster"], right, 1)]},
+    }

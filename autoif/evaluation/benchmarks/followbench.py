@@ -21,20 +21,19 @@ import ast
 import functools
 import re
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+from autoif.evaluation.asking import user
 from autoif.evaluation.benchmarks import Settings, undecided
-from autoif.evaluation.conversation import Conversation, ask_judge, user
+from autoif.evaluation.judge import verdict
 
 SETTINGS = Settings(
     temperature=0.0,
     max_tokens=2048,
-    usual_tokens=250,
     columns=("FB L1", "FB L2", "FB L3", "FB L4", "FB L5", "FB SSR", "FB HSR", "FB CSL"),
     ratings=("FB CSL",),
     judge="gpt-4-0613",
     judge_max_tokens=1024,
-    judge_calls=470 / 820,  # the other items are decided by rules
 )
 
 CATEGORIES = ["content", "situation", "style", "format", "mixed", "example"]
@@ -62,33 +61,29 @@ KINDS = {
 }
 
 
-def load(source, args) -> list[dict]:
-    items = []
+def load(source) -> Iterator[dict]:
     for category in CATEGORIES:
         file = f"{category}_constraints.json"
         rows = source.rows(f"followbench/data/{file}", "YuxinJiang/FollowBench", f"data_en/{file}")
         history: dict[int, list[str]] = {}  # an example's instructions up to the level, from 0
         for row in rows:
             history.setdefault(row["example_id"], []).append(row["instruction"])
+            group = f"{category}-{row['example_id']}"
             if row["level"] > 0:
-                group = f"{category}-{row['example_id']}"
-                items.append(
-                    {
-                        "id": f"{group}-{row['level']}",
-                        "cluster": group,
-                        "prompt": row["instruction"],
-                        "category": category,
-                        "level": row["level"],
-                        "source": row["source"],
-                        "example_id": row["example_id"],
-                        "target": row["target"],
-                        "history": list(history[row["example_id"]]),
-                    }
-                )
-    return items
+                yield {
+                    "id": f"{group}-{row['level']}",
+                    "cluster": group,
+                    "prompt": row["instruction"],
+                    "category": category,
+                    "level": row["level"],
+                    "source": row["source"],
+                    "example_id": row["example_id"],
+                    "target": row["target"],
+                    "history": list(history[row["example_id"]]),
+                }
 
 
-# Rules. Those of a summary are cumulative: level n asks the first n.
+# ---- rules; those of a summary are cumulative: level n asks the first n ----
 
 
 def sentences(text: str) -> list[str]:
@@ -232,7 +227,7 @@ def rule(item: dict) -> Callable[[str], bool] | None:
     return None
 
 
-# The judge.
+# ---- the judge ----
 
 
 def added(level: int) -> str:
@@ -280,56 +275,30 @@ def read_judgement(text: str, level: int) -> list[bool] | None:
     return [verdict == "YES" for verdict in verdicts]
 
 
-def judge(item: dict, answers: list[dict]) -> Conversation | None:
-    """A conversation that returns {verdicts, words}; None for items that a rule decides."""
-    return None if rule(item) else judged(item, answers)
-
-
-def judged(item: dict, answers: list[dict]) -> Conversation:
+async def judge(item: dict, answers: list[dict], client) -> dict | None:
+    """{"verdicts": [True, False], "words"}; None for items that a rule decides."""
+    if rule(item):
+        return None
     read = functools.partial(read_judgement, level=item["level"])
-    prompt = judge_prompt(item, answers[0]["text"])
-    verdicts, words = yield from ask_judge([user(prompt)], read)
+    messages = [user(judge_prompt(item, answers[0]["text"]))]
+    verdicts, words = await verdict(client, messages, read, SETTINGS.judge_max_tokens)
     return {"verdicts": verdicts, "words": words}
 
 
-def score(works: list[dict], args) -> list[dict]:
-    rows = [scored(work) for work in works]
-    groups: dict[tuple, dict[int, dict]] = {}
-    for work, row in zip(works, rows):
-        item = work["item"]
-        groups.setdefault((item["cluster"], work["sample"]), {})[item["level"]] = row
-    for (cluster, _), by_level in groups.items():
-        missing = {"verdict": None}
-        verdicts = [by_level.get(level, missing)["verdict"] for level in LEVELS]
-        levels = consecutive(verdicts)
-        if levels is not None:  # a group has one CSL, which its highest level's row carries
-            point = (cluster.split("-")[0], cluster, levels, 1)
-            by_level[max(by_level)]["points"]["FB CSL"] = [point]
-    return rows
+# ---- scores ----
 
 
-def consecutive(verdicts: list[bool | None]) -> int | None:
-    """Levels met in a row from the first; None when a missing verdict breaks the row."""
-    for count, verdict in enumerate(verdicts):
-        if verdict is None:
-            return None
-        if not verdict:
-            return count
-    return len(verdicts)
-
-
-def scored(work: dict) -> dict:
-    item, text = work["item"], work["answers"][0]["text"]
-    decide = rule(item)
-    if decide:
+def score(attempt: dict) -> dict:
+    item, text, judgement = attempt["item"], attempt["answers"][0]["text"], attempt["judgement"]
+    if decide := rule(item):
         soft, reason = float(decide(text)), "rule"
-    elif work["judged"] is None:
+    elif judgement is None:
         return undecided()
-    elif work["judged"]["verdicts"] is None:
-        return undecided(work["judged"]["words"])
+    elif judgement["verdicts"] is None:
+        return undecided(judgement["words"])
     else:
-        verdicts = work["judged"]["verdicts"]
-        soft, reason = sum(verdicts) / len(verdicts), work["judged"]["words"]
+        verdicts, reason = judgement["verdicts"], judgement["words"]
+        soft = sum(verdicts) / len(verdicts)
     category, level, cluster = item["category"], item["level"], item["cluster"]
     hard = soft == 1
     points = {
@@ -339,3 +308,29 @@ def scored(work: dict) -> dict:
         f"FB HSR L{level}": [(category, cluster, hard, 1)],
     }
     return {"verdict": hard, "soft": soft, "reason": reason, "points": points}
+
+
+def add_levels(attempts: list[dict], rows: list[dict]) -> None:
+    """Add to the row of each group's highest level the group's CSL."""
+    groups: dict[tuple, dict[int, dict]] = {}
+    for attempt, row in zip(attempts, rows):
+        item = attempt["item"]
+        groups.setdefault((item["cluster"], attempt["sample"]), {})[item["level"]] = row
+    for (cluster, _), by_level in groups.items():
+        verdicts = []
+        for level in LEVELS:
+            verdicts.append(by_level[level]["verdict"] if level in by_level else None)
+        levels = consecutive(verdicts)
+        if levels is not None:
+            point = (cluster.split("-")[0], cluster, levels, 1)
+            by_level[max(by_level)]["points"]["FB CSL"] = [point]
+
+
+def consecutive(verdicts: list[bool | None]) -> int | None:
+    """Levels met in a row from the first; None when a missing verdict breaks the row."""
+    for count, met in enumerate(verdicts):
+        if met is None:
+            return None
+        if not met:
+            return count
+    return len(verdicts)

@@ -6,11 +6,12 @@ official script, which compares strings after "####", is for models trained on i
 """
 
 import re
+from collections.abc import Iterator
 from decimal import Decimal
 
 from autoif.evaluation.benchmarks import Settings
 
-SETTINGS = Settings(temperature=0.0, max_tokens=1024, usual_tokens=200, columns=("GSM8K",))
+SETTINGS = Settings(temperature=0.0, max_tokens=1024, columns=("GSM8K",))
 
 PROMPT = """{question}
 
@@ -29,20 +30,16 @@ THOUSANDS = re.compile(r"(?<![\w.])\d{1,3}(?:[ \u00a0\u2009\u202f'’]\d{3})+(?!
 EQUALS = re.compile(r"(?:[^\sA-Za-z]|[A-Za-z]{2})\s*=|\bi\.\s?e\.|\bequals\b")
 
 
-def load(source, args) -> list[dict]:
+def load(source) -> Iterator[dict]:
     rows = source.rows("gsm8k/test.jsonl", "openai/gsm8k", "main/test-00000-of-00001.parquet")
-    items = []
     for number, row in enumerate(rows):
-        items.append(
-            {
-                "id": str(number),
-                "cluster": str(number),
-                "prompt": PROMPT.format(question=row["question"]),
-                "text": row["question"],
-                "target": row["answer"].split("####")[-1].strip(),
-            }
-        )
-    return items
+        yield {
+            "id": str(number),
+            "cluster": str(number),
+            "prompt": PROMPT.format(question=row["question"]),
+            "text": row["question"],
+            "target": row["answer"].split("####")[-1].strip(),
+        }
 
 
 def numbers(text: str) -> list[Decimal]:
@@ -75,17 +72,12 @@ def read_answer(text: str) -> Decimal | None:
     return found[-1] if found else None
 
 
-def score(works: list[dict], args) -> list[dict]:
-    rows = []
-    for work in works:
-        item, given = work["item"], read_answer(work["answers"][0]["text"])
-        right = given is not None and given == Decimal(item["target"].replace(",", ""))
-        rows.append(
-            {
-                "verdict": right,
-                "reason": f"{given}, expected {item['target']}",
-                "unparsable": given is None,
-                "points": {"GSM8K": [("", item["cluster"], right, 1)]},
-            }
-        )
-    return rows
+def score(attempt: dict) -> dict:
+    item, number = attempt["item"], read_answer(attempt["answers"][0]["text"])
+    right = number is not None and number == Decimal(item["target"].replace(",", ""))
+    return {
+        "verdict": right,
+        "reason": f"{number}, expected {item['target']}",
+        "unparsable": number is None,
+        "points": {"GSM8K": [("", item["cluster"], right, 1)]},
+    }

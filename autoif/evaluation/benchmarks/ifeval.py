@@ -13,6 +13,7 @@ of which changes a verdict on a given seed:
 """
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import json
@@ -27,7 +28,6 @@ from autoif.files import UserError
 SETTINGS = Settings(
     temperature=0.0,
     max_tokens=1280,
-    usual_tokens=400,
     columns=("Pr(S)", "Pr(L)", "Ins(S)", "Ins(L)", "mean(S)"),
 )
 PACKAGES = ("lm_eval", "lm_eval.tasks", "lm_eval.tasks.ifeval")  # where the checkers are
@@ -35,7 +35,7 @@ PACKAGES = ("lm_eval", "lm_eval.tasks", "lm_eval.tasks.ifeval")  # where the che
 STUMBLES = (IndexError, KeyError, ValueError, ZeroDivisionError, AttributeError)
 
 
-def load(source, args) -> list[dict]:
+def load(source) -> list[dict]:
     rows = source.rows("ifeval/input_data.jsonl", "google/IFEval", "ifeval_input_data.jsonl")
     return checkable(items(rows, source.used[-1]), checkers(*PACKAGES), source.used[-1])
 
@@ -47,7 +47,7 @@ def from_json(value: object) -> object:
 
 def items(rows: list[dict], where: str = "the file") -> list[dict]:
     """Rows of IFEval's form (IFBench has it too) as items; UserError names a row of another."""
-    found = []
+    read = []
     for row in rows:
         ids, kwargs = row["instruction_id_list"], []
         try:
@@ -61,7 +61,7 @@ def items(rows: list[dict], where: str = "the file") -> list[dict]:
                 f"of its {len(ids)} instructions, and has {str(row['kwargs'])[:80]!r}; fetch the "
                 "file again, or leave the row out"
             )
-        found.append(
+        read.append(
             {
                 "id": str(row["key"]),
                 "cluster": str(row["key"]),
@@ -70,12 +70,12 @@ def items(rows: list[dict], where: str = "the file") -> list[dict]:
                 "kwargs": kwargs,
             }
         )
-    return found
+    return read
 
 
-def checkable(found: list[dict], registry: dict[str, type], where: str) -> list[dict]:
+def checkable(items: list[dict], registry: dict[str, type], where: str) -> list[dict]:
     """The items; UserError names one that no checker fits, before its answer is paid for."""
-    for item in found:
+    for item in items:
         for instruction_id, kwargs in zip(item["instruction_ids"], item["kwargs"]):
             row = f"{where}: the row with the key {item['id']!r}"
             if instruction_id not in registry:
@@ -90,7 +90,7 @@ def checkable(found: list[dict], registry: dict[str, type], where: str) -> list[
                         f"{row}: {instruction_id} does not take {kwargs} ({error}); "
                         "fetch the file again, or leave the row out"
                     ) from None
-    return found
+    return items
 
 
 @contextlib.contextmanager
@@ -104,6 +104,7 @@ def seeded(seed: str):
         random.setstate(state)
 
 
+@functools.cache
 def checkers(*packages: str) -> dict[str, type]:
     """The checker classes by instruction id, out of the last of `packages`.
 
@@ -111,6 +112,9 @@ def checkers(*packages: str) -> dict[str, type]:
     dataset library, and NLTK imports SciPy and scikit-learn where it finds them: seconds. While the
     checkers load, empty modules stand in for the former, and the latter are not to be found.
     """
+    from langdetect import DetectorFactory
+
+    DetectorFactory.seed = 0  # it draws at random
     punkt.install()
     found = importlib.util.find_spec(packages[0])
     if found is None:
@@ -170,16 +174,9 @@ def check(item: dict, response: str, registry: dict[str, type]) -> tuple[list[bo
         return strict, loose
 
 
-def score(works: list[dict], args) -> list[dict]:
-    from langdetect import DetectorFactory
-
-    registry = checkers(*PACKAGES)
-    DetectorFactory.seed = 0
-    rows = []
-    for work in works:
-        strict, loose = check(work["item"], work["answers"][0]["text"], registry)
-        rows.append(scored(work["item"], strict, loose))
-    return rows
+def score(attempt: dict) -> dict:
+    item, text = attempt["item"], attempt["answers"][0]["text"]
+    return scored(item, *check(item, text, checkers(*PACKAGES)))
 
 
 def scored(item: dict, strict: list[bool], loose: list[bool], prefix: str = "") -> dict:

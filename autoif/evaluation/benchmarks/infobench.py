@@ -9,18 +9,18 @@ one growing conversation. Departures:
 """
 
 import re
+from collections.abc import Iterator
 
+from autoif.evaluation.asking import assistant, user
 from autoif.evaluation.benchmarks import Settings, undecided
-from autoif.evaluation.conversation import Conversation, ask_judge, assistant, user
+from autoif.evaluation.judge import verdict
 
 SETTINGS = Settings(
     temperature=0.0,
     max_tokens=1024,
-    usual_tokens=300,
     columns=("InfoBench",),
     judge="gpt-4-0314",
     judge_max_tokens=512,
-    judge_calls=4.5,  # 2,250 questions of 500 items
 )
 
 JUDGE_PROMPT = """Read the generated text below, and the input if there is one. Then answer each \
@@ -41,23 +41,18 @@ Question:
 """
 
 
-def load(source, args) -> list[dict]:
-    rows = source.rows("infobench/InfoBench.json", "kqsong/InFoBench", "InfoBench.json")
-    items = []
-    for row in rows:
+def load(source) -> Iterator[dict]:
+    for row in source.rows("infobench/InfoBench.json", "kqsong/InFoBench", "InfoBench.json"):
         prompt = row["instruction"]
         if row["input"]:
             prompt += f"\n\n{row['input']}"
-        items.append(
-            {
-                "id": str(row["id"]),
-                "cluster": str(row["id"]),
-                "input": row["input"],
-                "questions": row["decomposed_questions"],
-                "prompt": prompt,
-            }
-        )
-    return items
+        yield {
+            "id": str(row["id"]),
+            "cluster": str(row["id"]),
+            "input": row["input"],
+            "questions": row["decomposed_questions"],
+            "prompt": prompt,
+        }
 
 
 def read_judgement(text: str) -> bool | None:
@@ -68,27 +63,24 @@ def read_judgement(text: str) -> bool | None:
     return said == {"YES"} if len(said) == 1 else None
 
 
-def judge(item: dict, answers: list[dict]) -> Conversation:
-    """Return the verdict on each question, None where it stayed unreadable."""
-    given = f'Input:\n"{item["input"]}"\n\n' if item["input"] else ""
+async def judge(item: dict, answers: list[dict], client) -> list[bool | None]:
+    """The verdict on each question, None where it stayed unreadable."""
+    around = f'Input:\n"{item["input"]}"\n\n' if item["input"] else ""
     messages, verdicts = [], []
     for question in item["questions"]:
-        asked = f"{question}\n"
+        prompt = f"{question}\n"
         if not messages:  # the rules and the text come with the first question
             text = answers[0]["text"]
-            asked = JUDGE_PROMPT.format(input=given, answer=text, question=question)
-        messages = [*messages, user(asked)]
-        verdict, words = yield from ask_judge(messages, read_judgement)
+            prompt = JUDGE_PROMPT.format(input=around, answer=text, question=question)
+        messages = [*messages, user(prompt)]
+        met, words = await verdict(client, messages, read_judgement, SETTINGS.judge_max_tokens)
         messages = [*messages, assistant(words)]
-        verdicts.append(verdict)
+        verdicts.append(met)
     return verdicts
 
 
-def score(works: list[dict], args) -> list[dict]:
-    return [scored(work["item"], work["judged"]) for work in works]
-
-
-def scored(item: dict, verdicts: list[bool | None] | None) -> dict:
+def score(attempt: dict) -> dict:
+    item, verdicts = attempt["item"], attempt["judgement"]
     if verdicts is None:
         return undecided()
     read = [verdict for verdict in verdicts if verdict is not None]

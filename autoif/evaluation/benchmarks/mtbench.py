@@ -7,19 +7,19 @@ is beside the questions, else the ones below, which ask the same in our words.
 """
 
 import re
+from collections.abc import Awaitable, Callable, Iterator
 
+from autoif.evaluation.asking import assistant, system, user
 from autoif.evaluation.benchmarks import Settings, undecided
-from autoif.evaluation.conversation import Conversation, ask_judge, assistant, system, user
+from autoif.evaluation.judge import verdict
 
 SETTINGS = Settings(
     temperature="by category",
     max_tokens=1024,
-    usual_tokens=350,
     columns=("MT turn 1", "MT turn 2", "MT-Bench"),
     ratings=("MT turn 1", "MT turn 2", "MT-Bench"),
     judge="gpt-4",
     judge_max_tokens=2048,
-    judge_calls=2,
 )
 
 # As FastChat generates: free text warm, facts nearly cold, the rest greedy.
@@ -65,7 +65,7 @@ OUR_PROMPTS = {
 }
 
 
-def load(source, args) -> list[dict]:
+def load(source) -> Iterator[dict]:
     hub = "lighteval/mt-bench"  # lmsys's own space lacks the references
     questions = source.rows("mt_bench/question.jsonl", hub)
     references = {row["question_id"]: row.get("reference") for row in questions}
@@ -78,35 +78,33 @@ def load(source, args) -> list[dict]:
         prompts = {}
         for row in source.rows("mt_bench/judge_prompts.jsonl", hub):
             prompts[row["name"]] = row["system_prompt"], row["prompt_template"]
-    items = []
     for row in questions:
         reference = None
         if row["category"] in REFERENCED:
             reference = references.get(row["question_id"])
         kind = "single-math-v1" if reference else "single-v1"
-        items.append(
-            {
-                "id": str(row["question_id"]),
-                "cluster": str(row["question_id"]),
-                "category": row["category"],
-                "prompt": row["turns"][0],
-                "turns": row["turns"],
-                "reference": reference,
-                "judge_prompts": [prompts[kind], prompts[f"{kind}-multi-turn"]],
-            }
-        )
-    return items
+        yield {
+            "id": str(row["question_id"]),
+            "cluster": str(row["question_id"]),
+            "category": row["category"],
+            "prompt": row["turns"][0],
+            "turns": row["turns"],
+            "reference": reference,
+            "judge_prompts": [prompts[kind], prompts[f"{kind}-multi-turn"]],
+        }
 
 
-def answer(item: dict) -> Conversation:
-    """Ask the second turn after the first is answered."""
-    temperature = TEMPERATURES.get(item["category"], 0.0)
+def temperature(item: dict) -> float:
+    return TEMPERATURES.get(item["category"], 0.0)
+
+
+async def answer(item: dict, say: Callable[[list[dict]], Awaitable[dict]]) -> list[dict]:
+    """The answers to both turns, the second asked with the first and its answer before it."""
     messages, answers = [], []
     for turn in item["turns"]:
         messages = [*messages, user(turn)]
-        sample = yield {"messages": messages, "temperature": temperature}
-        answers.append(sample)
-        messages = [*messages, assistant(sample["text"])]
+        answers.append(await say(messages))
+        messages = [*messages, assistant(answers[-1]["text"])]
     return answers
 
 
@@ -119,8 +117,8 @@ def read_rating(text: str) -> float | None:
     return rating if 1 <= rating <= 10 else None
 
 
-def judge(item: dict, answers: list[dict]) -> Conversation:
-    """Return [(rating or None, the judge's words)] of the two turns."""
+async def judge(item: dict, answers: list[dict], client) -> list[tuple[float | None, str]]:
+    """[(rating or None, the judge's words)] of the two turns."""
     fields = {"question": item["turns"][0], "answer": answers[0]["text"]}
     for number, (question, sample) in enumerate(zip(item["turns"], answers), 1):
         fields |= {f"question_{number}": question, f"answer_{number}": sample["text"]}
@@ -129,16 +127,12 @@ def judge(item: dict, answers: list[dict]) -> Conversation:
     ratings = []
     for rules, template in item["judge_prompts"]:
         messages = [system(rules), user(template.format(**fields))]
-        rating = yield from ask_judge(messages, read_rating)
-        ratings.append(rating)
+        ratings.append(await verdict(client, messages, read_rating, SETTINGS.judge_max_tokens))
     return ratings
 
 
-def score(works: list[dict], args) -> list[dict]:
-    return [scored(work["item"], work["judged"]) for work in works]
-
-
-def scored(item: dict, ratings: list[tuple[float | None, str]] | None) -> dict:
+def score(attempt: dict) -> dict:
+    item, ratings = attempt["item"], attempt["judgement"]
     if ratings is None:
         return undecided()
     points: dict[str, list] = {}

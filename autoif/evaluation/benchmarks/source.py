@@ -124,8 +124,6 @@ def read_zip(path: Path, folder: str) -> list[dict]:
     with zipfile.ZipFile(path) as archive:
         for name in sorted(archive.namelist()):
             if Path(name).parent.name == folder and name.endswith(".csv"):
-                rows += [
-                    {"file": Path(name).stem, **row}
-                    for row in read_csv(archive.read(name).decode("utf-8-sig"))
-                ]
+                text = archive.read(name).decode("utf-8-sig")
+                rows += [{"file": Path(name).stem, **row} for row in read_csv(text)]
     return rows
