@@ -19,7 +19,7 @@ of its module in autoif/evaluation/benchmarks):
     clusters of items else.
  2. The paper averages five seeds. --seeds 5 averages five sampled generations of one model, at a
     temperature that the paper does not state (at 0 the five are equal); five seeds of training
-    are a loop over 05 and 06, which README shows.
+    are a loop over 05 and 06 (autoif/evaluation/README.md).
  3. Any judge (--judge-model); the paper's are GPT-4s of 2023. One judge's numbers compare only
     with its own: its name stands in the header, and beside the paper's stand only the owners'.
  4. IFBench and the held-out constraints are ours to add.
@@ -39,7 +39,8 @@ from autoif.evaluation.asking import Unanswered, ask, user
 from autoif.evaluation.benchmarks import NotSetUp, followbench, heldout, humaneval
 from autoif.files import UserError
 from autoif.flags import Count, NonNegative, cli
-from autoif.stage import in_order, versions, write_settings, wrote
+from autoif.settings import versions, write_settings
+from autoif.stage import in_order, wrote
 
 # The paper's tables 1 and 2, in per cent.
 PAPER_COLUMNS = ["Pr(S)", "Pr(L)", "Ins(S)", "Ins(L)", "FB SSR"]
@@ -77,6 +78,7 @@ class Flags(benchmarks.Flags, judge.Flags, heldout.Flags, llm.Flags, sandbox.Fla
     allow_gaps: bool = False  # exit with 0 although a benchmark has no data, judge or answers
 
     def __post_init__(self):
+        super().__post_init__()
         if not (self.model or self.responses):
             raise UserError("give --model NAME, or --responses FILE with its answers")
         # without a model the file of answers gives the rows their name

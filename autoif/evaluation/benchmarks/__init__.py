@@ -19,12 +19,9 @@ heldout and humaneval run code: their `score(attempts, box, ...)` are coroutines
 
 import hashlib
 import importlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated
-
-import tyro
 
 from autoif.evaluation.benchmarks.source import NotSetUp, Source
 from autoif.files import UserError, dump
@@ -64,34 +61,23 @@ class Data:
         return hashlib.sha256(lines.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def chosen(words: list[str]) -> list[str]:
-    """The benchmarks that --benchmarks names: `all`, or some with commas between them."""
-    names = NAMES if words[0] == "all" else words[0].split(",")
-    for name in names:
-        if name not in NAMES:
-            raise ValueError(f"{name!r} is none; choose from {', '.join(NAMES)}")
-    return list(names)
-
-
-Names = Annotated[
-    list[str],
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="LIST",
-        instance_from_str=chosen,
-        is_instance=lambda value: isinstance(value, list),
-        str_from_instance=lambda names: ["all" if names == NAMES else ",".join(names)],
-    ),
-]
-
-
 @dataclass(kw_only=True)
 class Flags:
     """Which tests are read, and from where."""
 
-    benchmarks: Names = field(default_factory=NAMES.copy)  # all, or some with commas between them
+    benchmarks: str = "all"  # all, or some with commas between them; read as a list
     data_dir: str | None = None  # folder with the benchmarks' data; what it lacks is on the hub
     limit: Count | None = None  # only so many items of each, spread evenly over it; marked partial
+
+    def __post_init__(self):
+        if self.benchmarks == "all":
+            self.benchmarks = list(NAMES)
+        elif isinstance(self.benchmarks, str):
+            self.benchmarks = self.benchmarks.split(",")
+        for name in self.benchmarks:
+            if name not in NAMES:
+                names = ",".join(NAMES)
+                raise UserError(f"--benchmarks: {name!r} is none; choose from {names}; see --help")
 
 
 def module(name: str) -> ModuleType:
