@@ -27,7 +27,8 @@ from pathlib import Path
 from autoif import families, files, llm, replies
 from autoif.files import UserError
 from autoif.flags import Count, NonNegative, cli
-from autoif.stage import Funnel, in_order, write_settings, wrote
+from autoif.settings import write_settings
+from autoif.stage import Funnel, in_order, wrote
 
 # The paper's 36 seed constraints, in our words.
 SEEDS = """\
