@@ -16,6 +16,7 @@ Departures from the paper:
 5. Sampling (temperature 1, at most 4,096 tokens) is ours; the paper does not state it.
 """
 
+import autoif  # noqa: F401  # isort: skip  first: from here on Ctrl-C ends in one line
 import asyncio
 import random
 import re
@@ -26,7 +27,8 @@ from pathlib import Path
 from autoif import families, files, llm, replies
 from autoif.files import UserError
 from autoif.flags import Count, NonNegative, cli
-from autoif.stage import Funnel, in_order, write_settings, wrote
+from autoif.settings import write_settings
+from autoif.stage import Funnel, in_order, wrote
 
 # The paper's 36 seed constraints, in our words.
 SEEDS = """\

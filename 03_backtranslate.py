@@ -18,6 +18,7 @@ Departures from the paper:
 split.
 """
 
+import autoif  # noqa: F401  # isort: skip  first: from here on Ctrl-C ends in one line
 import asyncio
 from collections import Counter
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ from pathlib import Path
 from autoif import families, files, llm, nli, replies
 from autoif.files import UserError
 from autoif.flags import Count, In, NonNegative, Share, cli
-from autoif.stage import Funnel, in_order, write_settings, wrote
+from autoif.settings import write_settings
+from autoif.stage import Funnel, in_order, wrote
 from autoif.verifiers import ROW
 
 BACKTRANSLATE_PROMPT = """\

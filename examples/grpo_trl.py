@@ -28,19 +28,17 @@ from autoif.verifiers import MIN_ACCURACY  # noqa: E402
 class Flags:
     model: str  # a checkpoint with a chat template
     data: Path  # a folder of autoif.export --to trl
-    out: Path  # a folder for what is written
-    steps: Count = 40  # of training
+    out: Path  # the trained model, its curve and its numbers
+    steps: Count = 40  # of the trainer
     batch: Count = 16  # answers a step
     group: Count = 8  # answers to a prompt
     max_tokens: Count = 48  # of an answer
-    lr: Positive = 2e-5  # learning rate
+    lr: Positive = 2e-5  # constant
     samples: Count = 4  # answers to a held-out prompt
-    seed: int = 0  # of the sampling
+    seed: int = 0  # of the sampling and of the trainer
 
 
-def sampled(
-    model, tokenizer, rows: list[dict], samples: int, args: Flags
-) -> list[tuple[dict, str]]:
+def sampled(model, tokenizer, rows: list[dict], samples: int, args) -> list[tuple[dict, str]]:
     """(row, answer) for `samples` answers to each row, sampled as the trainer samples."""
     import torch
     from transformers import set_seed
@@ -72,7 +70,7 @@ def sampled(
     return found
 
 
-def held_out(model, tokenizer, rows: list[dict], verifiers: Verifiers, args: Flags) -> dict:
+def held_out(model, tokenizer, rows: list[dict], verifiers: Verifiers, args) -> dict:
     """The share of answers to held-out constraints that pass, with its interval; errors do not."""
     answers = sampled(model, tokenizer, rows, args.samples, args)
     ids = [row["instruction_id"] for row, _ in answers]
