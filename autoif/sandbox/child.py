@@ -40,7 +40,6 @@ from contextlib import suppress
 
 libc = ctypes.CDLL(None, use_errno=True)
 fork = ctypes.PyDLL(None, use_errno=True).fork  # not Python's: its hooks touch pages in each child
-CPUS = os.sched_getaffinity(0)
 READ_RATE = 10e6  # bytes of its message that a child takes in a second, at least
 TICK = 0.01  # seconds between looks at a running child; most are gone before the first
 VERDICTS = 3  # the child's only descriptor besides 0, 1 and 2, which are /dev/null
@@ -346,7 +345,8 @@ class Child:
             os.fchmod(writing, 0)  # or it could open this by /proc/self/fd and take frames back
         os.set_blocking(self.pipe, False)
         self.nonce, self.stays, self.settings = os.urandom(FRAME - 2), stays, settings
-        # it begins on this processor, whose caches have its pages: a quarter less time for both
+        # it begins on this processor, whose caches have its pages
+        self.cpus = os.sched_getaffinity(0)
         os.sched_setaffinity(0, {libc.sched_getcpu()})
         self.pid = check(fork(), "fork")
         if self.pid == 0:
@@ -358,7 +358,7 @@ class Child:
                 os.write(VERDICTS, json.dumps([error.strerror or str(error)]).encode())
             finally:
                 os._exit(1)
-        os.sched_setaffinity(0, CPUS)
+        os.sched_setaffinity(0, self.cpus)
         os.close(writing)
 
     def take(self, data: bytes) -> bool:
@@ -402,7 +402,7 @@ class Child:
                 return "done"
             if hung_up:
                 return "exit"
-            os.sched_setaffinity(self.pid, CPUS)  # it takes long: another may be free
+            os.sched_setaffinity(self.pid, self.cpus)  # it takes long: another may be free
             cpu, now = time.clock_gettime(clock), time.monotonic()
             if len(self.letters) > said:
                 said, used, since = len(self.letters), cpu, now
