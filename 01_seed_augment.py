@@ -16,6 +16,7 @@ Departures from the paper:
 5. Sampling (temperature 1, at most 4,096 tokens) is ours; the paper does not state it.
 """
 
+import autoif  # noqa: F401  # isort: skip  first: from here on Ctrl-C ends in one line
 import asyncio
 import random
 import re

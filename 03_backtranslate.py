@@ -18,6 +18,7 @@ Departures from the paper:
 split.
 """
 
+import autoif  # noqa: F401  # isort: skip  first: from here on Ctrl-C ends in one line
 import asyncio
 from collections import Counter
 from dataclasses import dataclass

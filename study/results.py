@@ -200,21 +200,27 @@ def answers_of(path: Path, model: str, benchmark: str) -> list[dict]:
 @functools.cache  # every column of a model asks for them
 def points_of(path: Path, model: str, benchmark: str) -> dict[str, list]:
     """{metric: points} of a seed's model; empty where it was not measured."""
-    found = defaultdict(list)
+    metrics = defaultdict(list)
     for row in answers_of(path, model, benchmark):
         for metric, points in row.items():
-            found[metric] += points
+            metrics[metric] += points
         # an answer that obeys and answers something else has not done what was asked
         if "relevance" in row:
             [(stratum, item, passed, one)], [(*_, answers, _)] = row["Held-out"], row["relevance"]
-            found["obeyed, on topic"].append((stratum, item, passed and answers, one))
+            metrics["obeyed, on topic"].append((stratum, item, passed and answers, one))
     if benchmark == "heldout":
         others = not_in_ifeval(path)
-        for point in found["Held-out"]:
+        for point in metrics["Held-out"]:
             if point[1].split("-")[0] in others:
-                found["not in IFEval"].append(point)
-        found["alike in length"] = alike_in_length(path, model)
-    return found
+                metrics["not in IFEval"].append(point)
+        metrics["alike in length"] = alike_in_length(path, model)
+    return metrics
+
+
+def not_on_length(path: Path, model: str) -> tuple[list[dict], np.ndarray]:
+    """The answers where the constraint does not ask for a length, and the bin of the length."""
+    rows = [row for row in answers_of(path, model, "heldout") if "Held-out other" in row]
+    return rows, np.digitize([row["words"][0][2] for row in rows], LENGTHS)
 
 
 def alike_in_length(path: Path, model: str) -> list[tuple]:
@@ -223,30 +229,23 @@ def alike_in_length(path: Path, model: str) -> list[tuple]:
     Each of LENGTHS' bins counts as much as it does there: what is left of a gain is not made by
     writing shorter or longer answers.
     """
-    own, base = (
-        [row for row in answers_of(path, name, "heldout") if "Held-out other" in row]
-        for name in (model, "base")
-    )
-    if not own:
+    (rows, bins), (_, base_bins) = not_on_length(path, model), not_on_length(path, "base")
+    if not rows:
         return []
-    bins, base_bins = (
-        np.digitize([row["words"][0][2] for row in rows], LENGTHS) for rows in (own, base)
-    )
     shares, base_shares = (
         np.bincount(each, minlength=len(LENGTHS) + 1) / len(each) for each in (bins, base_bins)
     )
-    weights = base_shares[bins] / shares[bins]
-    return [
-        (stratum, item, weight * passed, weight)
-        for row, weight in zip(own, weights)
-        for stratum, item, passed, _ in row["Held-out other"]
-    ]
+    points = []
+    for row, weight in zip(rows, base_shares[bins] / shares[bins]):
+        for stratum, item, passed, _ in row["Held-out other"]:
+            points.append((stratum, item, weight * passed, weight))
+    return points
 
 
 def totals(paths: list[Path], model: str, column: str) -> dict[str, dict[str, np.ndarray]]:
     """{seed: {item: (above, below) of each metric of the column, shape (metrics, 2)}}."""
     benchmark, metrics, _ = COLUMNS[column]
-    found = {}
+    of_seeds = {}
     for path in paths:
         points = points_of(path, model, benchmark)
         if not all(points[metric] for metric in metrics):
@@ -255,8 +254,8 @@ def totals(paths: list[Path], model: str, column: str) -> dict[str, dict[str, np
         for place, metric in enumerate(metrics):
             for _, item, above, below in points[metric]:
                 items[item][place] += (above, below)
-        found[seed_of(path)] = items
-    return found
+        of_seeds[seed_of(path)] = items
+    return of_seeds
 
 
 def compared(paths: list[Path], models: list[str], column: str) -> tuple[list[str], dict]:
@@ -275,24 +274,25 @@ def compared(paths: list[Path], models: list[str], column: str) -> tuple[list[st
     values_M, drawn_RM = resampled(list(measured.values()), seeds)
 
     def interval(value: float, drawn_R: np.ndarray) -> tuple[float, ...]:
-        return tuple(
-            float(each) * COLUMNS[column][2] for each in (value, *intervals.middle(drawn_R))
-        )
+        bounds = (value, *intervals.middle(drawn_R))
+        return tuple(float(each) * COLUMNS[column][2] for each in bounds)
 
-    found = {}
+    models_shown = {}
     for model, value, drawn_R in zip(measured, values_M, drawn_RM.T):
         gain = interval(value - values_M[0], drawn_R - drawn_RM[:, 0])
-        found[model] = (interval(value, drawn_R), gain)
-    return seeds, found
+        models_shown[model] = (interval(value, drawn_R), gain)
+    return seeds, models_shown
 
 
 def resampled(totals_of: list[dict], seeds: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """The column of each model, shape (models,), and on RESAMPLES draws, shape (R, models)."""
     items = sorted(set.intersection(*(set(each[seed]) for each in totals_of for seed in seeds)))
+    sums = []
+    for of_model in totals_of:
+        for seed in seeds:
+            sums.append([of_model[seed][item] for item in items])
     # shape (models, seeds, items, metrics, 2)
-    sums = np.array(
-        [[[each[seed][item] for item in items] for seed in seeds] for each in totals_of]
-    )
+    sums = np.array(sums).reshape(len(totals_of), len(seeds), len(items), -1, 2)
 
     rng = np.random.default_rng(0)
     even_S, even_I = np.full(len(seeds), 1 / len(seeds)), np.full(len(items), 1 / len(items))
@@ -309,11 +309,11 @@ def resampled(totals_of: list[dict], seeds: list[str]) -> tuple[np.ndarray, np.n
 # ---- table and picture --------------------------------------------------------------------------
 
 
-def shown(column: str, found: tuple[float, float, float] | None, sign: str = "") -> str:
-    if found is None:
+def shown(column: str, interval: tuple[float, float, float] | None, sign: str = "") -> str:
+    if interval is None:
         return "-"
     digits = 3 if column == "nats a token" else 1
-    value, low, high = (f"{each:{sign}.{digits}f}" for each in found)
+    value, low, high = (f"{each:{sign}.{digits}f}" for each in interval)
     return f"{value} [{low}, {high}]"
 
 
@@ -338,12 +338,12 @@ def table_of(paths: list[Path], columns: list[str], models: dict[str, str]) -> s
     """The models' numbers, and under them what each gains over the first; "" without any."""
     header, numbers, gains = ["", "model"], defaultdict(list), defaultdict(list)
     for column in columns:
-        seeds, found = compared(paths, list(models), column)
-        if not found:
+        seeds, measured = compared(paths, list(models), column)
+        if not measured:
             continue
         header.append(headed(column, seeds, paths))
         for model in models:
-            number, gain = found.get(model, (None, None))
+            number, gain = measured.get(model, (None, None))
             numbers[model].append(shown(column, number))
             gains[model].append(shown(column, gain, "+"))
     lines = []
@@ -379,9 +379,9 @@ def by_seed(paths: list[Path], first: Path) -> str:
         for name, those in runs.items():
             line = [f"{model} - base", name]
             for column in columns:
-                seeds, found = compared(those, ["base", model], column)
-                whole = len(seeds) == len(those) and model in found
-                line.append(shown(column, found[model][1] if whole else None, "+"))
+                seeds, measured = compared(those, ["base", model], column)
+                whole = len(seeds) == len(those) and model in measured
+                line.append(shown(column, measured[model][1] if whole else None, "+"))
             lines.append(line)
     return table.markdown(["by seed", "run", *columns], lines)
 
@@ -416,13 +416,13 @@ def draw(paths: list[Path], path: Path) -> None:
         bars.bar(0, 0, color=f"C{place}", label=title)  # for the legend
     names, width = [], 0.8 / len(MODELS)
     for x, column in enumerate(SHOWN):
-        seeds, found = compared(paths, list(MODELS), column)
+        seeds, measured = compared(paths, list(MODELS), column)
         names.append(re.sub("(?<=[,:]) | (?=[(])", "\n", headed(column, seeds, paths)))
         for place, model in enumerate(MODELS):
-            if model not in found:
+            if model not in measured:
                 continue
             left, color = x + (place - (len(MODELS) - 1) / 2) * width, f"C{place}"
-            (value, low, high), (gain, least, most) = found[model]
+            (value, low, high), (gain, least, most) = measured[model]
             bars.bar(left, value, width, color=color)
             bars.errorbar(left, value, [[value - low], [high - value]], capsize=2, color="k")
             if model != "base":

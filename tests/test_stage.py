@@ -202,9 +202,12 @@ def test_a_package_that_is_missing_is_named_with_the_environment_to_activate(com
     assert "no package 'no_such_package'" in done.stderr and ".venv/bin/activate" in done.stderr
 
 
-@pytest.mark.parametrize("stage", ["04_responses.py", "07_eval.py"])
-def test_an_interrupt_during_the_imports_is_one_line(stage, tmp_path):
-    (tmp_path / "tqdm.py").write_text("raise KeyboardInterrupt")
+@pytest.mark.parametrize(
+    "stage, module",
+    [("04_responses.py", "tqdm"), ("07_eval.py", "tqdm"), ("01_seed_augment.py", "random")],
+)
+def test_an_interrupt_during_the_imports_is_one_line(stage, module, tmp_path):
+    (tmp_path / f"{module}.py").write_text("raise KeyboardInterrupt")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     command = [sys.executable, str(ROOT / stage), "--help"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)

@@ -31,7 +31,8 @@ from autoif.evaluation import benchmarks, judge, table
 from autoif.evaluation.asking import Unanswered, user
 from autoif.files import UserError, write_whole
 from autoif.flags import cli
-from autoif.stage import in_order, write_settings
+from autoif.settings import write_settings
+from autoif.stage import in_order
 
 WORDS = 13
 # kana and Han, whose words no blanks part
@@ -72,6 +73,7 @@ class Flags(benchmarks.Flags, judge.Flags):
     out: str | None = None  # (default: 07_contamination.json beside the training file)
 
     def __post_init__(self):
+        super().__post_init__()
         self.out = self.out or str(Path(self.training).with_name("07_contamination.json"))
 
 

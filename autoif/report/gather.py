@@ -114,12 +114,13 @@ def constraints(out: Path, size: int, seed: int, options: dict) -> dict | None:
             lost.append({"verifiers": functions, **row, "stage": stage})
     shown += rng.sample(lost, min(size, len(lost)))
     sides = paired(out, {row["id"] for row in shown if "id" in row})
+    shown = [shown_constraint(row, sides) for row in shown]
     about = {
         "count": len(kept),
         "quality": None,
         "probes": None,
         "families": {row["id"]: row["family"] for row in kept if "family" in row},
-        "shown": [shown_constraint(row, sides) for row in shown],
+        "shown": shown,
     }
     if written[0] != "01_instructions":  # stage 02 has made functions
         about |= {"quality": quality(kept), "probes": probed(kept, seed, options)}

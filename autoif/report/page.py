@@ -185,20 +185,20 @@ def table_5(run: dict) -> str:
 # ---- verifiers ----
 
 
-def probes(found: dict) -> str:
+def probes(probed: dict) -> str:
     """What fools the functions, as a table."""
-    if "error" in found:
-        return note(f"Probes were not run: {found['error']}")
+    if "error" in probed:
+        return note(f"Probes were not run: {probed['error']}")
     rows = []
-    for name, counts in found["probes"].items():
+    for name, counts in probed["probes"].items():
         functions = counts["functions"] / max(counts["of_functions"], 1)
         accepted = len(counts["ids"]) / max(counts["of_constraints"], 1)
         rows.append([name, percent(functions), percent(accepted), ", ".join(counts["ids"][:4])])
-    of = next(iter(found["probes"].values()))["of_constraints"]
+    of = next(iter(probed["probes"].values()))["of_constraints"]
     words = (
         "Answers that answer nothing: the share of functions that pass each, and of constraints "
         "under which it would be accepted. Some are fairly earned (an empty answer has no commas); "
-        f"all are what a policy is paid for saying nothing. {of:,} of {found['of']:,} constraints "
+        f"all are what a policy is paid for saying nothing. {of:,} of {probed['of']:,} constraints "
         "were probed."
     )
     header = ["probe", "functions", "constraints", "such as"]
@@ -249,20 +249,20 @@ def verifier_facts(run: dict, quality: dict) -> list[list[str]]:
 
 def responses(run: dict) -> str:
     parts = []
-    for name, found in run["responses"].items():
+    for name, answers in run["responses"].items():
         # how many prompts all, some or none of the responses pass: only mixed ones teach
-        rates, lengths = found["rates"], found["lengths"]
+        rates, lengths = answers["rates"], answers["lengths"]
         fail, full = rates.count(0), rates.count(1)
         mixed = {"all fail": fail, "mixed": len(rates) - fail - full, "all pass": full}
         # both sides in the same bins, so that they can be compared
         longest = max(max(each, default=0) for each in lengths.values()) or 1
         edges = [f"{longest * tenth // 10:,}" for tenth in range(10)]
         groups = {side: bins(lengths[side], longest) for side in lengths}
-        share = found["counts"]["truncated"] / max(sum(map(len, lengths.values())), 1)
+        share = answers["counts"]["truncated"] / max(sum(map(len, lengths.values())), 1)
         cut = f"{percent(share, 1)} of the responses ran into the token limit."
         passed = (
             "the share of a prompt's responses whose accuracy, the share of functions that they "
-            f"pass, is above {found['min_accuracy']:g}"
+            f"pass, is above {answers['min_accuracy']:g}"
         )
         rate = figure(shares(rates, "prompts"), "Pass rate a prompt", passed)
         length = figure(histogram(groups, edges), "Characters a response", cut)
@@ -346,8 +346,8 @@ def page(run: dict) -> str:
     data = {"constraints": [], "prompts": []}
     if run["constraints"]:
         data["constraints"] = run["constraints"]["shown"]
-    for found in run["responses"].values():
-        data["prompts"] += found["shown"]
+    for answers in run["responses"].values():
+        data["prompts"] += answers["shown"]
     parts = {
         "funnel": funnel(run),
         "verifiers": verifiers(run),

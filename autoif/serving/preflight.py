@@ -137,9 +137,10 @@ def data_problems(args: Flags) -> Iterator[str | None]:
             f"queries {args.queries or '(none)'}: set QUERIES to ShareGPT's JSON, JSONL rows with "
             "'query', or text lines"
         )
-    probe = {"id": "probe", "code": "def evaluate(response): return True", "inputs": [""]}
+    probe = {"code": "def evaluate(response): return True", "inputs": [""]}
     try:
-        list(sandbox.run([probe]))
+        with sandbox.Sandbox(sandbox.Flags()) as box:
+            box.submit(probe).result()
     except UserError as error:
         yield f"sandbox: {error}"
 
