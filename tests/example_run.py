@@ -74,7 +74,7 @@ def answerer(constraints: list[dict]):
 
 def stage(name: str, *arguments: object) -> None:
     module = importlib.import_module(name)
-    command = getattr(module, "COMMANDS", module.main)
+    command = getattr(module, "COMMANDS", None) or module.main
     call(command, [str(argument) for argument in arguments])
 
 
