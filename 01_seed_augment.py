@@ -16,6 +16,8 @@ Departures from the paper:
 5. Sampling (temperature 1, at most 4,096 tokens) is ours; the paper does not state it.
 """
 
+import autoif  # noqa: F401  # isort: skip  first: from here on Ctrl-C ends in one line
+import asyncio
 import random
 import re
 from collections.abc import Iterator
@@ -25,7 +27,8 @@ from pathlib import Path
 from autoif import families, files, llm, replies
 from autoif.files import UserError
 from autoif.flags import Count, NonNegative, cli
-from autoif.stage import Funnel, in_order, write_settings, wrote
+from autoif.settings import write_settings
+from autoif.stage import Funnel, in_order, wrote
 
 # The paper's 36 seed constraints, in our words.
 SEEDS = """\
@@ -168,21 +171,29 @@ def read_seeds(path: str | None) -> list[str]:
     return seeds
 
 
-async def main(args: Flags) -> None:
+async def ask(seeds: list[str], args: Flags) -> list[str]:
+    """The lines of K answers to requests for new constraints."""
+    lines = []
+
+    def work(request):
+        index, prompt = request
+        return client.ask(prompt, k=1, first=index)
+
+    async with llm.Client(args, "01_seed_augment") as client:
+        async for samples in in_order(work, enumerate(prompts(seeds, args)), client.ahead):
+            for sample in samples:
+                lines += replies.items(sample["text"])
+    return lines
+
+
+def main(args: Flags) -> None:
     seeds = read_seeds(args.seeds)[: args.limit]
     funnel = Funnel("01_seed_augment", args.out)
 
     # ask: K requests for new constraints, each with other examples; the seeds stand first, so that
     # of two duplicates the one written by hand stays
-    def ask(request):
-        index, prompt = request
-        return client.ask(prompt, k=1, first=index)
-
     candidates = [(seed, "seed") for seed in seeds]
-    async with llm.Client(args, "01_seed_augment") as client:
-        async for samples in in_order(ask, enumerate(prompts(seeds, args)), client.ahead):
-            for sample in samples:
-                candidates += [(line, "augmented") for line in replies.items(sample["text"])]
+    candidates += [(line, "augmented") for line in asyncio.run(ask(seeds, args))]
 
     # filter: what no function can check, and exact duplicates; seeds are taken as they are
     unique = {}

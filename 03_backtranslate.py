@@ -18,6 +18,7 @@ Departures from the paper:
 split.
 """
 
+import autoif  # noqa: F401  # isort: skip  first: from here on Ctrl-C ends in one line
 import asyncio
 from collections import Counter
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ from pathlib import Path
 from autoif import families, files, llm, nli, replies
 from autoif.files import UserError
 from autoif.flags import Count, In, NonNegative, Share, cli
-from autoif.stage import Funnel, in_order, write_settings, wrote
+from autoif.settings import write_settings
+from autoif.stage import Funnel, in_order, wrote
 from autoif.verifiers import ROW
 
 BACKTRANSLATE_PROMPT = """\
@@ -110,24 +112,31 @@ def pairs_of(row: dict) -> list[tuple[str, str]]:
     return [(row["instruction"], text) for text in row["back_translations"] if text]
 
 
-async def judged(rows: list[dict], args: Flags) -> list[dict]:
+async def translated(rows: list[dict], args: Flags) -> list[dict]:
+    """The rows with their back-translations."""
+    async with llm.Client(args, "03_backtranslate") as client:
+        work, ahead = partial(translate, client, args), client.ahead // args.max_functions
+        return [row async for row in in_order(work, rows, max(1, ahead))]
+
+
+async def judged(pairs: list[tuple[str, str]], args: Flags) -> list[str | None]:
+    """The supervisor's labels of the pairs."""
+    async with llm.Client(args, "03_backtranslate") as client:
+        work = partial(nli_supervisor, client)
+        return [label async for label in in_order(work, pairs, client.ahead)]
+
+
+def back_translated(rows: list[dict], args: Flags) -> list[dict]:
     """The rows with `back_translations`, and with `nli`, a label for each that is not empty."""
     # loaded before anything is asked: where it cannot be had nothing has been paid for
     judge = None if args.nli == "llm" else nli.load(args.nli, args.nli_batch_size)
 
     # ask: what does each function check, told by someone who has not seen the constraint
-    async with llm.Client(args, "03_backtranslate") as client:
-        work, ahead = partial(translate, client, args), client.ahead // args.max_functions
-        rows = [row async for row in in_order(work, rows, max(1, ahead))]
+    rows = asyncio.run(translated(rows, args))
 
     # judge: does it contradict the constraint? All pairs together, whatever row they are of
     pairs = [pair for row in rows for pair in pairs_of(row)]
-    if judge:
-        labels = judge(pairs)
-    else:
-        async with llm.Client(args, "03_backtranslate") as client:
-            work = partial(nli_supervisor, client)
-            labels = [label async for label in in_order(work, pairs, client.ahead)]
+    labels = judge(pairs) if judge else asyncio.run(judged(pairs, args))
     label_of = dict(zip(pairs, labels))
     for row in rows:
         row["nli"] = [label_of[pair] for pair in pairs_of(row)]
@@ -153,7 +162,7 @@ def held_out_in(path: str) -> set[str]:
     return {row["instruction"] for row in rows if row["split"] == "heldout"}
 
 
-async def main(args: Flags) -> None:
+def main(args: Flags) -> None:
     rows = files.read_all(args.input, ROW, "02_verifiers.py")[: args.limit]
     like = held_out_in(args.split_of) if args.split_of else None
     funnel, counts = Funnel("03_backtranslate", args.out), Counter()
@@ -163,7 +172,7 @@ async def main(args: Flags) -> None:
     if args.no_back_translation:
         rows = [{**row, "back_translations": [], "nli": []} for row in rows]
     else:
-        rows = await judged(rows, args)
+        rows = back_translated(rows, args)
     kept = []
     for row in rows:
         counts.update(label or "no label" for label in row["nli"])

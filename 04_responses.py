@@ -8,9 +8,8 @@ Writes
 
     python 04_responses.py --model NAME --queries ShareGPT.json    # the supervisor writes the data
 
-A query file is ShareGPT JSON (streamed), JSONL rows with `query`, or text lines; English ones of 20
-to 300 characters are used, as in the released code. In the online loop (3.4) the policy is asked
-the prompts of the training samples as they stand, without the supervisor's template:
+English queries of 20 to 300 characters are used, as in the released code. In the online loop (3.4)
+the policy is asked the prompts of the training samples as they stand, without the template:
 
     python 04_responses.py --model POLICY --sft out/04_sft.jsonl --no-score \\
         --out out/online_1/04_responses.jsonl
@@ -18,13 +17,11 @@ the prompts of the training samples as they stand, without the supervisor's temp
 Departures from the paper:
 1. Answers cut off at `--max-tokens` are never kept: they would teach to stop in mid-sentence.
 2. A judge's reply without a score is a counted drop; the released code counts it as 0.
-3. A tenth of the queries is held out, so that stage 07 measures on other queries as well as on
-   other constraints; `--heldout-queries 0` trains on all.
+3. A tenth of the queries is held out for stage 07; `--heldout-queries 0` trains on all.
 4. Where the model is no judge, `--score topic` gives 10 to a response that is nearer to its query
    than to others, by the words that they share, and 0 to all else.
 `--no-score` is the paper's ablation (table 3). The released code's behaviour: `--min-accuracy 0
---min-score 8.01 --heldout-queries 0 --cpu-seconds 5` (its means leave errors out, which above 0
-keeps the same responses).
+--min-score 8.01 --heldout-queries 0 --cpu-seconds 5`.
 """
 
 import asyncio
@@ -37,7 +34,8 @@ from typing import Literal
 from autoif import files, llm, queries, relevance, replies, sandbox, verifiers
 from autoif.files import UserError
 from autoif.flags import Count, In, NonNegative, Share, cli
-from autoif.stage import Funnel, in_order, write_settings, wrote
+from autoif.settings import write_settings
+from autoif.stage import Funnel, in_order, wrote
 
 RESPONSE_PROMPT = """\
 Query: {query}
@@ -105,10 +103,9 @@ def joined(constraints: list[dict], pool: list[str], count: int, seed: int) -> l
     """[(constraint, {query: id of its prompt})]: each has `count` queries drawn for it (3.3)."""
     prompts = []
     for constraint in constraints:
-        identity = constraint["id"]
         # a generator of its own: its queries stay when other constraints come or go
-        drawn = random.Random(f"{seed} {identity}").sample(pool, min(count, len(pool)))
-        numbered = {query: f"{identity}.{number}" for number, query in enumerate(drawn)}
+        drawn = random.Random(f"{seed} {constraint['id']}").sample(pool, min(count, len(pool)))
+        numbered = {query: f"{constraint['id']}.{number}" for number, query in enumerate(drawn)}
         prompts.append((constraint, numbered))
     return prompts
 
@@ -236,36 +233,21 @@ def sft_row(row: dict, number: int) -> dict:
     return {"id": identity, "instruction_id": row["instruction_id"], "messages": messages}
 
 
-async def main(args: Flags) -> None:
-    made_by = f"03_backtranslate.py (a file of your own: {verifiers.SPLIT})"
-    train, numbers = verifiers.read(args.input, "train", made_by), {}
-    funnel, counts = Funnel("04_responses", args.out), Counter()
-    files.refuse_unwritable(args.sft_out)
-
-    # join: each constraint with queries drawn for it, or again with those of its training samples
-    if args.sft:
-        prompts = of_samples(train, args.sft)[: args.limit]
-    else:
-        pool, numbers = queries.prepare(args, Path(args.out).with_name("04_queries.jsonl"))
-        train = train[: args.limit]
-        prompts = joined(train, pool, args.queries_per_instruction, args.seed)
-    # what --score topic compares a response with
-    others = relevance.others((each for _, numbered in prompts for each in numbered), args.seed)
-
+async def answer_all(train: list[dict], prompts: list[tuple], funnel, args: Flags) -> Counter:
+    """Write the rows of all constraints; what stats.json counts of them."""
     # try: a function that cannot be called would make every answer of its constraint worthless
     async with sandbox.Sandbox(args) as box:
         await verifiers.refuse_broken(box, train, args.input)
-    if args.score == "none":
-        print("04_responses: no quality scores (--no-score), as in the paper's ablation")
 
     async def work(prompts_of_constraint):
         constraint, numbered = prompts_of_constraint
         return constraint, await answer(constraint, numbered, client, box, others, args)
 
     # answer: constraint after constraint; 04_sft.jsonl appears last, when everything is there
+    others = relevance.others((each for _, numbered in prompts for each in numbered), args.seed)
+    most, counts = max((len(numbered) for _, numbered in prompts), default=1), Counter()
     with files.writer(args.sft_out) as write_sft, files.writer(args.out) as write:
         async with llm.Client(args, "04_responses") as client, sandbox.Sandbox(args) as box:
-            most = max((len(numbered) for _, numbered in prompts), default=1)
             async for constraint, rows in in_order(work, prompts, max(2, client.ahead // most)):
                 counts.update(tally(constraint, rows))
                 for row in rows:
@@ -284,9 +266,29 @@ async def main(args: Flags) -> None:
             "truncated, and --score topic where it is no judge"
         )
         write_settings(args, args.out)
+    return counts
+
+
+def main(args: Flags) -> None:
+    made_by = f"03_backtranslate.py (a file of your own: {verifiers.SPLIT})"
+    train, numbers = verifiers.read(args.input, "train", made_by), {}
+    funnel = Funnel("04_responses", args.out)
+    files.refuse_unwritable(args.sft_out)
+
+    # join: each constraint with queries drawn for it, or again with those of its training samples
+    if args.sft:
+        prompts = of_samples(train, args.sft)[: args.limit]
+    else:
+        pool, numbers = queries.prepare(args, Path(args.out).with_name("04_queries.jsonl"))
+        train = train[: args.limit]
+        prompts = joined(train, pool, args.queries_per_instruction, args.seed)
+
+    # the loop begins here: Ctrl-C would wait in it until the language of each query is known
+    if args.score == "none":
+        print("04_responses: no quality scores (--no-score), as in the paper's ablation")
+    counts = asyncio.run(answer_all(train, prompts, funnel, args))
     above = round(counts["scored above 8"] / counts["scored"], 4) if counts["scored"] else None
-    numbers |= {"share above 8": above, "paper_table_5": PAPER_TABLE_5}
-    funnel.finish(**counts, **numbers)
+    funnel.finish(**counts, **numbers, **{"share above 8": above}, paper_table_5=PAPER_TABLE_5)
     folder = Path(args.out).parent
     step = f"python 05_sft.py --in {args.sft_out} --model BASE --out {folder / '05_sft'}"
     if args.sft:

@@ -78,13 +78,13 @@ def main(args: Flags) -> None:
         batch = [rows[number] for number in plan[step - 1]]
         # the mean is over the whole batch: packs hold unequal numbers of response tokens
         tokens = sum(len(row["responses"][0]) for row in batch)
-        sums = 0
+        loss_sum = 0
         for micro, weight, last in micro_steps(batch, args.micro_tokens, rank, world):
             logprobs_R = policy(micro)
             loss = weight * sft_loss(logprobs_R, tokens)
             policy.backward(loss, last)
-            sums += loss.detach()[None]
-        [loss] = train.sum_over_ranks(sums)
+            loss_sum += loss.detach()
+        [loss] = train.sum_over_ranks(loss_sum)
         policy.finish_step(step, {"loss": loss}, batch)
     folder = Path(args.out).parent
     policy.export(tokenizer, then=NEXT.format(input=args.input, folder=folder))

@@ -26,22 +26,19 @@ Departures from the paper:
 6. --sft-weight adds the SFT loss of the chosen responses; the paper has none (0).
 7. The accuracy of a case is that of a response with its text, the share of kept functions that it
    passes, whatever output was expected of it; the paper does not say which.
-
-Shapes: B pairs of a pack, chosen first.
 """
 
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from autoif import files
 from autoif.flags import Betas, Count, In, Ins, NonNegative, Positive, Share, cli, within
-from autoif.prompt import has_scores
-from autoif.stage import Funnel, write_settings, wrote
+from autoif.settings import write_settings
+from autoif.stage import Funnel, wrote
 from autoif.training import engine as train
 from autoif.training.checkpoints import Checkpoints
 from autoif.training.reference import add_reference, check_first_loss
@@ -86,9 +83,6 @@ class Train(train.Flags):
     warmup_ratio: Share = 0.1  # share of all steps (paper: 0.1)
     weight_decay: NonNegative = 0.0  # (paper: not stated)
     betas: Betas = (0.9, 0.999)  # Adam's (paper: not stated)
-
-
-# ---- pairs -----------------------------------------------------------------------------------
 
 
 def candidates(row: dict) -> list[dict]:
@@ -173,15 +167,6 @@ def training_samples(path: str) -> set[str]:
     return samples
 
 
-def of_runs(paths: list[str]) -> Iterator[tuple[dict, bool]]:
-    """Yield (row, whether its run scored responses) for the rows of 03 and 04 in `paths`."""
-    for path in paths:
-        # a file is a run's; read twice rather than held in memory
-        scored = has_scores(read_verified(path))
-        for row in read_verified(path):
-            yield row, scored
-
-
 def pairs(args: Pairs) -> None:
     # one generator for all rows: a seed makes the whole file again
     rng, funnel = random.Random(args.seed), Funnel("06_dpo pairs", args.out)
@@ -189,7 +174,7 @@ def pairs(args: Pairs) -> None:
     samples = training_samples(args.sft) if args.sft is not None else None
 
     # pair: each row's good texts with its bad ones; the reasons are asked in the order of blame
-    for row, scored in of_runs(args.input):
+    for row, scored in read_verified(args.input):
         of_responses = "responses" in row
         level = args.level if of_responses else "instruction"
         chosen, rejected = sides(candidates(row), args, scored and of_responses)
@@ -228,20 +213,26 @@ def pairs(args: Pairs) -> None:
     wrote(args.out, then=f"python 06_dpo.py train --in {args.out} --model SFT_MODEL --out {out}")
 
 
-# ---- train -----------------------------------------------------------------------------------
-
-
 def dpo_loss(policy_B2, reference_B2, beta):
     """Sigmoid DPO loss, eq. 7 of arXiv 2305.18290: -log sigmoid(reward(chosen) - reward(rejected)).
 
-    `policy_B2`, `reference_B2`: summed log-probabilities in nats. Returns the losses, shape (B,),
-    and without gradient the rewards, shape (B, 2).
+    `policy_B2`, `reference_B2`: summed log-probabilities in nats of B pairs, chosen first. Returns
+    the losses, shape (B,), and without gradient the rewards, shape (B, 2).
     """
     import torch.nn.functional as F
 
     rewards_B2 = beta * (policy_B2 - reference_B2)
     chosen_B, rejected_B = rewards_B2.unbind(dim=1)
     return -F.logsigmoid(chosen_B - rejected_B), rewards_B2.detach()
+
+
+def logged_sums(losses_B, rewards_B2):
+    """What the log shows of a pack's pairs, added up: margin, accuracy, chosen, rejected, loss."""
+    import torch  # not at the top of the file: --help does not wait for it
+
+    chosen, rejected = rewards_B2.sum(dim=0)
+    right = (rewards_B2[:, 0] > rewards_B2[:, 1]).sum()
+    return torch.stack([chosen - rejected, right, chosen, rejected, losses_B.detach().sum()])
 
 
 def learn(args: Train) -> None:
@@ -254,9 +245,6 @@ def learn(args: Train) -> None:
     rows = usable("06_dpo train", read_pairs(args.input, tokenizer), tokenizer, args, rank)
     plan = batches(len(rows), args.batch, args.epochs, args.seed)
 
-    # not at the top of the file: --help does not wait for torch
-    import torch
-
     # bring up the policy where the last resume point left it, under the same settings only
     checkpoints = Checkpoints(args, rows, date, rank, world)
     add_reference(rows, args, rank, world)
@@ -268,7 +256,7 @@ def learn(args: Train) -> None:
         batch = [rows[number] for number in plan[step - 1]]
         # the mean is over the whole batch: packs hold unequal numbers of response tokens
         tokens = sum(len(row["responses"][0]) for row in batch)
-        sums = 0
+        loss_sum, sums = 0, 0
         for micro, weight, last in micro_steps(batch, args.micro_tokens, rank, world):
             logprobs_B2 = policy(micro).view(-1, 2)
             reference_B2 = logprobs_B2.new_tensor([row["reference"] for row in micro])
@@ -276,17 +264,13 @@ def learn(args: Train) -> None:
             sft_loss = -logprobs_B2[:, 0].sum() / tokens  # stage 05's, of the chosen responses
             loss = weight * (losses_B.sum() / len(batch) + args.sft_weight * sft_loss)
             policy.backward(loss, last)
-            # what the log shows beside the loss: shares of the batch, which ranks and packs add up
-            chosen, rejected = rewards_B2.sum(dim=0)
-            right = (rewards_B2[:, 0] > rewards_B2[:, 1]).sum()
-            shares = [chosen - rejected, right, chosen, rejected, losses_B.detach().sum()]
-            shares = weight * torch.stack(shares) / len(batch)
-            sums += torch.cat([loss.detach()[None], shares])
-        *numbers, without_sft = train.sum_over_ranks(sums)
+            loss_sum += loss.detach()
+            sums += weight * logged_sums(losses_B, rewards_B2) / len(batch)
+        loss, margin, accuracy, chosen, rejected, without_sft = train.sum_over_ranks(loss_sum, sums)
         if step == 1:
             check_first_loss(without_sft, args, rank)
-        numbers = dict(zip(("loss", "margin", "accuracy", "chosen", "rejected"), numbers))
-        policy.finish_step(step, numbers, batch)
+        numbers = {"loss": loss, "margin": margin, "accuracy": accuracy}
+        policy.finish_step(step, {**numbers, "chosen": chosen, "rejected": rejected}, batch)
     policy.export(tokenizer, then=NEXT.format(out=args.out))
 
 

@@ -249,7 +249,7 @@ FORMATS = {
 class Flags:
     out: Positional[Path]  # the folder of a run
     dir: Positional[Path]  # the folder to write
-    to: Literal[tuple(FORMATS)]
+    to: Literal[tuple(FORMATS)]  # the trainer, or the hub's dataset form
     # only prompts, and pairs of prompts, with LOW < pass rate < HIGH; 0 1 leaves out what a policy
     # always or never does
     pass_rate: tuple[float, float] = ANY_RATE

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from autoif import files, verifiers
-from autoif.stage import settings_path
+from autoif.settings import settings_path
 
 # (name, whose settings file, flag): what later stages say of the same name is of no account
 MADE_WITH = [

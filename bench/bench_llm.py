@@ -8,21 +8,30 @@ Then how long a million stored completions take to open. The server answers at o
 transport, which is the one that autoif.llm uses. --json writes the numbers for bench/compare.py.
 """
 
-import argparse
 import asyncio
+import functools
 import hashlib
 import json
-import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-from compare import save
+import compare
+from compare import ROOT, Time, alone, best, hand_over, save
 
-ROOT = Path(__file__).resolve().parent.parent
+from autoif.flags import Count, cli
+
+
+@dataclass(kw_only=True)
+class Flags(compare.Flags):
+    requests: Count = 3000
+    repeats: Count = 3
+    completions: Count = 1_000_000  # in the store that is opened
+    one: tuple[str, str, Count, Count] | None = None  # internal: one client in its own process
 
 
 def conversation(number: int) -> list[dict]:
@@ -31,7 +40,6 @@ def conversation(number: int) -> list[dict]:
 
 
 async def ours(url: str, requests: int, concurrency: int) -> float:
-    sys.path.insert(0, str(ROOT))
     import autoif.llm.endpoint  # noqa: F401  before the clock starts, as for the other clients
     from autoif import llm
     from autoif.stage import in_order
@@ -79,67 +87,50 @@ async def loop_aiohttp(url: str, requests: int, concurrency: int) -> float:
 CLIENTS = {"ours": ours, "loop": loop, "loop_aiohttp": loop_aiohttp}
 
 
-def one(name: str, url: str, requests: str, concurrency: str) -> None:
-    """What a client's own process prints: seconds of the requests, CPU seconds, peak memory."""
-    seconds = asyncio.run(CLIENTS[name](url, int(requests), int(concurrency)))
-    gigabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
-    print(json.dumps([seconds, time.process_time(), gigabytes]))
+def memory_gb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
 
 
-def measure(*arguments: object) -> list[float]:
-    command = [sys.executable, __file__, "--one", *map(str, arguments)]
-    run = subprocess.run(command, capture_output=True, text=True)
-    if run.returncode:
-        sys.exit(f"{arguments[0]} failed:\n{run.stderr}")
-    return json.loads(run.stdout.splitlines()[-1])
-
-
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def compare(delay: float, concurrency: int, requests: int, repeats: int) -> dict:
+def compare_clients(delay: float, concurrency: int, args: Flags) -> dict[str, float]:
     """What each client reaches against a server with this delay, printed too."""
     command = [sys.executable, str(ROOT / "tests" / "fake_server.py"), "--port", "0"]
     command += ["--delay", str(delay)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    best = {}  # of each client: seconds, CPU seconds, peak memory, share of the server's core
+    url, memory = server.stdout.readline().strip(), {}
+
+    def run(name: str) -> Time:
+        words = [name, url, str(args.requests), str(concurrency)]
+        clock, cpu, memory[name] = alone(__file__, "--one", *words)
+        return Time(clock, cpu)
+
     try:
-        url = server.stdout.readline().strip()
-        for _ in range(repeats):
-            for name in CLIENTS:
-                before = cpu_seconds(server.pid)
-                seconds, *others = measure(name, url, requests, concurrency)
-                busy = (cpu_seconds(server.pid) - before) / seconds
-                run = seconds, *others, busy
-                best[name] = min(run, best.get(name, run))
+        contestants = {name: functools.partial(run, name) for name in CLIENTS}
+        times = best(contestants, args.repeats)
     finally:
         server.terminate()
         server.wait()
-    line = f"server {delay * 1000:.0f} ms, concurrency {concurrency}, {requests:,} requests"
+    line = f"server {delay * 1000:.0f} ms, concurrency {concurrency}, {args.requests:,} requests"
     if delay:
         line += f" (the server allows {concurrency / delay:,.0f}/s)"
     print(line)
     numbers, where = {}, f"server {delay * 1000:.0f} ms"
-    for name, (seconds, cpu, gigabytes, busy) in best.items():
-        ratio = seconds / best["ours"][0]
-        numbers[f"{where} {name} requests_per_second"] = requests / seconds
+    for name, (clock, cpu) in times.items():
+        ratio = clock / times["ours"].clock
+        numbers[f"{where} {name} requests_per_second"] = args.requests / clock
         numbers[f"{where} {name} cpu_seconds"] = cpu
-        numbers[f"{where} {name} memory_gb"] = gigabytes
+        numbers[f"{where} {name} memory_gb"] = memory[name]
         if name != "ours":
             numbers[f"{where} ratio to {name}"] = ratio
         print(
-            f"  {name:13} {requests / seconds:7,.0f} requests/s | ours is {ratio:5.2f} of it | "
-            f"{cpu / requests * 1000:.2f} ms CPU a request with start-up | "
-            f"{gigabytes * 1024:,.0f} MB | server's core {busy:4.0%} busy"
+            f"  {name:13} {args.requests / clock:7,.0f} requests/s | ours is {ratio:5.2f} of it | "
+            f"{cpu / args.requests * 1000:.2f} ms CPU a request with start-up | "
+            f"{memory[name] * 1024:,.0f} MB"
         )
     return numbers
 
 
 def open_store(completions: int) -> dict[str, float]:
     """The time and memory that it takes to open a store of so many completions, printed too."""
-    sys.path.insert(0, str(ROOT))
     from autoif.llm.store import Store
 
     with tempfile.TemporaryDirectory() as folder:
@@ -155,40 +146,26 @@ def open_store(completions: int) -> dict[str, float]:
                     "completion_tokens": 250,
                 }
                 file.write(json.dumps(record) + "\n")
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        began = time.perf_counter()
-        Store(path)
-        seconds = time.perf_counter() - began
-        memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-        size = path.stat().st_size / 1e6
+        before = memory_gb()
+        seconds = compare.timed(lambda: Store(path)).clock
+        memory, size = memory_gb() - before, path.stat().st_size / 1e6
     print(
         f"{completions:,} stored completions, {size:,.0f} MB: open in {seconds:.1f} s, "
-        f"{memory:.0f} MB more memory"
+        f"{memory * 1024:.0f} MB more memory"
     )
-    return {"store open_seconds": seconds, "store memory_gb": memory / 1024}
+    return {"store open_seconds": seconds, "store memory_gb": memory}
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--requests", type=int, default=3000)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument(
-        "--completions", type=int, default=1_000_000, help="in the store that is opened"
-    )
-    parser.add_argument("--json", metavar="FILE", help="write the numbers there")
-    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
-    args = parser.parse_args(argv)
+def main(args: Flags) -> None:
     if args.one:
-        one(*args.one)
-        return
-    numbers = compare(0.0, 64, args.requests, args.repeats)
-    numbers |= compare(0.2, 512, args.requests, args.repeats)
+        name, url, requests, concurrency = args.one
+        seconds = asyncio.run(CLIENTS[name](url, requests, concurrency))
+        return hand_over([seconds, time.process_time(), memory_gb()])
+    numbers = compare_clients(0.0, 64, args)
+    numbers |= compare_clients(0.2, 512, args)
     numbers |= open_store(args.completions)
-    if args.json:
-        save(args.json, numbers)
+    save(args.json, numbers)
 
 
 if __name__ == "__main__":
-    main()
+    cli(main, __doc__)

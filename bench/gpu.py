@@ -35,7 +35,7 @@ from compare import ROOT
 
 from autoif.files import UserError
 from autoif.flags import Positive, cli
-from autoif.stage import versions
+from autoif.settings import versions
 
 # hidden, intermediate, layers, heads, key heads, words, tied: Qwen2's config.json
 SHAPES = {

@@ -101,11 +101,12 @@ def test_a_contradiction_that_is_denied_drops_no_constraint(tmp_path):
     assert [row["nli"] for row in rows] == [["neutral", "entailment"]]
 
 
-def test_an_nli_model_that_cannot_be_loaded_is_told_before_anything_is_asked(tmp_path):
+def test_an_nli_model_that_cannot_be_loaded_is_told_before_anything_is_asked(tmp_path, monkeypatch):
     source = tmp_path / "02.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in verified(2)))
     flags = command(model="m", in_=source, out=tmp_path / "03.jsonl", nli="no/such-model")
     words = "--nli no/such-model cannot be loaded.*--nli llm"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # no minute of retries
     with FakeServer() as server, pytest.raises(UserError, match=words):
         call(stage.main, [*flags, "--base-url", server.url])
     assert server.requests == []

@@ -463,7 +463,8 @@ def test_a_row_draws_how_many_constraints_it_has_and_from_different_families(tmp
         assert families == [f"family {int(each[1:]) // 3}" for each in ids]
         counts[len(ids)] += 1
         seen.update(ids[1:])
-    assert set(counts) == {1, 2, 3} and counts[1] == 12 and min(counts.values()) >= 12
+    # one that draws none comes once, however often
+    assert set(counts) == {1, 2, 3} and 8 <= counts[1] <= 12 < min(counts[2], counts[3])
     assert len(seen) == 12 and len({row["id"] for row in drawn}) == len(drawn)
     assert joined(tmp_path, rows, "1-3", "--draws", "9") == drawn
 

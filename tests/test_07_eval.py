@@ -780,9 +780,13 @@ def test_contamination_shows_the_share_rephrased_beside_the_count(tmp_path, fold
 
 def test_help_answers_within_a_second_and_without_torch():
     code = (
-        "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None;"
-        "sys.argv = ['07_eval.py', '--help'];"
-        f"import runpy; runpy.run_path({str(ROOT / '07_eval.py')!r}, run_name='__main__')"
+        "import runpy, sys\n"
+        "class Absent:\n"
+        "    def find_spec(name, *_):\n"
+        "        if name in ('torch', 'transformers'): raise ImportError(name)\n"
+        "sys.meta_path.insert(0, Absent)\n"
+        "sys.argv = ['07_eval.py', '--help']\n"
+        f"runpy.run_path({str(ROOT / '07_eval.py')!r}, run_name='__main__')"
     )
     started = time.monotonic()
     done = subprocess.run(

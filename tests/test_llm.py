@@ -320,6 +320,28 @@ def test_equal_requests_of_one_run_are_asked_once(path):
         assert len(server.requests) == 2
 
 
+def test_an_equal_request_asks_again_where_the_one_before_it_failed(path, monkeypatch):
+    monkeypatch.setattr("autoif.llm.endpoint.RETRIES", 0)
+    with FakeServer(faults=script("500"), delay=0.05) as server:
+        answers = ask(server, path, "aa", max_failed=0.5)
+        assert texts(answers) == [[], ["echo: a"]]
+
+
+def test_the_next_request_is_sent_before_the_stage_works_on_an_answer(path):
+    async def main():
+        async with client(server, path, concurrency=1) as model:
+
+            async def work(prompt):
+                await model.ask(prompt)
+                time.sleep(0.5)  # work of the stage's own, which holds up the loop
+                return len(server.requests)
+
+            return [requests async for requests in in_order(work, "abcd", model.ahead)]
+
+    with FakeServer() as server:
+        assert asyncio.run(main()) == [2, 3, 4, 4]
+
+
 def test_concurrency_is_reached_and_not_passed(path):
     with FakeServer(delay=0.1) as server:
         ask(server, path, map(str, range(60)), concurrency=20)
@@ -729,6 +751,21 @@ def test_a_refusal_ends_the_run_although_an_earlier_prompt_still_waits(path):
         pytest.raises(UserError, match="no such key.*check .OPENAI_API_KEY"),
     ):
         ask(server, path, "ab", timeout=100)
+    assert time.monotonic() - began < 2
+
+
+def test_a_refused_key_ends_the_run_although_other_samples_of_the_prompt_still_wait(path):
+    def refuse(request):
+        if request.get("n"):
+            return 400, "n is not supported"
+        return (401, "no such key") if request["seed"] == 3 else None
+
+    began = time.monotonic()
+    with (
+        FakeServer(refuse=refuse, faults=script(None, *["stall"] * 100)) as server,
+        pytest.raises(UserError, match="no such key"),
+    ):
+        ask(server, path, "a", k=5, timeout=100)
     assert time.monotonic() - began < 2
 
 
@@ -1164,7 +1201,7 @@ def test_ctrl_c_ends_with_130_at_once_and_loses_nothing(path):
             text=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # a background job ignores it
-        while len(server.requests) < 20:
+        while len(server.requests) < 24:  # eight more than are answered: all of these are read
             time.sleep(0.02)
         began = time.monotonic()
         run.send_signal(signal.SIGINT)

@@ -1040,7 +1040,8 @@ def test_20_000_calls_of_functions_that_models_wrote_agree_with_plain_python():
                 if not isinstance(parsed, str):
                     codes.append(parsed[0])
                     texts += [case["input"] for case in parsed[1]]
-    codes = distinct_functions(codes)
+    # nltk's own data may be absent here; the sandbox has that of a package
+    codes = [code for code in distinct_functions(codes) if "nltk" not in code]
     texts = ["", *random.Random(0).sample(sorted(set(texts)), 39)]
     wanted = {True: "pass", False: "fail", "true": "pass", "false": "fail"}
 
@@ -1062,10 +1063,11 @@ def test_20_000_calls_of_functions_that_models_wrote_agree_with_plain_python():
             pass  # without `evaluate` each call is an error
         for text, verdict in zip(texts, result["verdicts"], strict=True):
             calls += 1
-            if verdict != plain(namespace.get("evaluate"), text):
-                assert verdict == "error" and result["error"] == "timeout", (result["id"], text)
+            if verdict == "error" and result["error"] == "timeout":  # plain Python might never end
                 timeouts.append(result["id"])
-    assert calls > 20_000 and len(timeouts) < 20, (calls, timeouts)
+                continue
+            assert verdict == plain(namespace.get("evaluate"), text), (result["id"], text)
+    assert calls > 20_000 and len(set(timeouts)) <= 3, (calls, timeouts)
 
 
 @needs("humaneval/HumanEval.jsonl.gz")
@@ -1353,23 +1355,6 @@ def test_a_sandbox_serves_several_threads():
     assert results == {name: [["pass", "fail"]] * 20 for name in range(4)}
 
 
-def test_a_fork_has_workers_of_its_own():
-    with box_of(workers=1) as box:
-        judged(box, [GOOD])
-        workers = set(children())
-        pid = os.fork()
-        if pid == 0:
-            try:
-                [result] = judged(box, [GOOD])
-                box.close()
-                os._exit(result["verdicts"] != ["pass", "fail"])
-            finally:
-                os._exit(2)
-        assert os.waitpid(pid, 0)[1] == 0
-        assert set(children()) == workers
-        assert [result["verdicts"] for result in judged(box, [GOOD])] == [["pass", "fail"]]
-
-
 def test_answered_jobs_do_not_stay_in_memory_behind_a_slow_one():
     read = []
 
@@ -1553,17 +1538,13 @@ def test_children_that_stay_end_with_their_worker():
 
 def test_where_no_further_process_can_be_had_those_that_stay_make_room(monkeypatch):
     few = """
-real, left = os.fork, [4]
+real, left = fork, [4]
 def fork():
     left[0] -= 1
-    if not left[0]:
-        raise BlockingIOError
-    return real()
-os.fork = fork
+    return real() if left[0] else -1
+def check(
 """
-    source = sandbox.CHILD_SOURCE.replace(
-        "libc = ctypes.CDLL(None", few + "libc = ctypes.CDLL(None"
-    )
+    source = sandbox.CHILD_SOURCE.replace("def check(", few.strip(), 1)
     monkeypatch.setattr(sandbox, "CHILD_SOURCE", source)
     jobs = [{**GOOD, "code": GOOD["code"] + f"  # {number}"} for number in range(9)]
     results = list(sandbox.run(jobs, workers=1, keep_mb=100))

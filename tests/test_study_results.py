@@ -208,4 +208,4 @@ def test_the_numbers_of_the_readmes_tables_stand_in_the_studys():
 def test_the_committed_results_are_small():
     assert COMMITTED
     sizes = [path.stat().st_size for path in (STUDY / "results").rglob("*") if path.is_file()]
-    assert sum(sizes) < 3_000_000
+    assert sum(sizes) < 1_500_000

@@ -1,7 +1,7 @@
 """Tiny random models, byte-level tokenizers with chat templates, and runs of the stages."""
 
 import argparse
-import importlib.util
+import importlib
 import json
 import os
 import random
@@ -152,10 +152,7 @@ def usable(stage: str, rows, tokenizer, out: Path, max_length=999, skip_bad=Fals
 
 def stage(name: str):
     """The module of a numbered file."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(name)
 
 
 def write(path: Path, rows: list[dict]) -> str:

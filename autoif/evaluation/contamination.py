@@ -73,6 +73,7 @@ class Flags(benchmarks.Flags, judge.Flags):
     out: str | None = None  # (default: 07_contamination.json beside the training file)
 
     def __post_init__(self):
+        super().__post_init__()
         self.out = self.out or str(Path(self.training).with_name("07_contamination.json"))
 
 

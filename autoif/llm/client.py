@@ -45,7 +45,7 @@ class Flags:
     """The flags of a stage that asks a model; the stage gives the defaults of the sampling."""
 
     model: str  # name the server knows, or the checkpoint directory it serves
-    base_url: str | None = variable("OPENAI_BASE_URL")  # such as http://localhost:8000/v1
+    base_url: str | None = variable("OPENAI_BASE_URL")  # http://HOST/v1 (or $OPENAI_BASE_URL)
     k: Count  # samples a prompt
     temperature: NonNegative  # of the sampling; 0 is greedy
     top_p: PositiveShare = 1.0  # sample from the likeliest tokens that make up this share
@@ -135,15 +135,11 @@ class Client:
         """
         request, name = self._request(prompt, more)
         self.counts["prompts"] += 1
-        if self.store.missing(name, first, k):
-            with self._ending_together():
-                await self._fetch(request, name, first, k)
-        else:
-            self.counts["stored"] += k
-        self._bar.update()
-        samples = self._samples(name, first, k)
-        if self._alike is not None and request["temperature"] and first + k > 1:
-            self._check_sampling(name, first + k, request["temperature"])
+        with self._ending_together():
+            await self._fetch(request, name, first, k)
+            self._bar.update()
+            samples = self._samples(name, first, k)
+            self._check_sampling(request, name, first + k)
         return samples
 
     def lacks(self, prompt: str | list[dict], k: int = 1, first: int = 0, **more) -> bool:
@@ -179,6 +175,9 @@ class Client:
 
     async def _fetch(self, request: dict, name: str, first: int, k: int) -> None:
         """Ask the endpoint for the samples that the store lacks."""
+        if not self.store.missing(name, first, k):
+            self.counts["stored"] += k
+            return
         if self._endpoint is None:
             # here, as the openai library takes most of the second that --help has
             from autoif.llm.endpoint import Endpoint
@@ -191,6 +190,10 @@ class Client:
             missing = self.store.missing(name, first, k)
             self.counts["stored"] += k - len(missing)
             await self._endpoint.answer(request, name, missing)
+        # in two turns of the loop the next request takes this one's place and is sent, before the
+        # stage works on the answer
+        for _ in range(2):
+            await asyncio.sleep(0)
 
     async def _each_second(self) -> None:
         """Show the speed, and sync the store: a power cut may cost the answers of a second."""
@@ -198,8 +201,7 @@ class Client:
             while True:
                 await asyncio.sleep(1)
                 speed = self.counts["completion_tokens"] / (time.monotonic() - self._began)
-                least = "at least " if self.counts["uncounted"] else ""
-                words = f"{least}{speed:,.0f} tok/s, {self.counts['failed']:,} failed"
+                words = f"{self._least()}{speed:,.0f} tok/s, {self.counts['failed']:,} failed"
                 self._bar.set_postfix_str(words, refresh=False)
                 await asyncio.to_thread(self.store.sync)
 
@@ -218,26 +220,27 @@ class Client:
                 self.counts["empty"] += 1
         return samples
 
-    def _check_sampling(self, name: str, k: int, temperature: float) -> None:
+    def _check_sampling(self, request: dict, name: str, k: int) -> None:
         """UserError when all samples of each of the first prompts are equal at a temperature > 0.
 
         Looks at all that are stored: 07_eval asks for a prompt's samples one by one.
         """
+        temperature = request["temperature"]
+        if self._alike is None or not temperature or k == 1:
+            return
         texts = [record["text"] or "" for record in self.store.get(name, 0, k).values()]
         if len(set(texts)) > 1:
             self._alike = None
         elif len(texts) > 1 and len(texts[0]) >= LONG:
             self._alike += 1
         if self._alike == ALIKE:
-            error = UserError(
+            raise UserError(
                 f"{self.args.base_url or self.store.path}: each of the first {ALIKE} prompts has "
                 f"{len(texts)} equal samples at temperature {temperature}: {self.args.model} is "
                 "not sampled. Its server may ignore `temperature`, or take do_sample: false from "
                 "the checkpoint's generation_config.json; mend that and run with another --seed, "
                 f"since the equal samples stay in {self.store.path}"
             )
-            with self._ending_together():
-                raise error
 
     def _check_failed(self) -> None:
         """UserError when too many prompts failed, or none has an answer at all."""
@@ -256,17 +259,19 @@ class Client:
                 f"{last.advised}"
             )
 
+    def _least(self) -> str:
+        """Said before a number of tokens: not every server counts those of all samples."""
+        return "at least " if self.counts["uncounted"] else ""
+
     def _last_line(self) -> str:
         counts = self.counts
         line = (
             f"{self.name}: {counts['prompts']:,} prompts, {counts['samples']:,} samples "
             f"({counts['stored']:,} were stored; {counts['truncated']:,} truncated, "
             f"{counts['empty']:,} empty), {counts['failed']:,} prompts failed, "
-            f"{counts['refused']:,} refused; "
+            f"{counts['refused']:,} refused; {self._least()}{counts['prompt_tokens']:,} tokens in, "
+            f"{counts['completion_tokens']:,} out"
         )
-        if counts["uncounted"]:
-            line += "at least "
-        line += f"{counts['prompt_tokens']:,} tokens in, {counts['completion_tokens']:,} out"
         if counts["uncounted"]:
             line += f" (the server did not count the tokens of {counts['uncounted']:,} samples)"
         return line

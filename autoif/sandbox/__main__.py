@@ -7,9 +7,21 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 
 from autoif import sandbox
-from autoif.files import UserError
+from autoif.files import UserError, check
 from autoif.flags import cli
-from autoif.sandbox.pool import HELD_ANSWERS, check_job
+from autoif.sandbox.pool import HELD_ANSWERS
+
+
+def check_job(row: dict, where: str) -> None:
+    """UserError that names `where` and what is wrong, unless `row` is a job."""
+    if not isinstance(row, dict):
+        raise UserError(f"{where} is no object with id, code, inputs: {str(row)[:80]!r}")
+    check(row, ["id", "code", "inputs"], where, "; a job has id, code and inputs")
+    code, inputs = row["code"], row["inputs"]
+    if not isinstance(code, str):
+        raise UserError(f"{where}: 'code' must be a string, not {str(code)[:80]!r}")
+    if not isinstance(inputs, list) or not all(isinstance(text, str) for text in inputs):
+        raise UserError(f"{where}: 'inputs' must be a list of strings, not {str(inputs)[:80]!r}")
 
 
 def parse(lines: Iterable[bytes]) -> Iterator[dict]:

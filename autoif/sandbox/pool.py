@@ -1,6 +1,5 @@
 """The pool of workers behind autoif.sandbox: jobs in, verdicts out, in order."""
 
-import argparse
 import asyncio
 import json
 import marshal
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from subprocess import PIPE, Popen
 
-from autoif.files import UserError, check
+from autoif.files import UserError
 from autoif.flags import Count, Positive
 
 CHILD_SOURCE = Path(__file__).with_name("child.py").read_text(encoding="utf-8")
@@ -48,18 +47,6 @@ KEPT_INPUTS, KEPT_BYTES = 16, 1 << 16  # of a job for a child that stays, at mos
 PREFIX_HINT = "set SANDBOX_PREFIX='docker run -i --rm --network none IMAGE' or the like"
 HEAD, READ_RATE = struct.Struct("=3q"), 10e6  # see child.py
 VERDICTS = {"P": "pass", "F": "fail", "E": "error", "D": "error"}
-
-
-def check_job(row: dict, where: str) -> None:
-    """UserError that names `where` and what is wrong, unless `row` is a job."""
-    if not isinstance(row, dict):
-        raise UserError(f"{where} is no object with id, code, inputs: {str(row)[:80]!r}")
-    check(row, ["id", "code", "inputs"], where, "; a job has id, code and inputs")
-    code, inputs = row["code"], row["inputs"]
-    if not isinstance(code, str):
-        raise UserError(f"{where}: 'code' must be a string, not {str(code)[:80]!r}")
-    if not isinstance(inputs, list) or not all(isinstance(text, str) for text in inputs):
-        raise UserError(f"{where}: 'inputs' must be a list of strings, not {str(inputs)[:80]!r}")
 
 
 class _Worker:
@@ -103,14 +90,12 @@ class _Worker:
         return line[:-1].decode("ascii", "replace")
 
     def close(self) -> None:
-        self.process.kill()  # its child dies with it
-        self.process.wait()
-        self.process.stdin.close()
-        self.process.stdout.close()
+        with self.process:  # closes the pipes and waits
+            self.process.kill()  # its child dies with it
 
 
 class Sandbox(AbstractContextManager, AbstractAsyncContextManager):
-    """Workers that judge jobs, for any number of threads and event loops, and for forks.
+    """Workers that judge jobs, for any number of threads and event loops of this process.
 
         async with sandbox.Sandbox(args) as box:
             results = await box.run([{"code": "def evaluate(...", "inputs": ["One.", "Two."]}])
@@ -131,15 +116,10 @@ class Sandbox(AbstractContextManager, AbstractAsyncContextManager):
         self.settings["keep_mb"] = keep_mb // self.limit
         # where children stay, a function has a thread and a worker of its own, where its child is
         self.places = self.limit if self.settings["keep_mb"] else 1
-        self.warned = False
-        self._start()
-
-    def _start(self) -> None:
-        """Threads, and workers to come; what a fork has taken along is its parent's."""
-        self.owner, self.over = os.getpid(), False
         self.threads = [ThreadPoolExecutor(self.limit // self.places) for _ in range(self.places)]
+        self.workers: set[_Worker] = set()
         self.idle: dict[tuple, deque] = {}  # whose pop and append need no lock
-        self.busy: set[_Worker] = set()
+        self.warned = self.over = False
 
     async def run(self, jobs: Iterable[dict]) -> list[dict]:
         """`{"verdicts", "error"}` of each job `{"code", "inputs"}`, in order.
@@ -151,16 +131,13 @@ class Sandbox(AbstractContextManager, AbstractAsyncContextManager):
 
     def submit(self, job: dict) -> Future:
         """The answer to one job, to come."""
-        if self.owner != os.getpid():
-            self._start()
         place = hash(job["code"]) % self.places
         return self.threads[place].submit(self._judge, job, place)
 
     def ahead(self, jobs: Iterable[dict]) -> Iterator[Future]:
         """Yield the answer of each job, to come; jobs are read no further than workers need."""
         room = threading.Semaphore(AHEAD * self.limit)
-        for number, job in enumerate(jobs, 1):
-            check_job(job, f"job {number}")
+        for job in jobs:
             room.acquire()
             answer = self.submit(job)
             answer.add_done_callback(lambda _: room.release())
@@ -168,16 +145,13 @@ class Sandbox(AbstractContextManager, AbstractAsyncContextManager):
 
     def close(self, *_) -> None:
         """End the workers; jobs that nobody waits for any more end with them."""
-        if self.owner != os.getpid():
-            return
         self.over = True
-        for worker in list(self.busy):
-            worker.process.kill()  # its thread closes it
+        for worker in list(self.workers):
+            worker.process.kill()
         for threads in self.threads:
             threads.shutdown(cancel_futures=True)
-        for idle in self.idle.values():
-            while idle:
-                idle.pop().close()
+        for worker in self.workers:
+            worker.close()
 
     __exit__ = close
 
@@ -204,7 +178,7 @@ class Sandbox(AbstractContextManager, AbstractAsyncContextManager):
             except IndexError:
                 worker = _Worker(self.settings, packages, self.prefix)
             tries -= 1
-            self.busy.add(worker)
+            self.workers.add(worker)
             try:
                 if self.over:  # nobody waits, and `close` may have missed this worker
                     raise CancelledError
@@ -219,8 +193,8 @@ class Sandbox(AbstractContextManager, AbstractAsyncContextManager):
                         f"{worker.process.wait()}; is it a command that this user can run?"
                     ) from None
             finally:
-                self.busy.discard(worker)
                 if not line:
+                    self.workers.discard(worker)
                     worker.close()
         letters, _, reason = (line or "E" * count + " crash: worker").partition(" ")
         answer = {"id": job["id"]} if "id" in job else {}
@@ -275,16 +249,6 @@ def run(jobs: Iterable[dict], *, keep_mb: int = 0, patience: int = 1, **flags) -
             yield answers.popleft().result()
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    flags = parser.add_argument_group("sandbox", "where model-written code runs")
-    cpu = f"of a call, of loading; wall time: {WALL_FACTOR} times that (default: %(default)s)"
-    unsafe = "run it even where layers of the sandbox cannot be had"
-    flags.add_argument("--workers", type=int, help="processes that run it (default: one a core)")
-    flags.add_argument("--cpu-seconds", type=float, default=CPU_SECONDS, help=cpu)
-    flags.add_argument("--memory-mb", type=int, default=MEMORY_MB, help="memory of one function")
-    flags.add_argument("--unsafe-no-sandbox", action="store_true", help=unsafe)
-
-
-def options(args: argparse.Namespace) -> dict:
+def options(args: Flags) -> dict:
     """The fields of `Flags` that `args` has among others."""
     return {name: getattr(args, name) for name in Flags.__annotations__}

@@ -39,7 +39,7 @@ Command = Annotated[tuple[str, ...], arg(metavar="-- COMMAND ...")]
 @dataclass(kw_only=True)
 class Flags:
     model: Positional[Model]  # checkpoint directory, or a name on the hub
-    command: Positional[Command] = ()
+    command: Positional[Command] = ()  # what runs beside the server, behind --
     slots: Count = 16  # answers at a time
     context: Count = 4096  # tokens of a prompt and its answer
     # of the copy in llama.cpp's format, which stays as .NAME.*.gguf beside the model

@@ -41,7 +41,7 @@ class Flags:
     data_dir: str = ""  # benchmark data
     out: str = "out"
     processes: Count = 1  # that train, on all nodes
-    online_iterations: Natural = 0
+    online_iterations: Natural = 0  # of the online loop
     until: str = "07"  # the last stage that will run
     plan: str | None = None  # the commands to come, as autoif.chain reads them
     redo_from: str | None = None  # what this stage and later ones made is out of account

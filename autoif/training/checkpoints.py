@@ -9,8 +9,8 @@ from pathlib import Path
 
 from autoif import weights
 from autoif.files import UserError, write_whole
-from autoif.models import fingerprint, generation_config
-from autoif.stage import write_settings
+from autoif.models import generation_config
+from autoif.settings import fingerprint, write_settings
 from autoif.training.rows import digest, end_tokens
 
 # Flags that may change between a killed run and its continuation: the result does not hang on them.

@@ -318,10 +318,10 @@ def restore_masters(engine, model: str) -> None:
         safe_set_local_fp32_param(parameter, padded)
 
 
-def sum_over_ranks(numbers) -> list[float]:
-    """Sum of each number of a small tensor over all ranks."""
+def sum_over_ranks(*numbers) -> list[float]:
+    """Sum of each number of small tensors, end to end, over all ranks."""
     import torch
 
-    total = numbers.detach().double()
+    total = torch.cat([tensor.detach().double().flatten() for tensor in numbers])
     torch.distributed.all_reduce(total)
     return total.tolist()

@@ -4,8 +4,9 @@ import math
 import time
 from pathlib import Path
 
-from autoif import files, models
+from autoif import files
 from autoif.files import UserError
+from autoif.settings import fingerprint
 from autoif.training import engine
 from autoif.training.rows import digest, packed_tokens
 
@@ -23,7 +24,7 @@ def add_reference(rows: list[dict], args, rank: int, world: int) -> None:
     model = args.reference or args.model
     tokens = [[row["prompt"], row["responses"]] for row in rows]
     # named by all that the numbers depend on: other pairs or another reference are another file
-    key = digest([models.fingerprint(model), args.precision, tokens])
+    key = digest([fingerprint(model), args.precision, tokens])
     file = Path(f"{args.input}.reference-{key}.jsonl")
     if not file.exists():
         logprobs = frozen_pass(model, rows, args, rank, world)
@@ -84,7 +85,7 @@ def check_first_loss(loss: float, args, rank: int) -> None:
     -log sigmoid(0). An online iteration may keep an earlier reference: then nothing is known.
     """
     reference = args.reference or args.model
-    if models.fingerprint(reference) != models.fingerprint(args.model):
+    if fingerprint(reference) != fingerprint(args.model):
         return
     if not abs(loss - math.log(2)) <= FIRST_LOSS[args.precision]:
         raise UserError(

@@ -4,10 +4,20 @@ from collections.abc import Iterator
 
 from autoif import files
 from autoif.files import UserError
+from autoif.verifiers import has_scores
 
 
-def read_verified(path: str) -> Iterator[dict]:
-    """Yield the rows of 03 and 04 in `path`; cases without a split may be held out: an error."""
+def read_verified(paths: list[str]) -> Iterator[tuple[dict, bool]]:
+    """Yield (row, whether its run scored responses) for the rows of 03 and 04 in `paths`."""
+    for path in paths:
+        # a file is a run's; read twice rather than held in memory
+        scored = has_scores(read(path))
+        for row in read(path):
+            yield row, scored
+
+
+def read(path: str) -> Iterator[dict]:
+    """The rows of a file; cases without a split may be held out, which is an error."""
     case = {"input": str, "accuracy": (int, float)}
     response = {"text": str, "verdicts": list, "accuracy": (int, float)}
     forms = {

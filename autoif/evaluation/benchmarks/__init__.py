@@ -1,30 +1,25 @@
 """The benchmarks of 07_eval.py. A new one is a module in this folder and its name in NAMES.
 
 A benchmark's module has
-    SETTINGS                     a `Settings`: how its owners run it, its columns in the table
-    load(source)                 yields its items, each with `id`, `prompt` and `cluster` (what is
-                                 resampled together); `text`, where the prompt has a frame around
-                                 the test
-    score(attempt)               the row of an attempt {item, sample, answers, judgement}:
-                                 {verdict, reason, points}; with "unparsable": True where the answer
-                                 or the judgement had no readable form. Points are those of
-                                 autoif.evaluation.intervals:
-                                 {metric: [(stratum, cluster, above, below)]}
+    SETTINGS            a `Settings`: how its owners run it, its columns in the table
+    load(source)        its items, each with `id`, `prompt` and `cluster` (what is resampled
+                        together); `text`, where the prompt has a frame around the test
+    score(attempt)      the row of an attempt {item, sample, answers, judgement}: {verdict, reason,
+                        points}, and "unparsable": True where the answer or the judgement had no
+                        readable form; points as in autoif.evaluation.intervals:
+                        {metric: [(stratum, cluster, above, below)]}
 and where it needs them
-    temperature(item)            where SETTINGS have a word instead of a number
-    answer(item, say)            coroutine: the item's answers, other than one turn
-    judge(item, answers, client) coroutine: what the judge says, the attempt's `judgement`
-heldout and humaneval run code: their `score(attempts, box, ...)` are coroutines over all attempts.
+    temperature(item)   where SETTINGS have a word for it
+    async answer(item, say), async judge(item, answers, client)
+                        the answers, other than one turn; the judgement
+Those that run code score all attempts at once: `async score(attempts, box, ...)`.
 """
 
 import hashlib
 import importlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated
-
-import tyro
 
 from autoif.evaluation.benchmarks.source import NotSetUp, Source
 from autoif.files import UserError, dump
@@ -64,34 +59,23 @@ class Data:
         return hashlib.sha256(lines.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def chosen(words: list[str]) -> list[str]:
-    """The benchmarks that --benchmarks names: `all`, or some with commas between them."""
-    names = NAMES if words[0] == "all" else words[0].split(",")
-    for name in names:
-        if name not in NAMES:
-            raise ValueError(f"{name!r} is none; choose from {', '.join(NAMES)}")
-    return list(names)
-
-
-Names = Annotated[
-    list[str],
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="LIST",
-        instance_from_str=chosen,
-        is_instance=lambda value: isinstance(value, list),
-        str_from_instance=lambda names: ["all" if names == NAMES else ",".join(names)],
-    ),
-]
-
-
 @dataclass(kw_only=True)
 class Flags:
     """Which tests are read, and from where."""
 
-    benchmarks: Names = field(default_factory=NAMES.copy)  # all, or some with commas between them
+    benchmarks: str = "all"  # all, or some with commas between them; read as a list
     data_dir: str | None = None  # folder with the benchmarks' data; what it lacks is on the hub
     limit: Count | None = None  # only so many items of each, spread evenly over it; marked partial
+
+    def __post_init__(self):
+        if self.benchmarks == "all":
+            self.benchmarks = list(NAMES)
+        elif isinstance(self.benchmarks, str):
+            self.benchmarks = self.benchmarks.split(",")
+        for name in self.benchmarks:
+            if name not in NAMES:
+                names = ",".join(NAMES)
+                raise UserError(f"--benchmarks: {name!r} is none; choose from {names}; see --help")
 
 
 def module(name: str) -> ModuleType:
