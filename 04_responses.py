@@ -18,12 +18,12 @@ Departures from the paper:
 1. Answers cut off at `--max-tokens` are never kept: they would teach to stop in mid-sentence.
 2. A judge's reply without a score is a counted drop; the released code counts it as 0.
 3. A tenth of the queries is held out for stage 07; `--heldout-queries 0` trains on all.
-4. Where the model is no judge, `--score topic` gives 10 to a response that is nearer to its query
-   than to others, by the words that they share, and 0 to all else.
+4. `--score topic`, where the model is no judge: 10 if its query is the nearest by TF-IDF, else 0.
 `--no-score` is the paper's ablation (table 3). The released code's behaviour: `--min-accuracy 0
 --min-score 8.01 --heldout-queries 0 --cpu-seconds 5`.
 """
 
+import autoif  # noqa: F401  # isort: skip  first: from here on Ctrl-C ends in one line
 import asyncio
 import random
 from collections import Counter
