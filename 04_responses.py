@@ -34,7 +34,8 @@ from typing import Literal
 from autoif import files, llm, queries, relevance, replies, sandbox, verifiers
 from autoif.files import UserError
 from autoif.flags import Count, In, NonNegative, Share, cli
-from autoif.stage import Funnel, in_order, write_settings, wrote
+from autoif.settings import write_settings
+from autoif.stage import Funnel, in_order, wrote
 
 RESPONSE_PROMPT = """\
 Query: {query}

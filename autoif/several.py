@@ -26,7 +26,8 @@ import tyro
 from autoif import families, files, verifiers
 from autoif.files import UserError
 from autoif.flags import Count, cli
-from autoif.stage import write_settings, wrote
+from autoif.settings import write_settings
+from autoif.stage import wrote
 
 
 @dataclass(kw_only=True)
