@@ -148,9 +148,8 @@ def prompts(seeds: list[str], args: Flags) -> Iterator[str]:
     """One prompt a self-instruct sample, each with its own examples out of the seeds."""
     rng = random.Random(args.seed)
     for _ in range(args.k):
-        examples = rng.sample(seeds, min(args.shown, len(seeds)))
-        lines = "\n".join(f"- {seed}" for seed in examples)
-        yield AUGMENT_PROMPT.format(count=args.count, examples=lines)
+        examples = "\n".join(f"- {seed}" for seed in rng.sample(seeds, min(args.shown, len(seeds))))
+        yield AUGMENT_PROMPT.format(count=args.count, examples=examples)
 
 
 def read_seeds(path: str | None) -> list[str]:
@@ -223,9 +222,8 @@ def main(args: Flags) -> None:
             funnel.keep()
         write_settings(args, args.out)
     funnel.finish(seeds=len(seeds), requests=args.k)
-    out = Path(args.out).with_name("02_verifiers.jsonl")
-    command = f"python 02_verifiers.py --model {args.model} --in {args.out} --out {out}"
-    wrote(args.out, then=command)
+    flags = f"--in {args.out} --out {Path(args.out).with_name('02_verifiers.jsonl')}"
+    wrote(args.out, then=f"python 02_verifiers.py --model {args.model} {flags}")
 
 
 if __name__ == "__main__":

@@ -38,6 +38,9 @@ class Flags:
     draws: Count = 1  # rows a constraint, each with others
     seed: int = 0  # of the draws
 
+    def __post_init__(self):
+        span(self.constraints)
+
 
 def span(text: str) -> tuple[int, int]:
     """ "3" -> (3, 3), "1-3" -> (1, 3)"""
