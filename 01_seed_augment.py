@@ -16,6 +16,7 @@ Departures from the paper:
 5. Sampling (temperature 1, at most 4,096 tokens) is ours; the paper does not state it.
 """
 
+import autoif  # noqa: F401  # isort: skip  first: from here on Ctrl-C ends in one line
 import asyncio
 import random
 import re
@@ -26,7 +27,8 @@ from pathlib import Path
 from autoif import families, files, llm, replies
 from autoif.files import UserError
 from autoif.flags import Count, NonNegative, cli
-from autoif.stage import Funnel, in_order, write_settings, wrote
+from autoif.settings import write_settings
+from autoif.stage import Funnel, in_order, wrote
 
 # The paper's 36 seed constraints, in our words.
 SEEDS = """\
@@ -146,9 +148,8 @@ def prompts(seeds: list[str], args: Flags) -> Iterator[str]:
     """One prompt a self-instruct sample, each with its own examples out of the seeds."""
     rng = random.Random(args.seed)
     for _ in range(args.k):
-        examples = rng.sample(seeds, min(args.shown, len(seeds)))
-        lines = "\n".join(f"- {seed}" for seed in examples)
-        yield AUGMENT_PROMPT.format(count=args.count, examples=lines)
+        examples = "\n".join(f"- {seed}" for seed in rng.sample(seeds, min(args.shown, len(seeds))))
+        yield AUGMENT_PROMPT.format(count=args.count, examples=examples)
 
 
 def read_seeds(path: str | None) -> list[str]:
@@ -221,9 +222,8 @@ def main(args: Flags) -> None:
             funnel.keep()
         write_settings(args, args.out)
     funnel.finish(seeds=len(seeds), requests=args.k)
-    out = Path(args.out).with_name("02_verifiers.jsonl")
-    command = f"python 02_verifiers.py --model {args.model} --in {args.out} --out {out}"
-    wrote(args.out, then=command)
+    flags = f"--in {args.out} --out {Path(args.out).with_name('02_verifiers.jsonl')}"
+    wrote(args.out, then=f"python 02_verifiers.py --model {args.model} {flags}")
 
 
 if __name__ == "__main__":

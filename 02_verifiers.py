@@ -28,7 +28,8 @@ from pathlib import Path
 from autoif import files, llm, sandbox, verifiers
 from autoif.files import UserError
 from autoif.flags import Count, In, NonNegative, Share, cli
-from autoif.stage import Funnel, in_order, write_settings, wrote
+from autoif.settings import write_settings
+from autoif.stage import Funnel, in_order, wrote
 
 VERIFIER_PROMPT = """\
 A user may add this constraint to a question:

@@ -18,8 +18,10 @@ Departures from the paper:
 split.
 """
 
+import autoif  # noqa: F401  # isort: skip  first: from here on Ctrl-C ends in one line
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +29,8 @@ from pathlib import Path
 from autoif import families, files, llm, nli, replies
 from autoif.files import UserError
 from autoif.flags import Count, In, NonNegative, Share, cli
-from autoif.stage import Funnel, in_order, write_settings, wrote
+from autoif.settings import write_settings
+from autoif.stage import Funnel, in_order, wrote
 from autoif.verifiers import ROW
 
 BACKTRANSLATE_PROMPT = """\
@@ -48,6 +51,7 @@ Both are constraints on the form of an answer. Take the premise as given: does t
 from it (entailment), is it impossible to obey both (contradiction), or neither (neutral)?
 Reply with one word: entailment, neutral or contradiction."""
 
+MDEBERTA = "MoritzLaurer/mDeBERTa-v3-base-xnli-multilingual-nli-2mil7"  # the paper's
 # The words that a supervisor says for each label.
 WORDS = {
     "entailment": r"entail\w*",
@@ -61,7 +65,7 @@ class Flags(llm.Flags):
     input: In = "out/02_verifiers.jsonl"  # constraints with their functions
     out: str = "out/03_instructions.jsonl"  # those without a contradiction, with their split
     model: str | None = None  # the supervisor, as the server knows it
-    nli: str = "MoritzLaurer/mDeBERTa-v3-base-xnli-multilingual-nli-2mil7"  # or llm: the supervisor
+    nli: str = MDEBERTA  # NLI model (name or path), or 'llm' to ask the supervisor
     nli_batch_size: Count = 64  # pairs that the NLI model judges at a time
     max_functions: Count = 3  # functions of a constraint to translate back (released code: 3)
     no_back_translation: bool = False  # ask nothing and drop nothing (the paper's ablation)
@@ -78,21 +82,13 @@ class Flags(llm.Flags):
             raise UserError("the following arguments are required: --model")
 
 
-async def nli_supervisor(client: llm.Client, pair: tuple[str, str]) -> str | None:
-    """The supervisor's NLI label of a (premise, hypothesis) pair, None where it gives none."""
-    prompt = NLI_PROMPT.format(premise=pair[0], hypothesis=pair[1])
-    # greedy: a judgement, not a sample
-    samples = await client.ask(prompt, k=1, temperature=0.0)
-    return replies.label(samples[0]["text"], WORDS) if samples else None
-
-
-async def translate(client: llm.Client, args: Flags, row: dict) -> dict:
+async def translate(client: llm.Client, row: dict) -> dict:
     """The row with `back_translations`, one a function, "" where there is none."""
     requests, texts = [], []
-    for verifier in row["verifiers"][: args.max_functions]:
+    for verifier in row["verifiers"][: client.args.max_functions]:
         # the code alone: who sees the constraint too would repeat it
         prompt = BACKTRANSLATE_PROMPT.format(code=verifier["code"])
-        requests.append(client.ask(prompt, k=args.k))
+        requests.append(client.ask(prompt, k=client.args.k))
     for samples in await asyncio.gather(*requests):
         # "" keeps the place of an answer that never came: it must not look like a neutral one
         texts += [clean(sample["text"]) for sample in samples] or [""]
@@ -110,18 +106,19 @@ def pairs_of(row: dict) -> list[tuple[str, str]]:
     return [(row["instruction"], text) for text in row["back_translations"] if text]
 
 
-async def translated(rows: list[dict], args: Flags) -> list[dict]:
-    """The rows with their back-translations."""
-    async with llm.Client(args, "03_backtranslate") as client:
-        work, ahead = partial(translate, client, args), client.ahead // args.max_functions
-        return [row async for row in in_order(work, rows, max(1, ahead))]
+async def nli_supervisor(client: llm.Client, pair: tuple[str, str]) -> str | None:
+    """The supervisor's NLI label of a (premise, hypothesis) pair, None where it gives none."""
+    prompt = NLI_PROMPT.format(premise=pair[0], hypothesis=pair[1])
+    # greedy: a judgement, not a sample
+    samples = await client.ask(prompt, k=1, temperature=0.0)
+    return replies.label(samples[0]["text"], WORDS) if samples else None
 
 
-async def judged(pairs: list[tuple[str, str]], args: Flags) -> list[str | None]:
-    """The supervisor's labels of the pairs."""
+async def ask(work: Callable, items: list, prompts: int, args: Flags) -> list:
+    """`await work(client, item)` of all items, in order; an item has up to so many prompts."""
     async with llm.Client(args, "03_backtranslate") as client:
-        work = partial(nli_supervisor, client)
-        return [label async for label in in_order(work, pairs, client.ahead)]
+        ahead = max(1, client.ahead // prompts)
+        return [result async for result in in_order(partial(work, client), items, ahead)]
 
 
 def back_translated(rows: list[dict], args: Flags) -> list[dict]:
@@ -130,11 +127,11 @@ def back_translated(rows: list[dict], args: Flags) -> list[dict]:
     judge = None if args.nli == "llm" else nli.load(args.nli, args.nli_batch_size)
 
     # ask: what does each function check, told by someone who has not seen the constraint
-    rows = asyncio.run(translated(rows, args))
+    rows = asyncio.run(ask(translate, rows, args.max_functions, args))
 
     # judge: does it contradict the constraint? All pairs together, whatever row they are of
     pairs = [pair for row in rows for pair in pairs_of(row)]
-    labels = judge(pairs) if judge else asyncio.run(judged(pairs, args))
+    labels = judge(pairs) if judge else asyncio.run(ask(nli_supervisor, pairs, 1, args))
     label_of = dict(zip(pairs, labels))
     for row in rows:
         row["nli"] = [label_of[pair] for pair in pairs_of(row)]

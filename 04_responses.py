@@ -18,12 +18,12 @@ Departures from the paper:
 1. Answers cut off at `--max-tokens` are never kept: they would teach to stop in mid-sentence.
 2. A judge's reply without a score is a counted drop; the released code counts it as 0.
 3. A tenth of the queries is held out for stage 07; `--heldout-queries 0` trains on all.
-4. Where the model is no judge, `--score topic` gives 10 to a response that is nearer to its query
-   than to others, by the words that they share, and 0 to all else.
+4. `--score topic`, where the model is no judge: 10 if its query is the nearest by TF-IDF, else 0.
 `--no-score` is the paper's ablation (table 3). The released code's behaviour: `--min-accuracy 0
 --min-score 8.01 --heldout-queries 0 --cpu-seconds 5`.
 """
 
+import autoif  # noqa: F401  # isort: skip  first: from here on Ctrl-C ends in one line
 import asyncio
 import random
 from collections import Counter
@@ -34,7 +34,8 @@ from typing import Literal
 from autoif import files, llm, queries, relevance, replies, sandbox, verifiers
 from autoif.files import UserError
 from autoif.flags import Count, In, NonNegative, Share, cli
-from autoif.stage import Funnel, in_order, write_settings, wrote
+from autoif.settings import write_settings
+from autoif.stage import Funnel, in_order, wrote
 
 RESPONSE_PROMPT = """\
 Query: {query}
@@ -139,8 +140,8 @@ def drop_reason(response: dict, earlier: list[dict], min_accuracy: float) -> str
     return None
 
 
-async def answer(constraint: dict, numbered: dict, client, box, others, args) -> list[dict]:
-    """A constraint from its queries to judged responses: rows of `04_responses.jsonl`."""
+async def answer(constraint: dict, numbered: dict, client, box, others, args) -> tuple:
+    """A constraint from its queries to judged responses: (constraint, rows of 04_responses)."""
     # join: the query as it stands, then the constraint on a line of its own
     rows, instruction = [], constraint["instruction"]
     for query, identity in numbered.items():
@@ -174,7 +175,7 @@ async def answer(constraint: dict, numbered: dict, client, box, others, args) ->
     # score: does it answer the query? Only what the functions accept is shown to the judge
     if args.score != "none":
         await asyncio.gather(*(score(row, client, others, args) for row in rows))
-    return rows
+    return constraint, rows
 
 
 async def score(row: dict, client, others: list[str], args: Flags) -> None:
@@ -205,20 +206,21 @@ async def judgement(row: dict, text: str, client) -> float | None:
 
 def tally(constraint: dict, rows: list[dict]) -> Counter:
     """What stats.json counts of a constraint: its prompts by outcome, responses, functions."""
-    counts = Counter(functions=len(constraint["verifiers"]))
+    counts, verdicts = Counter(functions=len(constraint["verifiers"])), []
     several = verifiers.constraints(constraint)
     prompts = "prompts" if several == 1 else f"prompts of {several} constraints"
     outcomes = {None: "without a response", 0.0: "all fail", 1.0: "all pass"}
     for row in rows:
         counts.update(["prompts", f"{prompts} {outcomes.get(row['pass_rate'], 'mixed')}"])
-    responses = [response for row in rows for response in row["responses"]]
-    scores = [response["score"] for response in responses if response["score"] is not None]
-    above = sum(score > 8 for score in scores)
-    counts.update({"raw samples": len(responses), "scored": len(scores), "scored above 8": above})
+        for response in row["responses"]:
+            verdicts.append(response["verdicts"])
+            counts["raw samples"] += 1
+            counts["scored"] += response["score"] is not None
+            counts["scored above 8"] += (response["score"] or 0) > 8
     # a function that says the same of all responses may check nothing, though cases agreed
-    for verdicts in zip(*(response["verdicts"] for response in responses)):
-        if len(set(verdicts)) == 1:
-            counts[f"functions always {verdicts[0]}"] += 1
+    for column in zip(*verdicts):
+        if len(set(column)) == 1:
+            counts[f"functions always {column[0]}"] += 1
     return counts
 
 
@@ -238,9 +240,8 @@ async def answer_all(train: list[dict], prompts: list[tuple], funnel, args: Flag
     async with sandbox.Sandbox(args) as box:
         await verifiers.refuse_broken(box, train, args.input)
 
-    async def work(prompts_of_constraint):
-        constraint, numbered = prompts_of_constraint
-        return constraint, await answer(constraint, numbered, client, box, others, args)
+    def work(prompts_of_constraint):
+        return answer(*prompts_of_constraint, client, box, others, args)
 
     # answer: constraint after constraint; 04_sft.jsonl appears last, when everything is there
     others = relevance.others((each for _, numbered in prompts for each in numbered), args.seed)

@@ -26,8 +26,6 @@ Departures from the paper:
 6. --sft-weight adds the SFT loss of the chosen responses; the paper has none (0).
 7. The accuracy of a case is that of a response with its text, the share of kept functions that it
    passes, whatever output was expected of it; the paper does not say which.
-
-Shapes: B pairs of a pack, chosen first.
 """
 
 import math
@@ -85,9 +83,6 @@ class Train(train.Flags):
     warmup_ratio: Share = 0.1  # share of all steps (paper: 0.1)
     weight_decay: NonNegative = 0.0  # (paper: not stated)
     betas: Betas = (0.9, 0.999)  # Adam's (paper: not stated)
-
-
-# ---- pairs -----------------------------------------------------------------------------------
 
 
 def candidates(row: dict) -> list[dict]:
@@ -218,14 +213,11 @@ def pairs(args: Pairs) -> None:
     wrote(args.out, then=f"python 06_dpo.py train --in {args.out} --model SFT_MODEL --out {out}")
 
 
-# ---- train -----------------------------------------------------------------------------------
-
-
 def dpo_loss(policy_B2, reference_B2, beta):
     """Sigmoid DPO loss, eq. 7 of arXiv 2305.18290: -log sigmoid(reward(chosen) - reward(rejected)).
 
-    `policy_B2`, `reference_B2`: summed log-probabilities in nats. Returns the losses, shape (B,),
-    and without gradient the rewards, shape (B, 2).
+    `policy_B2`, `reference_B2`: summed log-probabilities in nats of B pairs, chosen first. Returns
+    the losses, shape (B,), and without gradient the rewards, shape (B, 2).
     """
     import torch.nn.functional as F
 

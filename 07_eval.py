@@ -19,7 +19,7 @@ of its module in autoif/evaluation/benchmarks):
     clusters of items else.
  2. The paper averages five seeds. --seeds 5 averages five sampled generations of one model, at a
     temperature that the paper does not state (at 0 the five are equal); five seeds of training
-    are a loop over 05 and 06, which README shows.
+    are a loop over 05 and 06 (autoif/evaluation/README.md).
  3. Any judge (--judge-model); the paper's are GPT-4s of 2023. One judge's numbers compare only
     with its own: its name stands in the header, and beside the paper's stand only the owners'.
  4. IFBench and the held-out constraints are ours to add.
@@ -122,8 +122,8 @@ async def attempt_all(name: str, items: list[dict], settings: dict, args: Flags)
     async with answering as client, judging as judge_client:
         # what is stored costs nothing; a second turn depends on the first
         if not args.responses:
-            line = f"{name}: {len(items):,} items x {settings['samples']}"
             lacking = sum(client.lacks(a["item"]["prompt"], **a["sampling"]) for a in attempts)
+            line = f"{name}: {len(items):,} items x {settings['samples']}"
             print(f"{line}, {lacking:,} requests to send", file=sys.stderr, flush=True)
         work = partial(answer_and_judge, name=name, client=client, judging=judge_client)
         attempts = [attempt async for attempt in in_order(work, attempts, client.ahead)]
@@ -136,8 +136,7 @@ async def score(name: str, attempts: list[dict], args: Flags) -> list[dict]:
         async with sandbox.Sandbox(args) as box:
             return await heldout.score(attempts, box, args.heldout, args.queries)
     if name == "humaneval":
-        limits = humaneval.limits(args.workers, args.unsafe_no_sandbox)
-        async with sandbox.Sandbox(limits) as box:
+        async with sandbox.Sandbox(humaneval.limits(args.workers, args.unsafe_no_sandbox)) as box:
             return await humaneval.score(attempts, box)
     rows = [benchmarks.module(name).score(attempt) for attempt in attempts]
     if name == "followbench":
@@ -146,11 +145,7 @@ async def score(name: str, attempts: list[dict], args: Flags) -> list[dict]:
 
 
 async def evaluate(name: str, data: benchmarks.Data, args: Flags) -> bool:
-    """Take one benchmark from its items to its object in 07_results.json; whether it is finished.
-
-    Requests that kept failing leave it unfinished, since a rerun asks them again; what a server
-    refuses it refuses for good.
-    """
+    """Take one benchmark from its items to its object in 07_results.json; whether it is done."""
     began, owners = time.monotonic(), benchmarks.settings(name)
     settings = benchmarks.conditions(name, args)
 
@@ -174,22 +169,13 @@ async def evaluate(name: str, data: benchmarks.Data, args: Flags) -> bool:
         settings |= heldout.conditions(args.queries)
 
     # write: the items come last, since their file says that the benchmark is finished
-    result = {
-        "model": args.name,
-        "benchmark": name,
-        "served": args.model,
-        **results.measure(name, answered, rows),
-        "unanswered": unanswered,
-        "refused": refused,
-        "partial": data.partial,
-        "settings": settings,
-        "data": {"sha256": data.sha256(), "from": data.used},
-        "versions": versions(results.LIBRARIES),
-        "seconds": round(time.monotonic() - began, 1),
-    }
-    finished = unanswered <= refused
-    results.record(args.out, result, answered, rows, finished)
-    return finished
+    result = {"model": args.name, "benchmark": name, "served": args.model}
+    result |= results.measure(name, answered, rows)
+    result |= {"unanswered": unanswered, "refused": refused, "partial": data.partial}
+    result |= {"settings": settings, "data": {"sha256": data.sha256(), "from": data.used}}
+    result["versions"] = versions(results.LIBRARIES)
+    result["seconds"] = round(time.monotonic() - began, 1)
+    return results.record(args.out, result, answered, rows)
 
 
 async def main(args: Flags) -> None:
@@ -205,8 +191,8 @@ async def main(args: Flags) -> None:
     loaded, gaps = benchmarks.load(args.benchmarks, args)
     if "heldout" in loaded:  # what cannot be called here would fail each answer of each model
         async with sandbox.Sandbox(args) as box:
-            constraints = heldout.read_constraints(args.heldout)
-            await verifiers.refuse_broken(box, constraints, args.heldout)
+            rows = heldout.read_constraints(args.heldout)
+            await verifiers.refuse_broken(box, rows, args.heldout)
     if args.seeds > 1 and not (args.temperature or args.responses):
         print("note: the --seeds are equal at temperature 0", file=sys.stderr)
 

@@ -9,9 +9,7 @@ nothing that it is made of is made anew. Flags of speed and price (`settings.FRE
 Exit code 2 names what is out of date. An output without a settings file is taken as it is.
 """
 
-import contextlib
 import importlib
-import io
 import json
 import re
 import shlex
@@ -64,20 +62,6 @@ def command_of(words: list[str]) -> tuple[str, list[str]] | None:
     return None
 
 
-def flags_of(name: str, argv: list[str]) -> Any:
-    """The flags of a module's command; UserError where they do not parse."""
-    module = importlib.import_module(name)
-    if not hasattr(module, "parse"):
-        return flags.parse(getattr(module, "COMMANDS", None) or module.main, argv)[1]
-    # a module with argparse, until the last has moved to autoif.flags
-    words = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(words):
-            return module.parse(argv)
-    except SystemExit:
-        raise UserError(words.getvalue().rpartition("error: ")[2].strip()) from None
-
-
 def read(path: str) -> tuple[list[Output], list[str]]:
     """(outputs, problems): each line of a plan, and what the parsers say of its flags."""
     outputs, problems = [], []
@@ -85,10 +69,12 @@ def read(path: str) -> tuple[list[Output], list[str]]:
         stage, output, *words = shlex.split(line)
         args = None
         if command := command_of(words):
+            name, argv = command
+            module = importlib.import_module(name)
             try:
-                args = flags_of(*command)
+                _, args = flags.parse(getattr(module, "COMMANDS", None) or module.main, argv)
             except UserError as error:
-                wrong = f"{command[0]}: {str(error).removesuffix('; see --help')}"
+                wrong = f"{name}: {str(error).removesuffix('; see --help')}"
                 problems.append(f"{wrong}; mend the flags (FLAGS_{stage} or its like)")
         outputs.append(Output(stage, output, args))
     return outputs, list(dict.fromkeys(problems))

@@ -35,7 +35,8 @@ from typing import NamedTuple
 from autoif import files, sandbox
 from autoif.files import UserError
 from autoif.flags import cli
-from autoif.stage import Funnel, in_order, write_settings
+from autoif.settings import write_settings
+from autoif.stage import Funnel, in_order
 from autoif.verifiers import MIN_ACCURACY, accuracy, constraints, join, judge
 
 # Of processes that stay for the next call, for all workers: some 2 MB a function.

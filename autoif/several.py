@@ -26,7 +26,8 @@ import tyro
 from autoif import families, files, verifiers
 from autoif.files import UserError
 from autoif.flags import Count, cli
-from autoif.stage import write_settings, wrote
+from autoif.settings import write_settings
+from autoif.stage import wrote
 
 
 @dataclass(kw_only=True)
@@ -36,6 +37,9 @@ class Flags:
     constraints: str  # of a row, as 2 or 1-3 (each draw says how many)
     draws: Count = 1  # rows a constraint, each with others
     seed: int = 0  # of the draws
+
+    def __post_init__(self):
+        span(self.constraints)
 
 
 def span(text: str) -> tuple[int, int]:

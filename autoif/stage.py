@@ -1,20 +1,15 @@
 """The shell around a stage: its rows in order, and the funnel that accounts for them."""
 
-import argparse
 import asyncio
 import json
-import math
 import shutil
-import sys
 import tempfile
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from fractions import Fraction
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from autoif.files import UserError, dump, refuse_unwritable, whole_file, write_whole
-from autoif.settings import settings_path, versions, write_settings  # noqa: F401  users move there
 
 
 async def in_order(
@@ -110,101 +105,3 @@ class Funnel:
         if not isinstance(stats, dict):
             raise UserError(f"{path} is no JSON object; mend or delete it")
         return stats
-
-
-# ---- argparse, and the pipe of sync stages: until the last command has moved to autoif.flags ----
-
-
-def run(main: Callable[[], None]) -> None:
-    """Call `main` as a command: UserError ends it with 2, Ctrl-C with 130, without a traceback."""
-    name = Path(sys.argv[0]).name
-    try:
-        main()
-    except UserError as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(
-            f"\n{name}: interrupted; what was finished is kept, run the same command to go on",
-            file=sys.stderr,
-        )
-        sys.exit(130)
-
-
-class Help(argparse.RawDescriptionHelpFormatter):
-    """Shows a module's docstring as it stands, and the default of each flag that has one."""
-
-    def add_argument(self, action):
-        if action.help is None and action.default is not None:  # else nothing is shown of it
-            action.help = "default: %(default)s"
-        super().add_argument(action)
-
-    def _get_help_string(self, action):
-        text = action.help or ""
-        # True and False are no values to give, and 0 is one
-        silent = isinstance(action.default, bool) or action.default in (None, argparse.SUPPRESS)
-        if action.option_strings and not silent and "default" not in text:
-            text += " (default: %(default)s)"
-        return text.lstrip()
-
-
-def through(
-    process: Callable[[Iterable], Iterator], items: Iterable, expand: Callable[[Any], list]
-) -> Iterator[tuple]:
-    """Send the parts of every item through `process`; yield (item, results of its parts).
-
-    `process` takes an iterable and yields one result for each element, in order and lazily, as
-    `LLM.complete` and `sandbox.run` do, so that only the items under way are in memory.
-    """
-    waiting = deque()
-
-    def feed():
-        for item in items:
-            parts = expand(item)
-            waiting.append((item, len(parts)))
-            yield from parts
-
-    results = []
-    for result in process(feed()):
-        while waiting[0][1] == 0:
-            yield waiting.popleft()[0], []
-        results.append(result)
-        if len(results) == waiting[0][1]:
-            yield waiting.popleft()[0], results
-            results = []
-    yield from ((item, []) for item, _ in waiting)
-
-
-def within(
-    kind: type, low: float, high: float = math.inf, *, above: bool = False
-) -> Callable[[str], float]:
-    """A `type` for argparse: a number of `kind` from `low` (with `above`: above it) to `high`."""
-    bounds = f"above {low}" if above else f"at least {low}"
-    if high < math.inf:
-        bounds += f" and at most {high}"
-
-    def parse(text: str) -> float:
-        number = kind(text)
-        if not (low <= number <= high and number < math.inf) or (above and number == low):
-            raise argparse.ArgumentTypeError(f"must be {bounds}, not {text}")
-        return number
-
-    parse.__name__ = kind.__name__  # argparse names it where `text` is no number at all
-    return parse
-
-
-def ratio(text: str) -> float:
-    """A number, also as a fraction: 0.5, 1/64."""
-    try:
-        return float(Fraction(text))
-    except ZeroDivisionError:
-        return math.nan
-
-
-# Ranges of flags, checked by the parser: before anything is read, written or spent.
-natural = within(int, 0)
-positive_int = within(int, 1)
-non_negative = within(float, 0)
-positive = within(float, 0, above=True)
-share = within(ratio, 0, 1)
-positive_share = within(ratio, 0, 1, above=True)

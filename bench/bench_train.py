@@ -109,7 +109,8 @@ def ours(kind: str, args: Flags, folder: Path) -> dict:
     else:
         call(importlib.import_module("06_dpo").COMMANDS, ["train", *flags])
     steps = list(files.read(folder / "ours" / "metrics.jsonl"))[1:]
-    seconds = statistics.mean(1 / step["tokens_per_second_prompt_repeated"] for step in steps)
+    speeds = [step["tokens_per_second_prompt_repeated"] for step in steps]
+    seconds = statistics.mean(1 / speed for speed in speeds)
     if passes:
         seconds += passes[0] / sum(count_tokens(kind, rows, args.model)) / 2
     return {

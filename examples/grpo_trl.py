@@ -9,18 +9,32 @@ Writes the model, metrics.jsonl (a row a step), curve.png and result.json: the s
 held-out constraints that pass (more than half of the functions), before and after, with intervals.
 """
 
-import argparse
 import json
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout, uninstalled
 from autoif import files  # noqa: E402
 from autoif.evaluation import intervals  # noqa: E402
 from autoif.files import UserError  # noqa: E402
+from autoif.flags import Count, Positive, cli  # noqa: E402
 from autoif.reward import Verifiers  # noqa: E402
-from autoif.stage import run  # noqa: E402
+
+
+@dataclass(kw_only=True)
+class Flags:
+    model: str  # a checkpoint with a chat template
+    data: Path  # a folder of autoif.export --to trl
+    out: Path  # the trained model, its curve and its numbers
+    steps: Count = 40  # of the trainer
+    batch: Count = 16  # answers a step
+    group: Count = 8  # answers to a prompt
+    max_tokens: Count = 48  # of an answer
+    lr: Positive = 2e-5  # constant
+    samples: Count = 4  # answers to a held-out prompt
+    seed: int = 0  # of the sampling and of the trainer
 
 
 def sampled(model, tokenizer, rows: list[dict], samples: int, args) -> list[tuple[dict, str]]:
@@ -92,27 +106,7 @@ def draw(steps: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", required=True, help="a checkpoint with a chat template")
-    parser.add_argument(
-        "--data", type=Path, required=True, help="a folder of autoif.export --to trl"
-    )
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--batch", type=int, default=16, help="answers a step")
-    parser.add_argument("--group", type=int, default=8, help="answers to a prompt")
-    parser.add_argument("--max-tokens", type=int, default=48, help="of an answer")
-    parser.add_argument("--lr", type=float, default=2e-5)
-    parser.add_argument("--samples", type=int, default=4, help="answers to a held-out prompt")
-    parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> None:
-    args = parse(argv)
+def main(args: Flags) -> None:
     rows = list(files.read(args.data / "grpo.jsonl", ["prompt", "instruction_id"]))
     test = list(files.read(args.data / "grpo_heldout.jsonl", ["prompt", "instruction_id"]))
     if not rows or not test:
@@ -197,4 +191,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    cli(main, __doc__)

@@ -14,11 +14,11 @@ import shutil
 import sys
 from pathlib import Path
 
-import tiny_models
-from fake_server import FakeServer
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import tiny_models  # noqa: E402  the checkout is on the path only now
+from fake_server import FakeServer  # noqa: E402
 
-sys.path.append(str(tiny_models.ROOT))
-from autoif import files  # noqa: E402  the checkout is on the path only now
+from autoif import files  # noqa: E402
 from autoif.flags import call  # noqa: E402
 
 HOSTILE = "</script><img src=x onerror=\"document.title='hacked'\">&amp; <b>not bold</b>"

@@ -22,7 +22,7 @@ QUERY = "What is the tallest mountain on earth?"
 
 def run(name, argv):
     module = importlib.import_module(name)
-    call(getattr(module, "COMMANDS", module.main), argv)
+    call(getattr(module, "COMMANDS", None) or module.main, argv)
 
 
 def jsonl(*rows):

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from fake_server import FakeServer
 
-from autoif import files, stage
+from autoif import files, settings
 from autoif.flags import call, parse
 
 EARLIER = Path(__file__).with_name("earlier")
@@ -44,9 +44,7 @@ RUNS = {
         "--no-score --seed 1",
     ),
 }
-# moved to `python -m autoif.reward --probe`, and flags that came or went with it
-MOVED = ("function always", "function passes")
-CHANGED = {"constraints", "show", "check", "drop_weak", "no_score", "price_in", "price_out"}
+MOVED = ("function always", "function passes")  # to `python -m autoif.reward --probe`
 
 LOWER = "def evaluate(response):\n    return response == response.lower()"
 SHORT = "def evaluate(response):\n    return len(response.split()) < 6"
@@ -219,12 +217,10 @@ def test_an_earlier_run_that_was_killed_half_way_is_gone_on_with(run):
 
 def test_the_settings_of_an_earlier_run_are_those_of_the_same_command(run):
     _, module, argv = run
-    before = json.loads((EARLIER / stage.settings_path(out_of(argv))).read_text())["flags"]
+    before = json.loads((EARLIER / settings.settings_path(out_of(argv))).read_text())
     _, args = parse(importlib.import_module(module).main, argv)
-    now = stage.flags_of(args)
-    assert before.keys() ^ now.keys() <= CHANGED
-    for flag in before.keys() & now.keys() - {"base_url"}:
-        assert now[flag] == before[flag], flag
+    settings.identity.cache_clear()
+    assert before["inputs"] and list(settings.changes(before, args)) == []
 
 
 if __name__ == "__main__":

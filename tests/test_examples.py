@@ -17,6 +17,8 @@ import types
 import pytest
 import tiny_models
 
+from autoif.flags import call
+
 EXAMPLES = tiny_models.ROOT / "examples"
 SHORT = "def evaluate(response):\n    return len(response.split()) <= 3"
 FRAGILE = "def evaluate(response):\n    return response[0] == 'a'"
@@ -316,13 +318,15 @@ def test_own_verifiers_go_through_stage_04_and_pairs(tmp_path):
     texts = ["It is blue. Did this help?", "word " * 90]
     out = tmp_path / "04_responses.jsonl"
     with FakeServer(lambda messages, request: texts[: request.get("n", 1)]) as server:
-        tiny_models.stage("04_responses").main(
+        call(
+            tiny_models.stage("04_responses").main,
             ["--in", str(EXAMPLES / "verifiers_own.jsonl"), "--out", str(out), "--no-score"]
             + ["--queries", str(tiny_models.ROOT / "demo" / "queries.txt"), "--model", "big"]
-            + ["--queries-per-instruction", "2", "--k", "2", "--base-url", server.url]
+            + ["--queries-per-instruction", "2", "--k", "2", "--base-url", server.url],
         )
     made = tmp_path / "06_pairs.jsonl"
-    tiny_models.stage("06_dpo").main(["pairs", "--in", str(out), "--out", str(made)])
+    pairs = ["pairs", "--in", str(out), "--out", str(made)]
+    call(tiny_models.stage("06_dpo").COMMANDS, pairs)
     pairs = list(map(json.loads, open(made)))
     assert len(pairs) == 4
     assert {pair["chosen"][0]["content"] for pair in pairs} == {texts[0]}

@@ -1,8 +1,15 @@
 """Families: which constraints are siblings, and that whole families are held out."""
 
+import hashlib
+import json
+from collections import defaultdict
+from pathlib import Path
+
 import pytest
 
-from autoif import families
+from autoif import families, files, replies
+
+ROOT = Path(__file__).resolve().parents[1]
 
 WORDS = "def evaluate(response):\n    return len(response.split()) <= {}"
 
@@ -34,6 +41,24 @@ SIBLINGS = [
     ["Use between 10 and 25 words", "Write between forty and 60 words"],
     ["Write every third word in capital letters", "Write every second word in capital letters"],
 ]  # fmt: skip
+
+
+# The wording of the first of each: a changed one would move constraints between train and heldout.
+FORMS = [
+    "# most word", "# least word", "_word use", "_word not", "_sign not", "_letter begin",
+    "_sign end", "# exactly sentence", "# between word", "# capital letter word",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("siblings, form", list(zip(SIBLINGS, FORMS)), ids=FORMS)
+def test_a_form_and_with_it_the_name_of_a_family_stays_what_it_was(siblings, form):
+    assert families.form(siblings[0]) == form
+    names = set(map(families.form, siblings))
+    assert set(families.families(rows(*siblings))) == {min(names, key=hashed)}
+
+
+def hashed(name: str) -> bytes:
+    return hashlib.sha256(f"0 {name}".encode()).digest()
 
 
 @pytest.mark.parametrize("siblings", SIBLINGS, ids=[each[0] for each in SIBLINGS])
@@ -139,3 +164,27 @@ def test_siblings_that_join_a_family_change_neither_its_name_nor_its_side():
     before = families.families(rows(*many(50)))
     after = families.families(rows(*many(50), "Use 77 aax things", "Use twelve aax things"))
     assert after[: len(before)] == before and set(after) == set(before)
+
+
+def test_the_recorded_constraints_fall_into_the_families_that_they_fell_into():
+    """All of demo/ and study/ with all their functions: what runs have held out stays so."""
+    functions = defaultdict(list)
+    for folder in ("demo", "study"):
+        for record in files.read(ROOT / folder / "completions" / "02_verifiers.jsonl"):
+            for answer in replies.objects(record["text"]):
+                if isinstance(answer, dict) and isinstance(answer.get("func"), str):
+                    functions[record["for"]].append({"code": answer["func"]})
+                    break
+    recorded = [{"instruction": each, "verifiers": codes} for each, codes in functions.items()]
+    for seed, names_digest, heldout_digest in (
+        (0, "a6fbe641da61665d", "f9ff5319e2cb7e5e"),
+        (59, "fee7a144c6d6b69b", "be35c2a18337123a"),
+    ):
+        names = families.families(recorded, seed)
+        assert (len(names), len(set(names))) == (152, 107)
+        assert digest(names) == names_digest
+        assert digest(sorted(families.heldout(names, 0.25, seed))) == heldout_digest
+
+
+def digest(names: list[str]) -> str:
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]

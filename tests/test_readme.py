@@ -1,4 +1,5 @@
-"""The commands of README's "On your own data" run as they stand, from the first to the last."""
+"""What README says: its own-data commands run as they stand, its flags are the released code's,
+and the files and functions that it and its neighbours name are there."""
 
 import json
 import os
@@ -11,8 +12,42 @@ import pytest
 import tiny_models
 from fake_server import FakeServer
 
+from autoif import flags
+
 ROOT = tiny_models.ROOT
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+PAGES = sorted(
+    path
+    for pattern in ("*.md", "[a-z]*/README.md", "autoif/*/README.md")
+    for path in ROOT.glob(pattern)
+)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_of_a_page_leads_to_a_file(page):
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    local = [link for link in links if not link.startswith("http")]
+    assert [link for link in local if not (page.parent / link).exists()] == []
+
+
+def test_every_function_that_readme_names_is_in_its_stage():
+    """Those of "Read it", and `02:cross_validate`, `replies.py:score` of the departures."""
+    named = [(f"{stage}_*.py", name) for stage, name in re.findall(r"`(0\d):(\w+)`", README)]
+    named += [
+        (f"autoif/**/{file}", name) for file, name in re.findall(r"`(\w+\.py):(\w+)`", README)
+    ]
+    for file, cell in re.findall(r"^\| `(0\d_\w+\.py)` \|(.*)\|$", README, re.M):
+        named += [(file, name) for name in re.findall(r"`(\w+)`", cell)]
+    assert len(named) > 15
+    for pattern, name in named:
+        (path,) = ROOT.glob(pattern)
+        assert re.search(rf"^(async )?(def {name}\(|{name} = )", path.read_text(), re.M), name
+
+
+def test_readme_is_120_columns_wide():
+    assert [line for line in README.splitlines() if len(line) > 120] == []
 
 
 def commands(heading: str) -> list[str]:
@@ -80,18 +115,25 @@ def released(stage: str) -> list[str]:
     return " ".join(span for span in spans if " " in span).split()  # not the name of one flag
 
 
+def parsed(stage: str, argv: list[str]):
+    """The flags of a stage's command line."""
+    module = tiny_models.stage(stage)
+    command = module.COMMANDS if hasattr(module, "COMMANDS") else module.main
+    return flags.parse(command, argv)[1]
+
+
 def test_the_flags_of_the_released_code_give_its_numbers():
     """Those of its scripts and of its training command (8 GPUs, one pair each, two at a time)."""
     train = ["train", "--in", "pairs", "--model", "m", "--out", "o", *released("06 train")]
-    args = tiny_models.stage("06_dpo").parse(train)
+    args = parsed("06_dpo", train)
     assert (args.lr, args.batch, args.save_every) == (5e-6, 8 * 1 * 2, 1000)
     pairs = ["pairs", "--in", "04", "--out", "o", *released("06 pairs")]
-    args = tiny_models.stage("06_dpo").parse(pairs)
+    args = parsed("06_dpo", pairs)
     assert (args.min_accuracy < 0.5, args.pairs_per_prompt, args.texts_per_side) == (True, 4, 2)
-    args = tiny_models.stage("02_verifiers").parse(["--model", "m", *released("02")])
+    args = parsed("02_verifiers", ["--model", "m", *released("02")])
     assert (args.cpu_seconds, args.min_functions, args.min_cases) == (5, 3, 10)
     command = ["--model", "m", "--queries", "queries.txt"]
-    args = tiny_models.stage("04_responses").parse([*command, *released("04")])
+    args = parsed("04_responses", [*command, *released("04")])
     assert (args.cpu_seconds, args.min_accuracy, args.min_score > 8) == (5, 0, True)
 
 
@@ -105,7 +147,7 @@ def test_the_released_flags_of_01_drop_no_line_for_its_length_its_words_or_its_l
     with FakeServer(lambda messages, request: "\n".join(f"- {line}" for line in lines)) as server:
         out = tmp_path / "01_instructions.jsonl"
         command = ["--model", "m", "--base-url", server.url, "--k", "1", "--out", str(out)]
-        tiny_models.stage("01_seed_augment").main([*command, *released("01")])
+        flags.call(tiny_models.stage("01_seed_augment").main, [*command, *released("01")])
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     added = [row["instruction"] for row in rows if row["source"] == "augmented"]
     assert added == [line.strip() for line in lines]

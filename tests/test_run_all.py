@@ -21,6 +21,7 @@ from test_serving import chat_model, smollm2  # noqa: F401  a fixture
 
 from autoif import chain, files
 from autoif.files import UserError
+from autoif.flags import call
 
 ROOT = tiny_models.ROOT
 # Three families of constraints: one of them is held out.
@@ -307,13 +308,13 @@ def check(data, folder: Path, change=lambda run: None, flags: tuple[str, str] = 
     change(folder / "run")
     plan = (out / "run/logs/plan").read_text().replace(f"{out}/run", f"{folder}/run")
     (folder / "plan").write_text(plan.replace(*flags))
-    chain.main([str(folder / "plan")])
+    call(chain.main, [str(folder / "plan")])
 
 
 def test_what_cannot_change_the_result_keeps_everything_in_another_folder_too(
     data, tmp_path, capsys
 ):
-    more = "'--k' '3' --concurrency 7 --price-in 1 --timeout 99 --workers 1"
+    more = "'--k' '3' --concurrency 7 --timeout 99 --workers 1"
     check(data, tmp_path, flags=("'--k' '3'", more))
     assert "note" not in capsys.readouterr().out
 

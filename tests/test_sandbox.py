@@ -715,8 +715,7 @@ def test_humaneval_is_not_passed_by_frames_that_the_solution_writes():
 
 def test_stage_02_asks_for_the_modules_that_work():
     stage = importlib.import_module("02_verifiers")
-    [message] = stage.request({"instruction": "Use no commas."}, 8)["messages"]
-    assert ", ".join(sandbox.MODULES) in message["content"]
+    assert ", ".join(sandbox.MODULES) in stage.prompt("Use no commas.")
 
 
 def test_a_large_message_works_or_fails_alone():
@@ -1040,25 +1039,19 @@ def test_20_000_calls_of_functions_that_models_wrote_agree_with_plain_python():
                 if not isinstance(parsed, str):
                     codes.append(parsed[0])
                     texts += [case["input"] for case in parsed[1]]
-    codes = distinct_functions(codes)
+    # nltk's own data may be absent here; the sandbox has that of a package
+    codes = [code for code in distinct_functions(codes) if "nltk" not in code]
     texts = ["", *random.Random(0).sample(sorted(set(texts)), 39)]
     wanted = {True: "pass", False: "fail", "true": "pass", "false": "fail"}
 
-    def stop(signum, frame):
-        raise TimeoutError
-
     def plain(evaluate, text):
-        signal.setitimer(signal.ITIMER_VIRTUAL, 1)  # one of the functions never ends
         try:
             value = evaluate(text)
             value = value.lower() if type(value) is str else value
             return wanted[value] if type(value) in (bool, int, str) else "error"
         except Exception:
             return "error"
-        finally:
-            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
-    signal.signal(signal.SIGVTALRM, stop)
     jobs = [{"id": code, "code": code, "inputs": texts} for code in codes]
     calls, timeouts = 0, []
     for result in sandbox.run(jobs):
@@ -1069,10 +1062,11 @@ def test_20_000_calls_of_functions_that_models_wrote_agree_with_plain_python():
             pass  # without `evaluate` each call is an error
         for text, verdict in zip(texts, result["verdicts"], strict=True):
             calls += 1
-            if verdict != plain(namespace.get("evaluate"), text):
-                assert verdict == "error" and result["error"] == "timeout", (result["id"], text)
+            if verdict == "error" and result["error"] == "timeout":  # plain Python might never end
                 timeouts.append(result["id"])
-    assert calls > 20_000 and len(timeouts) < 20, (calls, timeouts)
+                continue
+            assert verdict == plain(namespace.get("evaluate"), text), (result["id"], text)
+    assert calls > 20_000 and len(set(timeouts)) <= 3, (calls, timeouts)
 
 
 @needs("humaneval/HumanEval.jsonl.gz")

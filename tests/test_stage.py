@@ -1,4 +1,3 @@
-import argparse
 import asyncio
 import errno
 import json
@@ -13,7 +12,7 @@ from autoif import files
 from autoif.evaluation import responses
 from autoif.files import UserError
 from autoif.reward import Verifiers
-from autoif.stage import Funnel, in_order, non_negative, positive_int, share, through
+from autoif.stage import Funnel, in_order
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -202,9 +201,12 @@ def test_a_package_that_is_missing_is_named_with_the_environment_to_activate(com
     assert "no package 'no_such_package'" in done.stderr and ".venv/bin/activate" in done.stderr
 
 
-@pytest.mark.parametrize("stage", ["04_responses.py", "07_eval.py"])
-def test_an_interrupt_during_the_imports_is_one_line(stage, tmp_path):
-    (tmp_path / "tqdm.py").write_text("raise KeyboardInterrupt")
+@pytest.mark.parametrize(
+    "stage, module",
+    [("04_responses.py", "tqdm"), ("07_eval.py", "tqdm"), ("01_seed_augment.py", "random")],
+)
+def test_an_interrupt_during_the_imports_is_one_line(stage, module, tmp_path):
+    (tmp_path / f"{module}.py").write_text("raise KeyboardInterrupt")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     command = [sys.executable, str(ROOT / stage), "--help"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -237,12 +239,11 @@ def test_rows_come_in_order_however_long_each_takes_and_no_more_than_asked_are_u
             assert len(read) <= len(results) + 4
         return results
 
+    async def nothing():
+        return [result async for result in in_order(work, [], 4)]
+
     assert asyncio.run(collect()) == ORDER * 3 and most == 4
-    assert asyncio.run(collect_none()) == []
-
-
-async def collect_none():
-    return [result async for result in in_order(asyncio.sleep, [], 4)]
+    assert asyncio.run(nothing()) == []
 
 
 def test_an_error_or_an_early_end_leaves_no_row_under_way():
@@ -262,43 +263,3 @@ def test_an_error_or_an_early_end_leaves_no_row_under_way():
     with pytest.raises(UserError, match="no"):
         asyncio.run(asyncio.wait_for(fail(), 10))
     assert sorted(ended) == [1, 2, 3, 4]
-
-
-# ---- until the last command has moved to autoif.flags ----
-
-
-@pytest.mark.parametrize(
-    "kind, good, bad",
-    [
-        (positive_int, {"1": 1, "12": 12}, ["0", "-1", "1.5", "x", ""]),
-        (share, {"0": 0, "1": 1, "0.5": 0.5, "1/64": 1 / 64}, ["2", "-1", "nan", "x", "1/0"]),
-        (non_negative, {"0": 0, "8.01": 8.01}, ["-1", "nan", "inf", "x"]),
-    ],
-)
-def test_flags_out_of_range_end_the_parser(kind, good, bad):
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--flag", type=kind)
-    for text, value in good.items():
-        assert parser.parse_args([f"--flag={text}"]).flag == value
-    for text in bad:
-        with pytest.raises(SystemExit) as ended:
-            parser.parse_args([f"--flag={text}"])
-        assert ended.value.code == 2
-
-
-def test_results_of_a_stream_return_to_their_items_in_order_and_lazily():
-    read = []
-
-    def items():
-        for n in [0, 2, 0, 3, 0]:
-            read.append(n)
-            yield n
-
-    def double(parts):
-        for part in parts:
-            yield 2 * part
-
-    stream = through(double, items(), lambda n: list(range(n)))
-    assert next(stream) == (0, []) and read == [0, 2]
-    assert list(stream) == [(2, [0, 2]), (0, []), (3, [0, 2, 4]), (0, [])]
-    assert list(through(double, [], lambda n: [n])) == []

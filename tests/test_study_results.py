@@ -18,6 +18,7 @@ results = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(results)
 
 COMMITTED = sorted((STUDY / "results").glob("seed_*.jsonl.gz"))
+CELL = r"(?<=\| )[^|]+\](?= \|)"  # of a table: a number with its interval
 
 
 def run_of(out: Path, answers: dict[str, list[bool]]) -> Path:
@@ -191,13 +192,16 @@ def test_the_table_is_what_the_committed_results_make(tmp_path):
     assert (copy / "bars.png").stat().st_size > 5_000
 
 
-def test_the_numbers_of_the_readmes_table_stand_in_the_studys():
+def test_the_numbers_of_the_readmes_tables_stand_in_the_studys():
     study = (STUDY / "results" / "table.md").read_text()
-    readme = (STUDY.parent / "README.md").read_text()
-    section = readme.split("## Does it work?")[1].split("\n## ")[0]
+    section = (STUDY / "README.md").read_text().split("## Results")[1].split("\n## ")[0]
     rows = [line for line in section.splitlines() if re.match(r"\| \d", line)]
-    cells = re.findall(r"(?<=\| )[^|]+\](?= \|)", "\n".join(rows))
+    cells = re.findall(CELL, "\n".join(rows))
     assert len(rows) == 2 * len(results.MODELS) - 1 and len(cells) > 6 * len(rows)
+    assert [cell for cell in cells if f"| {cell} |" not in study] == []
+    readme = (STUDY.parent / "README.md").read_text()
+    cells = re.findall(CELL, readme.split("## Does it work?")[1].split("\n## ")[0])
+    assert len(cells) == 4 * 2
     assert [cell for cell in cells if f"| {cell} |" not in study] == []
 
 

@@ -105,14 +105,14 @@ def measure(benchmark: str, attempts: list[dict], rows: list[dict]) -> dict:
     }
 
 
-def record(
-    out: str | Path, result: dict, attempts: list[dict], rows: list[dict], done: bool
-) -> None:
-    """Write a benchmark's object into the results file, and its items beside it.
+def record(out: str | Path, result: dict, attempts: list[dict], rows: list[dict]) -> bool:
+    """Write a benchmark's object into the results file, its items beside it; whether it is done.
 
-    The items are named BENCHMARK.incomplete.jsonl while requests are open that a rerun asks again,
-    so that nobody takes them for finished.
+    Requests that kept failing leave it open, since a rerun asks them again, and its items are named
+    BENCHMARK.incomplete.jsonl, so that nobody takes them for finished. What a server refuses it
+    refuses for good.
     """
+    done = result["unanswered"] <= result["refused"]
     finished = items_path(out, result["model"], result["benchmark"])
     incomplete = finished.with_suffix(".incomplete.jsonl")
     path = finished if done else incomplete
@@ -124,6 +124,7 @@ def record(
             write({**head, "answers": [sample["text"] for sample in attempt["answers"]], **row})
     if done:
         incomplete.unlink(missing_ok=True)
+    return done
 
 
 def compare(path: str | Path, first: str, second: str) -> str:
@@ -162,12 +163,11 @@ def differences(folder: Path, benchmark: str, first: dict, second: dict) -> list
             print(f"{pair} have no item of {name} in common", file=sys.stderr)
             continue
         scale = table.scale(benchmark, name)
+        low, high, interval, beyond = paired["low"], paired["high"], "n/a", "n/a"
+        if low is not None:  # of one cluster nothing can be resampled
+            interval = f"[{low * scale:+.2f}, {high * scale:+.2f}]"
+            beyond = "yes" if low > 0 or high < 0 else "no"
         difference = f"{paired['difference'] * scale:+.2f}"
-        if paired["low"] is None:  # of one cluster nothing can be resampled
-            lines.append([benchmark, name, difference, "n/a", paired["clusters"], "n/a"])
-            continue
-        interval = f"[{paired['low'] * scale:+.2f}, {paired['high'] * scale:+.2f}]"
-        beyond = "yes" if paired["low"] > 0 or paired["high"] < 0 else "no"
         lines.append([benchmark, name, difference, interval, paired["clusters"], beyond])
     return lines
 

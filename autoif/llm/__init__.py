@@ -2,4 +2,3 @@
 
 from autoif.llm.client import SAMPLING, Client, Flags, key, variable  # noqa: F401  the room's door
 from autoif.llm.reply import strip_think  # noqa: F401
-from autoif.llm.sync_client import LLM, add_flags  # noqa: F401  until all have moved

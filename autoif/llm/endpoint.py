@@ -50,7 +50,7 @@ class Failure(Exception):
     def __init__(self, words: str, status: int | None = None, code: str | None = None, wait=0.0):
         super().__init__(words)
         self.status, self.wait = status, wait
-        self.refused = not heals(status)
+        self.refused = status is not None and status not in HEALING and status < 500  # for good
         # other refusals (403, 404) are of the settings, or of the prompt where others are answered
         self.of_prompt = status in OF_PROMPT
         self.ends_run = status == 401 or code == "insufficient_quota"
@@ -363,11 +363,6 @@ def secret() -> str:
     if not (key.isascii() and key.isprintable()):
         raise UserError("$OPENAI_API_KEY has a character that no HTTP header takes; set it again")
     return key
-
-
-def heals(status: int | None) -> bool:
-    """Whether the same request may be answered later."""
-    return status is None or status in HEALING or status >= 500
 
 
 def retry_after(response: httpx2.Response) -> float:

@@ -555,18 +555,16 @@ def load_sentence_model() -> None:
 
 
 def fill_gaps() -> list[bytes]:
-    """Blocks in the gaps between others, so that what a child makes lies in pages of its own.
+    """Blocks in the gaps between others: what a child makes then lies in pages of its own.
 
-    Of each size that Python allocates in pools, up to the first block of a new one: else a child
-    copies a quarter more pages of this process.
+    Without them it copies a quarter more of this process's pages, and takes a tenth longer.
     """
     blocks = []
-    for size in range(2, 480, 16):
-        for _ in range(10_000):  # no more, where pools are of another form
-            block = bytes(size)
-            if id(block) % POOL == FIRST:
-                break
+    for size in range(2, 480, 16):  # one of each that Python allocates in pools
+        block = bytes(size)
+        while id(block) % POOL != FIRST and len(blocks) < 1 << 16:  # until it begins a new pool
             blocks.append(block)
+            block = bytes(size)
     return blocks
 
 

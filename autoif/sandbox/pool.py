@@ -1,6 +1,5 @@
 """The pool of workers behind autoif.sandbox: jobs in, verdicts out, in order."""
 
-import argparse
 import asyncio
 import json
 import marshal
@@ -39,8 +38,7 @@ CPU_SECONDS, MEMORY_MB = 0.2, 512
 WALL_FACTOR = 100  # no code can wait, but a busy machine may leave it so little
 ENVIRONMENT = (
     "PYTHONHASHSEED=0 PYTHONIOENCODING=utf-8:backslashreplace LC_ALL=C.UTF-8 TZ=UTC HOME=/ "
-    "OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 "
-    "LD_BIND_NOW=1".split()  # or each child would look up the C libraries' functions anew
+    "OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1".split()
 )
 AHEAD, HELD_ANSWERS = 4, 10_000  # jobs a worker, and answers behind a slow one; then none is read
 TRIES = 3  # workers that may die under a job
@@ -251,16 +249,6 @@ def run(jobs: Iterable[dict], *, keep_mb: int = 0, patience: int = 1, **flags) -
             yield answers.popleft().result()
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    flags = parser.add_argument_group("sandbox", "where model-written code runs")
-    cpu = f"of a call, of loading; wall time: {WALL_FACTOR} times that (default: %(default)s)"
-    unsafe = "run it even where layers of the sandbox cannot be had"
-    flags.add_argument("--workers", type=int, help="processes that run it (default: one a core)")
-    flags.add_argument("--cpu-seconds", type=float, default=CPU_SECONDS, help=cpu)
-    flags.add_argument("--memory-mb", type=int, default=MEMORY_MB, help="memory of one function")
-    flags.add_argument("--unsafe-no-sandbox", action="store_true", help=unsafe)
-
-
-def options(args: argparse.Namespace) -> dict:
+def options(args: Flags) -> dict:
     """The fields of `Flags` that `args` has among others."""
     return {name: getattr(args, name) for name in Flags.__annotations__}

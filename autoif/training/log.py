@@ -115,9 +115,10 @@ class Log:
         names = [name for name in rows[0] if name != "step"]
         figure = Figure(figsize=(8, 1.8 * len(names)), layout="constrained")
         axes = figure.subplots(len(names), sharex=True)
+        steps = [row["step"] for row in rows]
         for axis, name in zip(axes, names):
             # a run that goes on elsewhere may log other numbers
-            axis.plot([row["step"] for row in rows], [row.get(name) for row in rows])
+            axis.plot(steps, [row.get(name) for row in rows])
             axis.set_ylabel(name.replace("_", "\n"))
         axes[-1].set_xlabel("step")
         figure.savefig(self.file.with_name("curves.png"))

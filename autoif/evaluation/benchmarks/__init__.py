@@ -1,20 +1,18 @@
 """The benchmarks of 07_eval.py. A new one is a module in this folder and its name in NAMES.
 
 A benchmark's module has
-    SETTINGS                     a `Settings`: how its owners run it, its columns in the table
-    load(source)                 yields its items, each with `id`, `prompt` and `cluster` (what is
-                                 resampled together); `text`, where the prompt has a frame around
-                                 the test
-    score(attempt)               the row of an attempt {item, sample, answers, judgement}:
-                                 {verdict, reason, points}; with "unparsable": True where the answer
-                                 or the judgement had no readable form. Points are those of
-                                 autoif.evaluation.intervals:
-                                 {metric: [(stratum, cluster, above, below)]}
+    SETTINGS            a `Settings`: how its owners run it, its columns in the table
+    load(source)        its items, each with `id`, `prompt` and `cluster` (what is resampled
+                        together); `text`, where the prompt has a frame around the test
+    score(attempt)      the row of an attempt {item, sample, answers, judgement}: {verdict, reason,
+                        points}, and "unparsable": True where the answer or the judgement had no
+                        readable form; points as in autoif.evaluation.intervals:
+                        {metric: [(stratum, cluster, above, below)]}
 and where it needs them
-    temperature(item)            where SETTINGS have a word instead of a number
-    answer(item, say)            coroutine: the item's answers, other than one turn
-    judge(item, answers, client) coroutine: what the judge says, the attempt's `judgement`
-heldout and humaneval run code: their `score(attempts, box, ...)` are coroutines over all attempts.
+    temperature(item)   where SETTINGS have a word for it
+    async answer(item, say), async judge(item, answers, client)
+                        the answers, other than one turn; the judgement
+Those that run code score all attempts at once: `async score(attempts, box, ...)`.
 """
 
 import hashlib

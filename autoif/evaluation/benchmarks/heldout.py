@@ -126,12 +126,10 @@ async def score(attempts: list[dict], box, heldout: str, queries: str) -> list[d
     verdicts = await verify(attempts, box, functions)
     items = [attempt["item"] for attempt in attempts]
     samples = [attempt["answers"][0] for attempt in attempts]
-    on_topic = relevance.relevant(
-        [sample["text"] for sample in samples],
-        [item["query"] for item in items],
-        [item["instruction"] for item in items],
-        read_queries(queries),
-    )
+    texts = [sample["text"] for sample in samples]
+    asked = [item["query"] for item in items]
+    instructions = [item["instruction"] for item in items]
+    on_topic = relevance.relevant(texts, asked, instructions, read_queries(queries))
     rows = []
     for item, sample, relevant, of_answer in zip(items, samples, on_topic, verdicts):
         passed = (

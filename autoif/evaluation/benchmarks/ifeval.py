@@ -26,9 +26,7 @@ from autoif.evaluation.benchmarks import Settings, punkt
 from autoif.files import UserError
 
 SETTINGS = Settings(
-    temperature=0.0,
-    max_tokens=1280,
-    columns=("Pr(S)", "Pr(L)", "Ins(S)", "Ins(L)", "mean(S)"),
+    temperature=0.0, max_tokens=1280, columns=("Pr(S)", "Pr(L)", "Ins(S)", "Ins(L)", "mean(S)")
 )
 PACKAGES = ("lm_eval", "lm_eval.tasks", "lm_eval.tasks.ifeval")  # where the checkers are
 # What a checker stumbles with over a text such as "...": such a text lacks what it looks for.
