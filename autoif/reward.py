@@ -30,6 +30,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
 from autoif import files, sandbox
@@ -151,16 +152,15 @@ class Verifiers:
         return [self._constraints(each) for each in ids]
 
     def _constraints(self, identity: str) -> list[dict]:
-        if identity in self.rows:
-            return [self.rows[identity]]
-        parts = str(identity).split("+")
+        # a file may have a row of several constraints, or those that it is made of
+        parts = [identity] if identity in self.rows else str(identity).split("+")
         for unknown in parts:
             if unknown not in self.rows:
                 raise UserError(
                     f"{self.source} has no constraint {unknown!r} (it has {len(self.rows)}, such "
                     f"as {next(iter(self.rows))!r}); give the file that the rows were made from"
                 )
-        return [self.rows[each] for each in parts]
+        return [self.rows[part] for part in parts]
 
     def _ask(self, rows: list[list[dict]], texts: Sequence[str]) -> dict[str, Future]:
         """{code: the (verdict, error) of each of its texts, to come}, texts in their order."""
@@ -193,7 +193,7 @@ class Verifiers:
         try:
             verdicts = iter(verdicts_of(job.result()))
             for texts, answer in calls:
-                answer.set_result([next(verdicts) for _ in texts])
+                answer.set_result(list(islice(verdicts, len(texts))))
         except BaseException as error:  # a sandbox that cannot be had: every caller hears it
             for _, answer in calls:
                 answer.set_exception(error)
@@ -207,8 +207,9 @@ def scores(
     rows: list[list[dict]], texts: Sequence[str], answers: dict[str, list[Verdict]]
 ) -> list[Score]:
     """One Score for each text under its constraints; `answers` are those to `Verifiers._ask`."""
+    # a function's answer is in the order of its texts, so each text takes the next verdict
     verdicts = {code: iter(answer) for code, answer in answers.items()}
-    found = []
+    lowest_scores = []
     for under, text in zip(rows, texts):
         of_text = []
         for row in under:
@@ -217,8 +218,8 @@ def scores(
                 continue
             of_row = [next(verdicts[verifier["code"]]) for verifier in row["verifiers"]]
             of_text.append(score_of(of_row, row["verifiers"]))
-        found.append(lowest(of_text))
-    return found
+        lowest_scores.append(lowest(of_text))
+    return lowest_scores
 
 
 _alive: weakref.WeakSet[Verifiers] = weakref.WeakSet()
@@ -297,22 +298,23 @@ def probe(verifiers: Verifiers) -> dict[str, dict]:
             return await asyncio.gather(*calls)
 
     judged = asyncio.run(ask())
-    found = {}
+    earned = {}
     for place, name in enumerate(probes("")):
         passing, accepted = 0, []
         for row, verdicts in zip(rows, judged):
+            # as in a reward: where one function errs nothing is said
             if "error" in verdicts[place]:
                 continue
             passing += verdicts[place].count("pass")
             if accuracy(verdicts[place], row["verifiers"]) > MIN_ACCURACY:
                 accepted.append(row["id"])
-        found[name] = {
+        earned[name] = {
             "functions": passing,
             "of_functions": sum(len(row["verifiers"]) for row in rows),
             "ids": accepted,
             "of_constraints": len(rows),
         }
-    return found
+    return earned
 
 
 def strengthen(row: dict, verdicts: list[list[str]]) -> tuple[dict, str | None]:
@@ -320,18 +322,21 @@ def strengthen(row: dict, verdicts: list[list[str]]) -> tuple[dict, str | None]:
 
     `verdicts` are those of its functions on each case, then on each probe.
     """
-    by_function = list(zip(*verdicts))
-    varied = [f for f, said in enumerate(by_function) if len(set(said)) > 1]
-    functions = [row["verifiers"][f] for f in varied]
+    places = []
+    for place, of_function in enumerate(zip(*verdicts)):
+        if len(set(of_function)) > 1:
+            places.append(place)
+    strong = reduced(row, places)
     # of several constraints in one, each needs a function
-    if constraints({"verifiers": functions}) < constraints(row):
+    if constraints(strong) < constraints(row):
         return row, "only constant functions"
+    # a probe fools a constraint as a response passes in stage 04; one or two of them may be right,
+    # such as an empty answer under "use no commas"
     fooled = 0
-    for said in verdicts[-len(probes("")) :]:
-        fooled += accuracy([said[f] for f in varied], functions) > MIN_ACCURACY
-    if fooled >= WEAK:
-        return row, "fooled by probes"
-    return row if len(varied) == len(by_function) else reduced(row, varied), None
+    for of_probe in verdicts[-len(probes("")) :]:
+        passed = accuracy([of_probe[place] for place in places], strong["verifiers"])
+        fooled += passed > MIN_ACCURACY
+    return (row, "fooled by probes") if fooled >= WEAK else (strong, None)
 
 
 def reduced(row: dict, places: list[int]) -> dict:
@@ -339,12 +344,14 @@ def reduced(row: dict, places: list[int]) -> dict:
     row = dict(row)
     for name in ("verifiers", "back_translations", "nli"):
         if name in row:
-            row[name] = [row[name][f] for f in places]
+            row[name] = [row[name][place] for place in places]
     cases = []
     for case in row.get("cases", []):
-        verdicts = [case["verdicts"][f] for f in places]
-        passed = accuracy(verdicts, row["verifiers"])
-        cases.append({**case, "accuracy": passed, "verdicts": verdicts})
+        if "verdicts" in case:  # cases of one's own have none
+            verdicts = [case["verdicts"][place] for place in places]
+            passed = accuracy(verdicts, row["verifiers"])
+            case = {**case, "accuracy": passed, "verdicts": verdicts}
+        cases.append(case)
     return {**row, "cases": cases} if cases else row
 
 
@@ -380,12 +387,13 @@ async def keep(verifiers: Verifiers, args: Flags) -> None:
 
 def main(args: Flags) -> None:
     verifiers = Verifiers.load(args.probe, **sandbox.options(args))
-    for name, found in probe(verifiers).items():
-        shown = ", ".join(found["ids"][:5]) + (" ..." if len(found["ids"]) > 5 else "")
+    for name, earned in probe(verifiers).items():
+        shown = ", ".join(earned["ids"][:5]) + " ..." * (len(earned["ids"]) > 5)
         print(
-            f"{name}: {found['functions']:,} of {found['of_functions']:,} functions, "
-            f"{len(found['ids']):,} of {found['of_constraints']:,} constraints"
-            + (f" ({shown})" if shown else "")
+            f"{name}: {earned['functions']:,} of {earned['of_functions']:,} functions, "
+            f"{len(earned['ids']):,} of {earned['of_constraints']:,} constraints"
+            + f" ({shown})"
+            * bool(shown)
         )
     if args.keep:
         asyncio.run(keep(verifiers, args))

@@ -79,8 +79,8 @@ async def judge(box: sandbox.Sandbox, verifiers: list[dict], texts: list[str]) -
     """What each function says of each text: [["pass", "fail"], ...], a list a text."""
     # one job a function, as it is loaded and locked in once however many texts it sees
     jobs = [{"code": verifier["code"], "inputs": texts} for verifier in verifiers]
-    results = await box.run(jobs)
-    return [list(verdicts) for verdicts in zip(*(result["verdicts"] for result in results))]
+    of_function = [result["verdicts"] for result in await box.run(jobs)]
+    return list(map(list, zip(*of_function)))
 
 
 def compiles(result: dict) -> bool:

@@ -7,20 +7,18 @@ The ways to call take turns, all with the same processes, and the best of --repe
 writes the numbers for bench/compare.py.
 """
 
-import argparse
 import asyncio
 import random
-import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from bench_sandbox import functions  # noqa: E402
-from compare import save  # noqa: E402
+import compare  # this folder's, and the checkout on the path
+from bench_sandbox import functions
 
-from autoif.reward import Score, Verifiers  # noqa: E402
+from autoif.flags import Count, Natural, cli
+from autoif.reward import KEEP_MB, Score, Verifiers
 
 WORDS = "one two three. Four, important! 7 however: lists - and\n\nmore".split(" ")
 BATCHED = "one call of all texts"
@@ -61,45 +59,38 @@ def ways(verifiers: Verifiers, ids: list[str], texts: list[str]) -> dict[str, Ca
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--verifiers", help="03_instructions.jsonl of any run")
-    parser.add_argument("--texts", type=int, default=1000)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument(
-        "--keep-mb", type=int, help="of processes that stay (default: the reward's)"
-    )
-    parser.add_argument("--json", metavar="FILE", help="write the numbers there")
-    args = parser.parse_args()
-    options = {} if args.keep_mb is None else {"keep_mb": args.keep_mb}
+@dataclass(kw_only=True)
+class Flags(compare.Flags):
+    verifiers: str | None = None  # 03_instructions.jsonl of any run (default: generated ones)
+    texts: Count = 1000  # to score
+    repeats: Count = 3  # turns, of which the best counts
+    keep_mb: Natural = KEEP_MB  # of processes that stay
+
+
+def main(args: Flags) -> None:
     if args.verifiers:
-        verifiers = Verifiers.load(args.verifiers, **options)
+        verifiers = Verifiers.load(args.verifiers, keep_mb=args.keep_mb)
     else:
-        verifiers = generated(**options)
+        verifiers = generated(keep_mb=args.keep_mb)
     rng = random.Random(0)
     ids = rng.choices(list(verifiers.rows), k=args.texts)
     texts = [" ".join(rng.choices(WORDS, k=rng.randint(5, 80))) for _ in ids]
-    wanted, best = verifiers.score(ids, texts), {}  # the processes start outside of the clock
-    for _ in range(args.repeats):
-        for name, call in ways(verifiers, ids, texts).items():
-            began = time.perf_counter()
-            scores = call()
-            seconds = time.perf_counter() - began
-            assert scores == wanted
-            best[name] = min(seconds, best.get(name, seconds))
+    wanted = verifiers.score(ids, texts)  # the processes start outside of the clock
+
+    def checked(call: Callable[[], list[Score]]) -> None:
+        assert call() == wanted
+
+    works = {name: partial(checked, call) for name, call in ways(verifiers, ids, texts).items()}
+    least, numbers = compare.best(works, args.repeats), {}
     verifiers.close()
-    numbers = {}
-    for name, seconds in best.items():
-        rate, ratio = args.texts / seconds, best[BATCHED] / seconds
+    for name, seconds in least.items():
+        rate, ratio = args.texts / seconds.clock, least[BATCHED].clock / seconds.clock
         print(f"{name}: {rate:,.0f} texts/s, {1e6 / rate:,.0f} us each, {ratio:.0%} of one call")
         numbers[f"{name} texts_per_second"] = rate
         if name != BATCHED:
             numbers[f"{name} ratio"] = ratio
-    if args.json:
-        save(args.json, numbers)
+    compare.save(args.json, numbers)
 
 
 if __name__ == "__main__":
-    main()
+    cli(main, __doc__)

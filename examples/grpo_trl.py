@@ -21,6 +21,7 @@ from autoif.evaluation import intervals  # noqa: E402
 from autoif.files import UserError  # noqa: E402
 from autoif.flags import Count, Positive, cli  # noqa: E402
 from autoif.reward import Verifiers  # noqa: E402
+from autoif.verifiers import MIN_ACCURACY  # noqa: E402
 
 
 @dataclass(kw_only=True)
@@ -76,7 +77,7 @@ def held_out(model, tokenizer, rows: list[dict], verifiers: Verifiers, args) -> 
     scores = verifiers.score(ids, [text for _, text in answers])
     points = []
     for (row, _), score in zip(answers, scores):
-        points.append(("", row["id"], (score.pass_share or 0) > 0.5, 1))
+        points.append(("", row["id"], (score.pass_share or 0) > MIN_ACCURACY, 1))
     return intervals.interval(points)
 
 

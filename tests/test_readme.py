@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import conftest
 import pytest
 import tiny_models
 from fake_server import FakeServer
@@ -48,6 +49,13 @@ def test_every_function_that_readme_names_is_in_its_stage():
 
 def test_readme_is_120_columns_wide():
     assert [line for line in README.splitlines() if len(line) > 120] == []
+
+
+def test_what_is_slow_is_named_as_it_is_called():
+    texts = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*.py")]
+    for name in conftest.SLOW:
+        there = (ROOT / "tests" / name).exists() or any(f"def {name}(" in text for text in texts)
+        assert there, name
 
 
 def commands(heading: str) -> list[str]:

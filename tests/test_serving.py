@@ -16,8 +16,8 @@ import transformers
 
 from autoif import models
 from autoif.files import UserError
-from autoif.serving import engines, llamacpp
-from autoif.serving.__main__ import free_port, stop, wait_until_ready
+from autoif.serving import engines, fetch, llamacpp
+from autoif.serving.__main__ import Flags, command_line, free_port, stop, wait_until_ready
 from autoif.training.kept import q8_0
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -386,3 +386,13 @@ def test_what_is_served_is_what_was_learned_though_bf16_would_erase_it(smollm2, 
     trained = logprob_with(lambda tensor: tensor, text)
     erased = abs(logprob_with(lambda tensor: tensor.bfloat16(), text) - trained)
     assert erased > 0.8 and abs(served - trained) < erased / 2
+
+
+def test_a_gguf_file_is_served_as_it_is_and_a_word_stands_for_one(tmp_path, monkeypatch):
+    monkeypatch.delenv("SERVE", raising=False)
+    file = tmp_path / "own.gguf"
+    file.write_bytes(b"GGUF")
+    monkeypatch.setattr(fetch, "fetch", lambda name: file)
+    for model in (str(file), "coder-1.5b"):
+        line = command_line(Flags(model=model, command=("true",)), tmp_path / "empty", 7000)
+        assert line[1:] == ["-m", "autoif.serving.llamacpp", str(file), model, "7000", "16", "4096"]

@@ -46,10 +46,8 @@ VERDICTS = 3  # the child's only descriptor besides 0, 1 and 2, which are /dev/n
 MAX_DESCRIPTORS = 64
 HEAD = struct.Struct("=3q")  # the numbers before a message
 MEMORY = 77  # the exit code of a child that ran out of memory
-# A bad input ends its child: a time-out, a crash, an exit, no memory, a frame that does not fit.
-# After so many, or so many time-outs with nothing answered yet, a function is disqualified: one
-# that always loops costs two time limits, one that a few responses hang keeps its other verdicts.
-# `patience` multiplies both, where the texts of many callers come together.
+# A bad input ends its child. After so many, or so many time-outs with nothing answered yet, a
+# function is disqualified; `patience` multiplies both, where the texts of many callers meet.
 BAD_INPUTS, FIRST_TIMEOUTS = 8, 2
 # A child that stays has pages of its own of so many MB, goes where it has grown by so many, and is
 # sent messages of so many bytes at most, see pool.py.

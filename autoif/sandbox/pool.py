@@ -118,7 +118,7 @@ class Sandbox(AbstractContextManager, AbstractAsyncContextManager):
         self.places = self.limit if self.settings["keep_mb"] else 1
         self.threads = [ThreadPoolExecutor(self.limit // self.places) for _ in range(self.places)]
         self.workers: set[_Worker] = set()
-        self.idle: dict[tuple, deque] = {}  # whose pop and append need no lock
+        self.own = threading.local()  # each thread's workers: one with packages, one without
         self.warned = self.over = False
 
     async def run(self, jobs: Iterable[dict]) -> list[dict]:
@@ -132,7 +132,7 @@ class Sandbox(AbstractContextManager, AbstractAsyncContextManager):
     def submit(self, job: dict) -> Future:
         """The answer to one job, to come."""
         place = hash(job["code"]) % self.places
-        return self.threads[place].submit(self._judge, job, place)
+        return self.threads[place].submit(self._judge, job)
 
     def ahead(self, jobs: Iterable[dict]) -> Iterator[Future]:
         """Yield the answer of each job, to come; jobs are read no further than workers need."""
@@ -158,8 +158,8 @@ class Sandbox(AbstractContextManager, AbstractAsyncContextManager):
     async def __aexit__(self, *_) -> None:
         self.close()
 
-    def _judge(self, job: dict, place: int) -> dict:
-        """The answer to one job, from an idle worker or a new one."""
+    def _judge(self, job: dict) -> dict:
+        """The answer to one job, from this thread's worker or a new one."""
         count, settings = len(job["inputs"]), self.settings
         # version 4: that of every Python from 3.4 on, since a prefix may lead to another one
         body = marshal.dumps((job["code"], job["inputs"]), 4)
@@ -168,15 +168,11 @@ class Sandbox(AbstractContextManager, AbstractAsyncContextManager):
         # each input may have a child of its own, which reads all, loads and calls
         seconds = (count + 1) * (2 * settings["cpu_seconds"] + len(body) / READ_RATE)
         packages = PACKAGES if IMPORTED.search(job["code"]) else []
-        idle = self.idle.setdefault((place, *packages), deque())
         message = HEAD.pack(len(body), count, key) + body
+        own, kind = vars(self.own), "with packages" if packages else "plain"
         line, tries = "", TRIES
         while tries and not line:
-            # none is idle, or another thread has taken the last one
-            try:
-                worker = idle.pop()
-            except IndexError:
-                worker = _Worker(self.settings, packages, self.prefix)
+            worker = own.pop(kind, None) or _Worker(self.settings, packages, self.prefix)
             tries -= 1
             self.workers.add(worker)
             try:
@@ -185,7 +181,7 @@ class Sandbox(AbstractContextManager, AbstractAsyncContextManager):
                 if not worker.ready:
                     self._admit(worker)
                 line = worker.ask(message, GRACE + WALL_FACTOR * seconds)
-                idle.append(worker)
+                own[kind] = worker
             except EOFError:
                 if not tries and not worker.ready:
                     raise UserError(

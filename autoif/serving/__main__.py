@@ -2,6 +2,10 @@
 
     python -m autoif.serving out/05_sft -- python 07_eval.py --model out/05_sft --benchmarks heldout
 
+A GGUF file is served as it is, `coder-1.5b` and other words of autoif.serving.fetch are fetched:
+
+    python -m autoif.serving coder-1.5b -- python 02_verifiers.py --model coder-1.5b
+
 The command finds the server in $OPENAI_BASE_URL and asks for the model by the name given here. With
 GPUs the engine is vLLM ($VLLM, or the one on the path) on all of them, else llama.cpp, whose flags
 these are; $SERVE, a command line with {model} and {port} in it, overrides both. The server ends
@@ -26,7 +30,7 @@ from tyro.conf import Positional, arg
 from autoif.files import UserError
 from autoif.flags import Count, cli
 from autoif.models import servable
-from autoif.serving import engines, llamacpp
+from autoif.serving import engines, fetch, llamacpp
 from autoif.weights import half
 
 START_SECONDS = 1800  # a 72B model is read from a network disk in minutes
@@ -38,7 +42,7 @@ Command = Annotated[tuple[str, ...], arg(metavar="-- COMMAND ...")]
 
 @dataclass(kw_only=True)
 class Flags:
-    model: Positional[Model]  # checkpoint directory, or a name on the hub
+    model: Positional[Model]  # checkpoint, name on the hub, GGUF file, or a word of serving.fetch
     command: Positional[Command] = ()  # what runs beside the server, behind --
     slots: Count = 16  # answers at a time
     context: Count = 4096  # tokens of a prompt and its answer
@@ -54,13 +58,14 @@ def command_line(args: Flags, folder: Path, port: int) -> list[str]:
     """The server's command line; what it serves is made of the model in the empty `folder`."""
     if template := os.environ.get("SERVE"):
         return engines.own_command(template, servable(half(args.model), folder), port)
-    if memory := engines.gpu_memory():
+    gguf = fetch.gguf(args.model)
+    if gguf is None and (memory := engines.gpu_memory()):
         # first what can be refused: the folder may take minutes of download
         shape = engines.shape(args.model)
         line = engines.vllm_command(args.model, str(folder), port, shape, memory)
         servable(half(args.model), folder)
         return line
-    gguf = llamacpp.converted(args.model, folder, args.weights)
+    gguf = gguf or llamacpp.converted(args.model, folder, args.weights)
     return engines.llama_command(gguf, args.model, port, args.slots, args.context)
 
 

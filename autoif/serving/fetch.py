@@ -177,6 +177,13 @@ def fetch(name: str) -> Path:
     return target
 
 
+def gguf(model: str) -> str | None:
+    """The GGUF file that `model` is or names by its word; None for a checkpoint."""
+    if model in MODELS:
+        return str(fetch(model))
+    return model if model.endswith(".gguf") and Path(model).is_file() else None
+
+
 def main(args: Flags) -> None:
     print(fetch(args.name))
 

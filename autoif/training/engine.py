@@ -192,6 +192,8 @@ def load_model(path: str, config: dict, precision: str, rows: list[dict]):
     import transformers
     from transformers.integrations import HfDeepSpeedConfig
 
+    from autoif.training import packed  # noqa: F401  it registers the attention on every rank
+
     check_ids(path, rows)
     # transformers holds it weakly: it must live until the model is read
     partition_on_load = HfDeepSpeedConfig(config)
