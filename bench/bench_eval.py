@@ -64,16 +64,16 @@ def made_up() -> Iterator[tuple[str, str | dict]]:
     for n in range(1319):
         yield "gsm8k/test.jsonl", {"question": f"What is {n} + {n}?", "answer": f"#### {2 * n}"}
     for n in range(80):
-        row = {"question_id": n, "category": "writing"}
-        yield "mt_bench/question.jsonl", {**row, "turns": [f"Write about {n}.", "Now shorter."]}
+        row = {"category": "writing", "turns": [f"Write about {n}.", "Now shorter."]}
+        yield "mt_bench/question.jsonl", {"question_id": n, **row}
     answer = {"role": "assistant", "content": {"answer": "A baseline answer."}}
     for n in range(500):
         arena, baseline = "arena_hard/v0.1", {"uid": f"u{n}", "messages": [answer]}
         yield f"{arena}/question.jsonl", {"uid": f"u{n}", "prompt": f"Explain {n}."}
         yield f"{arena}/model_answer/gpt-4-0314.jsonl", baseline
     for n in range(14_042):
-        row = f"Which of these is number {n}?,{n},{n + 1},{n + 2},{n + 3},A"
-        yield "mmlu/test/made_up_test.csv", row
+        choices = f"{n},{n + 1},{n + 2},{n + 3},A"
+        yield "mmlu/test/made_up_test.csv", f"Which of these is number {n}?,{choices}"
 
 
 def make_data(folder: Path) -> None:
@@ -108,15 +108,14 @@ def lm_eval_command(folder: str, data: Path, url: str) -> list[str]:
     task = f"include: {root}/tasks/ifeval/ifeval.yaml\ntask: ifeval_local\ndataset_path: json\n"
     task += "dataset_name: null\ndataset_kwargs: {data_files: {train: %s}}\n"
     Path(folder, "task.yaml").write_text(task % (data / "ifeval/input_data.jsonl"))
-    words = "--model local-chat-completions --apply_chat_template --tasks ifeval_local"
-    model = f"model=m,base_url={url}/chat/completions,num_concurrent=64"
-    words = [*words.split(), "--model_args", model, "--include_path", folder]
-    return [sys.executable, "-m", "lm_eval", *words]
+    words = f"--model_args model=m,base_url={url}/chat/completions,num_concurrent=64 "
+    words += "--model local-chat-completions --apply_chat_template --tasks ifeval_local"
+    return [sys.executable, "-m", "lm_eval", *words.split(), "--include_path", folder]
 
 
-def stage_command(data: Path, url: str, out: str, *more: str) -> list[str]:
-    words = ["--model", "m", "--base-url", url, "--data-dir", str(data), "--out", out, *more]
-    return [sys.executable, str(compare.ROOT / "07_eval.py"), *words]
+def stage_command(data: Path, url: str, out: str, words: str) -> list[str]:
+    stage = [sys.executable, str(compare.ROOT / "07_eval.py"), "--model", "m", "--base-url", url]
+    return [*stage, "--data-dir", str(data), "--out", out, *words.split()]
 
 
 def judge_or_answer(messages: list[dict], request: dict) -> str:
@@ -143,7 +142,7 @@ def main(args: Flags) -> None:
             return answers.get(messages[-1]["content"], "None.")
 
         with FakeServer(answer, keep=False) as server:
-            command = stage_command(data, server.url, out, "--benchmarks", "ifeval")
+            command = stage_command(data, server.url, out, "--benchmarks ifeval")
             numbers["ifeval seconds"] = seconds("07_eval", command, r"^\| \*\*m")
             if command := lm_eval_command(folder, data, server.url):
                 numbers["lm_eval seconds"] = seconds("lm_eval", command, "_acc")
@@ -154,10 +153,9 @@ def main(args: Flags) -> None:
         if not args.ifeval_only:
             out = f"{folder}/all/07_results.json"
             with FakeServer(judge_or_answer, keep=False) as server:
-                judge = ["--judge-model", "j", "--judge-base-url", server.url, "--allow-gaps"]
-                command = stage_command(data, server.url, out, *judge)
-                whole = seconds("all benchmarks", command, "not run")
-            numbers["all benchmarks seconds"] = whole
+                words = f"--judge-model j --judge-base-url {server.url} --allow-gaps"
+                command = stage_command(data, server.url, out, words)
+                numbers["all benchmarks seconds"] = seconds("all benchmarks", command, "not run")
             for row in json.loads(Path(out).read_text()):
                 if "seconds" in row:
                     print(f"{row['benchmark']}: {row['seconds']:.1f} s, n {row['n']:,}")
