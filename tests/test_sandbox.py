@@ -1300,6 +1300,23 @@ def test_a_killed_worker_takes_its_child_along_and_the_job_gets_another():
         assert rest.result()["error"] == "timeout"
 
 
+def test_a_child_that_takes_long_may_run_on_every_processor():
+    loop = {"id": 1, "code": function("while True: pass"), "inputs": ["a"]}
+    before = set(children())
+
+    def free():
+        for pid in grandchildren(set(children()) - before):
+            with contextlib.suppress(ProcessLookupError):  # that of the probe, which has ended
+                if os.sched_getaffinity(pid) == os.sched_getaffinity(0):
+                    return True
+        return False
+
+    with box_of(workers=1, cpu_seconds=2) as box:
+        answer = box.submit(loop)
+        settled(free)
+        assert answer.result()["error"] == "timeout"
+
+
 def test_a_sandbox_keeps_its_workers_from_one_run_to_the_next():
     before = set(children())
     with box_of(workers=2) as box:

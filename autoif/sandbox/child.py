@@ -345,6 +345,9 @@ class Child:
             os.fchmod(writing, 0)  # or it could open this by /proc/self/fd and take frames back
         os.set_blocking(self.pipe, False)
         self.nonce, self.stays, self.settings = os.urandom(FRAME - 2), stays, settings
+        # it begins on this processor, whose caches have its pages
+        self.cpus = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {libc.sched_getcpu()})
         self.pid = check(fork(), "fork")
         if self.pid == 0:
             try:
@@ -355,6 +358,7 @@ class Child:
                 os.write(VERDICTS, json.dumps([error.strerror or str(error)]).encode())
             finally:
                 os._exit(1)
+        os.sched_setaffinity(0, self.cpus)
         os.close(writing)
 
     def take(self, data: bytes) -> bool:
@@ -398,6 +402,7 @@ class Child:
                 return "done"
             if hung_up:
                 return "exit"
+            os.sched_setaffinity(self.pid, self.cpus)  # it takes long: another may be free
             cpu, now = time.clock_gettime(clock), time.monotonic()
             if len(self.letters) > said:
                 said, used, since = len(self.letters), cpu, now
