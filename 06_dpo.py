@@ -268,7 +268,7 @@ def learn(args: Train) -> None:
             sums += weight * logged_sums(losses_B, rewards_B2) / len(batch)
         loss, margin, accuracy, chosen, rejected, without_sft = train.sum_over_ranks(loss_sum, sums)
         if step == 1:
-            check_first_loss(without_sft, args, rank)
+            check_first_loss(without_sft, batch, args, rank)
         numbers = {"loss": loss, "margin": margin, "accuracy": accuracy}
         policy.finish_step(step, {**numbers, "chosen": chosen, "rejected": rejected}, batch)
     policy.export(tokenizer, then=NEXT.format(out=args.out))

@@ -67,7 +67,7 @@ class Policy:
         )
         names = ("lr", "betas", "weight_decay", "schedule")
         settings = {name: getattr(args, name) for name in names}
-        self.engine = trainable(model, config, steps, warmup, **settings)
+        self.engine = trainable(model, config, steps=steps, warmup=warmup, **settings)
         restore_masters(self.engine, args.model)
         self.done = checkpoints.restore(self.engine)
         self.log = Log(args.out, self.engine, steps, self.done, args.divergence, args.wandb)
@@ -192,13 +192,13 @@ def load_model(path: str, config: dict, precision: str, rows: list[dict]):
     import transformers
     from transformers.integrations import HfDeepSpeedConfig
 
-    from autoif.training import packed  # noqa: F401  it registers the attention on every rank
+    from autoif.training.packed import ATTENTION
 
     check_ids(path, rows)
     # transformers holds it weakly: it must live until the model is read
     partition_on_load = HfDeepSpeedConfig(config)
     try:
-        options = {"attn_implementation": "packed", "output_loading_info": True}
+        options = {"attn_implementation": ATTENTION, "output_loading_info": True}
         model, loaded = transformers.AutoModelForCausalLM.from_pretrained(
             path, dtype=DTYPES[precision], **options
         )

@@ -188,7 +188,8 @@ def attention(module, query_1HTD, key_1GTD, value_1GTD, attention_mask, scaling,
     return output_THD[None], None
 
 
-AttentionInterface.register("packed", attention)
+ATTENTION = "packed"  # its name in transformers, in every process that imports this file
+AttentionInterface.register(ATTENTION, attention)
 
 
 class _TargetLogprobs(torch.autograd.Function):
