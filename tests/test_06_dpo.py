@@ -11,9 +11,9 @@ import pytest
 import shared_data
 import tiny_models
 import torch
+from sandbox_run import run
 from shared_data import needs
 
-from autoif import sandbox
 from autoif.files import UserError
 from autoif.flags import call, parse
 from autoif.training import packed, reference
@@ -198,7 +198,7 @@ def test_a_response_that_crashes_its_function_is_rejected_by_the_released_script
     responses = 0
     for row in shared_data.rows("autoif_sample/dpo_query_w_funcs.jsonl"):
         [(code, _)], texts = row["eval_func"], row["gpt-answer"]
-        [result] = sandbox.run([{"id": "f", "code": code, "inputs": texts}])
+        [result] = run([{"id": "f", "code": code, "inputs": texts}])
         judged = zip(texts, result["verdicts"], strict=True)
         assert sides([candidate(text, verdict) for text, verdict in judged]) == ([], [])
         assert set(result["verdicts"]) == {"error"}

@@ -23,6 +23,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+from sandbox_run import run
 from shared_data import DATA, needs
 
 from autoif.files import UserError
@@ -62,7 +63,7 @@ REASONS = re.compile(
 
 def verdicts(code, inputs=("a",), **options):
     """The verdicts and the error of one function."""
-    [result] = sandbox.run([{"id": 0, "code": code, "inputs": list(inputs)}], **options)
+    [result] = run([{"id": 0, "code": code, "inputs": list(inputs)}], **options)
     return result["verdicts"], result["error"]
 
 
@@ -281,7 +282,7 @@ return bool(found)""".replace("ROOT", repr(str(ROOT)[::-1]))
         {"id": "MARKER", "code": code, "inputs": ["a"], "expected": ["MARKER"]},
         {"id": 1, "code": GOOD["code"], "inputs": ["MARKER"]},
     ] * 3
-    assert [result["verdicts"] for result in sandbox.run(jobs)] == [["fail"], ["fail"]] * 3
+    assert [result["verdicts"] for result in run(jobs)] == [["fail"], ["fail"]] * 3
 
 
 def test_names_of_other_packages_and_where_links_point_are_not_told():
@@ -361,7 +362,7 @@ def test_a_layer_removed_is_refused_by_name(layer, monkeypatch):
     assert sandbox.CHILD_SOURCE.count(text) == 1
     monkeypatch.setattr(sandbox, "CHILD_SOURCE", sandbox.CHILD_SOURCE.replace(text, replacement))
     with pytest.raises(UserError, match=f"cannot be had here: .*{layer}.*--unsafe-no-sandbox"):
-        list(sandbox.run([GOOD]))
+        list(run([GOOD]))
 
 
 def test_a_kernel_without_landlock_and_seccomp_is_refused_and_unsafe_says_so_loudly(
@@ -376,8 +377,8 @@ def test_a_kernel_without_landlock_and_seccomp_is_refused_and_unsafe_says_so_lou
     with pytest.raises(
         UserError, match="Landlock: Function not implemented.*seccomp: Invalid argument"
     ):
-        list(sandbox.run([GOOD]))
-    assert [result["verdicts"] for result in sandbox.run([GOOD], unsafe_no_sandbox=True)] == [
+        list(run([GOOD]))
+    assert [result["verdicts"] for result in run([GOOD], unsafe_no_sandbox=True)] == [
         ["pass", "fail"]
     ]
     assert "WARNING: model-written code runs WITHOUT: Landlock" in capsys.readouterr().err
@@ -386,7 +387,7 @@ def test_a_kernel_without_landlock_and_seccomp_is_refused_and_unsafe_says_so_lou
 def test_a_worker_that_cannot_start_is_a_named_error(monkeypatch):
     monkeypatch.setattr(sandbox, "CHILD_SOURCE", "raise SystemExit(3)")
     with pytest.raises(UserError, match="does not start.*ended with 3"):
-        list(sandbox.run([GOOD]))
+        list(run([GOOD]))
 
 
 # ---- verdicts ----
@@ -532,12 +533,12 @@ def test_a_function_that_hangs_while_it_is_loaded_has_no_verdict_and_costs_one_l
 
 def test_fields_that_a_job_has_besides_change_nothing():
     job = {**GOOD, "index": 7, "size": -1, "packages": "x", "lost": 3, "expected": ["MARKER"]}
-    assert [result["verdicts"] for result in sandbox.run([job] * 3)] == [["pass", "fail"]] * 3
+    assert [result["verdicts"] for result in run([job] * 3)] == [["pass", "fail"]] * 3
 
 
 def test_a_job_is_judged_by_itself_whatever_the_same_code_did_before():
     jobs = [{"id": i, "code": LOOP, "inputs": [text]} for i, text in enumerate(["loop", "a"] * 2)]
-    results = [result["verdicts"] for result in sandbox.run(jobs)]
+    results = [result["verdicts"] for result in run(jobs)]
     assert results == [["error"], ["pass"]] * 2
 
 
@@ -596,7 +597,7 @@ REPLACED = "__import__('builtins').__dict__.__setitem__('eval', lambda text: Tru
     ],
 )
 def test_what_a_response_can_execute_does_not_reach_the_next_input(code, inputs):
-    [result] = sandbox.run([{"id": 0, "code": code, "inputs": inputs}])
+    [result] = run([{"id": 0, "code": code, "inputs": inputs}])
     assert result["verdicts"][0] == result["verdicts"][2] == "fail"
 
 
@@ -684,7 +685,7 @@ def test_frames_with_the_right_nonce_cannot_go_on_for_ever():
     )
     code = function(find + "while found: os.write(3, found[0] + b'P\\0')\nreturn None")
     begin = time.monotonic()
-    results = list(sandbox.run([GOOD, {"id": 1, "code": code, "inputs": ["a"] * 3}, GOOD]))
+    results = list(run([GOOD, {"id": 1, "code": code, "inputs": ["a"] * 3}, GOOD]))
     assert time.monotonic() - begin < 20
     assert results[0]["verdicts"] == results[2]["verdicts"] == ["pass", "fail"]
     assert len(results[1]["verdicts"]) == 3
@@ -727,12 +728,12 @@ def test_a_large_message_works_or_fails_alone():
         {"id": 2, "code": function("return len(response) == 1000"), "inputs": many},
         GOOD,
     ]
-    results = list(sandbox.run(jobs, workers=1))
+    results = list(run(jobs, workers=1))
     assert [result["error"] for result in results] == [None] * 4
     assert results[1]["verdicts"] == ["pass"] and results[2]["verdicts"] == ["pass"] * 100_000
     assert results[0]["verdicts"] == results[3]["verdicts"] == ["pass", "fail"]
     jobs[1:3] = [{"id": 3, "code": function("return True"), "inputs": [long, long + "x"]}]
-    errors = [result["error"] for result in sandbox.run(jobs, memory_mb=64)]
+    errors = [result["error"] for result in run(jobs, memory_mb=64)]
     assert errors == [None, "load: memory", None]
 
 
@@ -795,9 +796,9 @@ VICTIM = (
 
 def test_where_many_callers_come_together_more_is_borne_and_what_was_not_tried_is_said():
     jobs = [{"id": 0, "code": LOOP, "inputs": ["loop"] * 2 + ["a"] * 3}]
-    [alone] = sandbox.run(jobs, cpu_seconds=0.1)
+    [alone] = run(jobs, cpu_seconds=0.1)
     assert alone["verdicts"] == ["error"] * 5 and alone["untried"] == 3
-    [gathered] = sandbox.run(jobs, cpu_seconds=0.1, patience=4)
+    [gathered] = run(jobs, cpu_seconds=0.1, patience=4)
     assert gathered["verdicts"] == ["error"] * 2 + ["pass"] * 3 and "untried" not in gathered
 
 
@@ -810,7 +811,7 @@ def test_a_sibling_cannot_change_verdicts_unseen(tamper):
         "inputs": ["a"],
     }
     plain = {"id": "plain", "code": tamper + "\n" + GOOD["code"], "inputs": ["a"]}
-    for result in sandbox.run([victim, attack, victim, plain, victim, GOOD], workers=1):
+    for result in run([victim, attack, victim, plain, victim, GOOD], workers=1):
         if result["id"] in ("victim", "good"):
             assert (result["verdicts"], result["error"]) == (["pass", "fail"], None)
 
@@ -828,7 +829,7 @@ def test_a_sibling_cannot_change_verdicts_unseen(tamper):
 )
 def test_siblings_of_one_that_misbehaves_keep_their_verdicts(misbehaviour, error):
     bad = {"id": "bad", "code": function(misbehaviour), "inputs": ["a"]}
-    results = list(sandbox.run([GOOD, GOOD, bad, GOOD], workers=1, memory_mb=128, cpu_seconds=5))
+    results = list(run([GOOD, GOOD, bad, GOOD], workers=1, memory_mb=128, cpu_seconds=5))
     assert [result["verdicts"] for result in results] == [
         ["pass", "fail"],
         ["pass", "fail"],
@@ -860,7 +861,7 @@ FORGERIES = {
 @pytest.mark.parametrize("way", FORGERIES)
 def test_a_forged_verdict_is_an_error_between_exact_neighbours(way):
     evil = {"id": "evil", "code": function(FORGERIES[way]), "inputs": ["aaa", "b"]}
-    results = [result["verdicts"] for result in sandbox.run([GOOD, evil, GOOD], workers=1)]
+    results = [result["verdicts"] for result in run([GOOD, evil, GOOD], workers=1)]
     assert results == [["pass", "fail"], ["error", "error"], ["pass", "fail"]]
 
 
@@ -878,7 +879,7 @@ def test_verdicts_do_not_depend_on_the_number_of_workers_nor_on_attackers():
         jobs[place] = {"id": place, "code": row["code"], "inputs": row["inputs"]}
         expected[place] = [verdict for [verdict] in each(row)]
     for workers in (1, 2, 5):
-        assert [result["verdicts"] for result in sandbox.run(jobs, workers=workers)] == expected
+        assert [result["verdicts"] for result in run(jobs, workers=workers)] == expected
 
 
 # ---- frames ----
@@ -1007,7 +1008,7 @@ def test_verdicts_equal_bare_exec_on_the_authors_functions():
     codes = sorted({code for row in rows for code, _ in row["eval_func"]})
     responses = [response for row in rows for response in row["gpt-answer"]][:100]
     jobs = [{"id": i, "code": code, "inputs": responses} for i, code in enumerate(codes)]
-    for job, result in zip(jobs, sandbox.run(jobs)):
+    for job, result in zip(jobs, run(jobs)):
         namespace, expected = {}, []
         exec(job["code"], namespace)
         for response in responses:
@@ -1055,7 +1056,7 @@ def test_20_000_calls_of_functions_that_models_wrote_agree_with_plain_python():
 
     jobs = [{"id": code, "code": code, "inputs": texts} for code in codes]
     calls, timeouts = 0, []
-    for result in sandbox.run(jobs):
+    for result in run(jobs):
         namespace = {}
         try:
             exec(result["id"], namespace)
@@ -1085,9 +1086,7 @@ def test_humaneval_canonical_solutions_pass():
         }
         for problem in problems
     ]
-    failed = [
-        result for result in sandbox.run(jobs, cpu_seconds=5) if result["verdicts"] != ["pass"]
-    ]
+    failed = [result for result in run(jobs, cpu_seconds=5) if result["verdicts"] != ["pass"]]
     assert failed == [] and len(jobs) == 164
 
 
@@ -1135,7 +1134,7 @@ def test_imports_cost_no_worker_whatever_the_text_says():
     lines = "\n".join(f"import {name}" for name in ("torch", "scipy", "sklearn", "pandas"))
     jobs = [{"id": i, "code": f'"""{lines}"""\n' + GOOD["code"], "inputs": ["a"]} for i in range(8)]
     started = set()
-    for _ in sandbox.run(jobs, workers=1):
+    for _ in run(jobs, workers=1):
         started |= set(children()) - before
     assert len(started) == 1
 
@@ -1200,18 +1199,18 @@ def test_jobs_are_read_lazily_and_answered_in_order():
             read += 1
             yield {**GOOD, "id": read}
 
-    results = sandbox.run(jobs(), workers=2)
+    results = run(jobs(), workers=2)
     assert [next(results)["id"] for _ in range(50)] == list(range(1, 51))
     assert read < 500
     results.close()
 
 
 def test_many_runs_leave_no_process_and_no_descriptor():
-    list(sandbox.run([GOOD]))
+    list(run([GOOD]))
     before = os.listdir("/proc/self/fd"), children()
     for _ in range(5):
-        list(sandbox.run([GOOD] * 20))
-        next(sandbox.run([GOOD] * 20))
+        list(run([GOOD] * 20))
+        next(run([GOOD] * 20))
     assert (os.listdir("/proc/self/fd"), children()) == before
 
 
@@ -1225,7 +1224,7 @@ def test_killed_workers_are_replaced_and_no_verdict_is_lost():
         "inputs": ["a"] * 5,
     }
     before, killed, results = set(children()), 0, []
-    for result in sandbox.run([busy, GOOD] * 10, workers=2):
+    for result in run([busy, GOOD] * 10, workers=2):
         results.append(result)
         if len(results) % 5 == 0 and killed < 3:
             for pid in set(children()) - before:
@@ -1238,9 +1237,10 @@ def test_killed_workers_are_replaced_and_no_verdict_is_lost():
 def test_nothing_is_left_running_when_the_parent_is_killed():
     marker = f"marker-{os.getpid()}-{time.monotonic_ns()}"
     program = (
-        f"from autoif.sandbox import pool as sandbox\nsandbox.CHILD_SOURCE += '#{marker}'\n"
+        f"from autoif.sandbox import pool\nfrom tests.sandbox_run import run\n"
+        f"pool.CHILD_SOURCE += '#{marker}'\n"
         f"job = {{'id': 0, 'code': {function('while True: pass')!r}, 'inputs': ['a']}}\n"
-        "list(sandbox.run([job] * 8, workers=2, cpu_seconds=60))"
+        "list(run([job] * 8, workers=2, cpu_seconds=60))"
     )
     parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
     deadline = time.monotonic() + 20
@@ -1268,9 +1268,10 @@ def test_nothing_outlives_a_parent_that_is_killed_at_any_point():
     for number in range(20):
         marker = f"marker-{os.getpid()}-{number}-{time.monotonic_ns()}"
         program = (
-            f"from autoif.sandbox import pool as sandbox\nsandbox.CHILD_SOURCE += '#{marker}'\n"
+            f"from autoif.sandbox import pool\nfrom tests.sandbox_run import run\n"
+            f"pool.CHILD_SOURCE += '#{marker}'\n"
             f"jobs = [{{'id': 0, 'code': code, 'inputs': ['a'] * 9}} for code in {codes!r} * 99]\n"
-            f"list(sandbox.run(jobs, workers=2, keep_mb={number % 2 * 50}))"
+            f"list(run(jobs, workers=2, keep_mb={number % 2 * 50}))"
         )
         parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
         time.sleep(rng.uniform(0.05, 0.8))
@@ -1383,7 +1384,7 @@ def test_answered_jobs_do_not_stay_in_memory_behind_a_slow_one():
 
     tracemalloc.start()
     try:
-        results = sandbox.run(jobs(), workers=2, cpu_seconds=1)
+        results = run(jobs(), workers=2, cpu_seconds=1)
         assert next(results)["verdicts"] == ["error"] * 3
         kept, peak = tracemalloc.get_traced_memory()
     finally:
@@ -1564,7 +1565,7 @@ def check(
     source = sandbox.CHILD_SOURCE.replace("def check(", few.strip(), 1)
     monkeypatch.setattr(sandbox, "CHILD_SOURCE", source)
     jobs = [{**GOOD, "code": GOOD["code"] + f"  # {number}"} for number in range(9)]
-    results = list(sandbox.run(jobs, workers=1, keep_mb=100))
+    results = list(run(jobs, workers=1, keep_mb=100))
     assert [result["verdicts"] for result in results] == [["pass", "fail"]] * 9
 
 
@@ -1597,7 +1598,7 @@ def test_a_prefix_runs_the_worker_elsewhere(monkeypatch, tmp_path):
     place.write_text('#!/bin/sh\necho "$@" | head -c 40 > "$0.said"\nexec "$@"\n')
     place.chmod(0o755)
     monkeypatch.setenv("SANDBOX_PREFIX", f"{place} env PATH={os.path.dirname(sys.executable)}:/bin")
-    assert [result["verdicts"] for result in sandbox.run([GOOD])] == [["pass", "fail"]]
+    assert [result["verdicts"] for result in run([GOOD])] == [["pass", "fail"]]
     assert (tmp_path / "prefix.said").read_text().startswith("env PATH=")
 
 
@@ -1605,7 +1606,7 @@ def test_layers_that_a_prefix_lacks_are_said_and_not_refused(monkeypatch, capsys
     absent = sandbox.CHILD_SOURCE.replace("LANDLOCK_RESTRICT = 444,", "LANDLOCK_RESTRICT = 9999,")
     monkeypatch.setattr(sandbox, "CHILD_SOURCE", absent)
     monkeypatch.setenv("SANDBOX_PREFIX", "env")
-    assert [result["verdicts"] for result in sandbox.run([GOOD])] == [["pass", "fail"]]
+    assert [result["verdicts"] for result in run([GOOD])] == [["pass", "fail"]]
     assert "WITHOUT: Landlock: Function not implemented" in capsys.readouterr().err
 
 
@@ -1616,20 +1617,20 @@ def test_layers_that_a_prefix_lacks_are_said_and_not_refused(monkeypatch, capsys
 def test_a_prefix_that_starts_no_worker_is_a_named_error(prefix, message, monkeypatch):
     monkeypatch.setenv("SANDBOX_PREFIX", prefix)
     with pytest.raises(UserError, match=message):
-        list(sandbox.run([GOOD]))
+        list(run([GOOD]))
 
 
 def test_elsewhere_than_on_linux_a_prefix_is_asked_for(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(UserError, match="darwin: set SANDBOX_PREFIX="):
-        list(sandbox.run([GOOD]))
+        list(run([GOOD]))
 
 
 def test_threads_can_each_have_a_run_and_may_end_before_it():
     results = {}
 
     def work(name):
-        results[name] = [result["verdicts"] for result in sandbox.run([GOOD] * 30, workers=1)]
+        results[name] = [result["verdicts"] for result in run([GOOD] * 30, workers=1)]
 
     threads = [threading.Thread(target=work, args=(name,)) for name in range(3)]
     for thread in threads:
@@ -1640,7 +1641,7 @@ def test_threads_can_each_have_a_run_and_may_end_before_it():
     runs = []
 
     def begin():
-        runs.append(sandbox.run([GOOD] * 30))
+        runs.append(run([GOOD] * 30))
         next(runs[0])
 
     thread = threading.Thread(target=begin)

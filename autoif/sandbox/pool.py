@@ -11,7 +11,6 @@ import struct
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
@@ -228,21 +227,6 @@ class Flags:
     cpu_seconds: Positive = CPU_SECONDS  # of a call, of loading; wall time: 100 times that
     memory_mb: Count = MEMORY_MB  # memory of one function
     unsafe_no_sandbox: bool = False  # run it even where layers of the sandbox cannot be had
-
-
-def run(jobs: Iterable[dict], *, keep_mb: int = 0, patience: int = 1, **flags) -> Iterator[dict]:
-    """Yield `{"id", "verdicts", "error"}` of each job `{"id", "code", "inputs"}`, in order.
-
-    `flags` are fields of `Flags`. A few jobs are read ahead.
-    """
-    answers = deque()
-    with Sandbox(Flags(**flags), keep_mb=keep_mb, patience=patience) as box:
-        for answer in box.ahead(jobs):
-            answers.append(answer)
-            while answers and (answers[0].done() or len(answers) > HELD_ANSWERS):
-                yield answers.popleft().result()
-        while answers:
-            yield answers.popleft().result()
 
 
 def options(args: Flags) -> dict:
