@@ -76,13 +76,13 @@ class Flags(queries.Flags, llm.Flags, sandbox.Flags):
     out: str = "out/04_responses.jsonl"
     sft_out: str | None = None  # (default: 04_sft.jsonl beside --out)
     sft: str | None = None  # instead: ask the prompts of these training samples, bare (3.4)
-    bare_prompt: bool = False  # no template: a small model talks about it instead of the query
+    bare_prompt: bool = False  # no template: small models comment on it instead of answering
     queries_per_instruction: Count = 16  # queries joined to each constraint (3.3)
-    min_accuracy: Share = 0.5  # keep a response above this share of functions (3.3)
+    min_accuracy: Share = 0.5  # keep what more than this share of functions accepts (3.3)
     min_score: NonNegative = 8.0  # drop a response under this quality score (3.3)
     score: Literal["judge", "topic", "none"] = "judge"  # the model (paper), or TF-IDF on the query
     no_score: bool = False  # as --score none: the paper's ablation, and the online loop
-    limit: Count | None = None  # use only the first LIMIT constraints of the train split
+    limit: Count | None = None  # use only the first LIMIT constraints
     seed: int = 0  # of the draw of queries and of the samples
     k: Count = 8  # responses a prompt (3.3)
     temperature: NonNegative = 0.8  # of the sampling
@@ -93,25 +93,24 @@ class Flags(queries.Flags, llm.Flags, sandbox.Flags):
             raise UserError("one of --queries and --sft is required")
         self.sft_out = self.sft_out or str(Path(self.out).with_name("04_sft.jsonl"))
         if self.sft and Path(self.sft).resolve() == Path(self.sft_out).resolve():
-            advice = "would be overwritten; give another --out or --sft-out"
-            raise UserError(f"--sft {self.sft} {advice}")
+            raise UserError(f"--sft {self.sft} would be overwritten; give another --out")
         if self.no_score:
             self.score = "none"
 
 
 def joined(constraints: list[dict], pool: list[str], count: int, seed: int) -> list[tuple]:
-    """[(constraint, {query: id of its prompt})]: each has `count` queries drawn for it (3.3)."""
+    """[(constraint, {query: id of its prompt})], with `count` queries drawn for each (3.3)."""
     prompts = []
     for constraint in constraints:
         # a generator of its own: its queries stay when other constraints come or go
         drawn = random.Random(f"{seed} {constraint['id']}").sample(pool, min(count, len(pool)))
-        numbered = {query: f"{constraint['id']}.{number}" for number, query in enumerate(drawn)}
-        prompts.append((constraint, numbered))
+        ids = {query: f"{constraint['id']}.{number}" for number, query in enumerate(drawn)}
+        prompts.append((constraint, ids))
     return prompts
 
 
 def of_samples(constraints: list[dict], path: str) -> list[tuple]:
-    """The same of the training samples in a 04_sft.jsonl: each of their prompts once (3.4)."""
+    """As `joined`, with the queries that the samples in a 04_sft.jsonl were made of (3.4)."""
     known, prompts = {constraint["id"]: constraint for constraint in constraints}, {}
     fields = {"id": str, "instruction_id": str, "messages": [{"role": str, "content": str}]}
     for number, sample in files.numbered(path, fields, "04_responses.py"):
@@ -122,8 +121,9 @@ def of_samples(constraints: list[dict], path: str) -> list[tuple]:
                 f"{path}:{number}: {identity!r} is no train constraint of --in "
                 "that its prompt ends with; give the 03_instructions.jsonl that it was made of"
             )
-        _, numbered = prompts.setdefault(identity, (known[identity], {}))
-        numbered[prompt.removesuffix(ending)] = sample["id"].rpartition(".")[0]
+        _, ids = prompts.setdefault(identity, (known[identity], {}))
+        # of sample i00002.0.7, the eighth response to prompt i00002.0
+        ids[prompt.removesuffix(ending)] = sample["id"].rpartition(".")[0]
     return list(prompts.values())
 
 
@@ -140,11 +140,11 @@ def drop_reason(response: dict, earlier: list[dict], min_accuracy: float) -> str
     return None
 
 
-async def answer(constraint: dict, numbered: dict, client, box, others, args) -> tuple:
+async def answer(constraint: dict, ids: dict, client, box, others, args) -> tuple:
     """A constraint from its queries to judged responses: (constraint, rows of 04_responses)."""
     # join: the query as it stands, then the constraint on a line of its own
     rows, instruction = [], constraint["instruction"]
-    for query, identity in numbered.items():
+    for query, identity in ids.items():
         row = {"id": identity, "instruction_id": constraint["id"], "instruction": instruction}
         rows.append({**row, "query": query, "prompt": query + verifiers.join("", instruction)})
 
@@ -153,20 +153,21 @@ async def answer(constraint: dict, numbered: dict, client, box, others, args) ->
     contents = [template.format(**row) for row in rows]
     samples = await asyncio.gather(*(client.ask(content, k=args.k) for content in contents))
 
-    # verify: each function on all responses at once, as it is loaded and locked in once
+    # verify: every function on the responses to all prompts: it is loaded and locked in once
+    functions = constraint["verifiers"]
     texts = [sample["text"] for of_prompt in samples for sample in of_prompt]
-    verdicts = iter(await verifiers.judge(box, constraint["verifiers"], texts))
+    verdicts = iter(await verifiers.judge(box, functions, texts))
     for row, of_prompt in zip(rows, samples):
         responses = []
         for sample in of_prompt:
             response = {"text": sample["text"], "verdicts": next(verdicts)}
-            response["accuracy"] = verifiers.accuracy(response["verdicts"], constraint["verifiers"])
+            response["accuracy"] = verifiers.accuracy(response["verdicts"], functions)
             response |= {"score": None, "finish_reason": sample["finish_reason"]}
             response["reason"] = drop_reason(response, responses, args.min_accuracy)
             responses.append(response)
         row["pass_rate"] = verifiers.pass_rate(responses, args.min_accuracy)
         row["responses"] = responses
-        # they contradict each other, or are too much at a time
+        # several constraints in one: they contradict each other, or are too many at a time
         if verifiers.constraints(constraint) > 1 and row["pass_rate"] == 0:
             for response in responses:
                 if response["reason"] == "accuracy":
@@ -179,7 +180,7 @@ async def answer(constraint: dict, numbered: dict, client, box, others, args) ->
 
 
 async def score(row: dict, client, others: list[str], args: Flags) -> None:
-    """Give the accepted responses of a prompt their score, and those under it their reason."""
+    """Score the accepted responses of a prompt, and say why those with too low a score go."""
     waiting = [response for response in row["responses"] if not response["reason"]]
     texts = [response["text"] for response in waiting]
     if args.score == "topic":
@@ -196,7 +197,7 @@ async def score(row: dict, client, others: list[str], args: Flags) -> None:
 
 
 async def judgement(row: dict, text: str, client) -> float | None:
-    """The judge's score of a response, 0 to 10; a cut reply has none, since a cut "10" is a "1"."""
+    """The judge's score of a response, 0 to 10; None of a cut reply, whose 1 may be a 10."""
     content = SCORE_PROMPT.format(query=row["query"], instruction=row["instruction"], response=text)
     [reply] = await client.ask(content, k=1, temperature=0.0) or [None]
     if reply is None or reply["finish_reason"] == "length":
@@ -208,16 +209,16 @@ def tally(constraint: dict, rows: list[dict]) -> Counter:
     """What stats.json counts of a constraint: its prompts by outcome, responses, functions."""
     counts, verdicts = Counter(functions=len(constraint["verifiers"])), []
     several = verifiers.constraints(constraint)
-    prompts = "prompts" if several == 1 else f"prompts of {several} constraints"
+    label = "prompts" if several == 1 else f"prompts of {several} constraints"
     outcomes = {None: "without a response", 0.0: "all fail", 1.0: "all pass"}
     for row in rows:
-        counts.update(["prompts", f"{prompts} {outcomes.get(row['pass_rate'], 'mixed')}"])
+        counts.update(["prompts", f"{label} {outcomes.get(row['pass_rate'], 'mixed')}"])
         for response in row["responses"]:
             verdicts.append(response["verdicts"])
             counts["raw samples"] += 1
             counts["scored"] += response["score"] is not None
             counts["scored above 8"] += (response["score"] or 0) > 8
-    # a function that says the same of all responses may check nothing, though cases agreed
+    # a function that says the same of all responses may check nothing, though its cases agreed
     for column in zip(*verdicts):
         if len(set(column)) == 1:
             counts[f"functions always {column[0]}"] += 1
@@ -226,12 +227,10 @@ def tally(constraint: dict, rows: list[dict]) -> Counter:
 
 def sft_row(row: dict, number: int) -> dict:
     """The training sample of a response: the bare prompt, without the supervisor's template."""
-    messages = [
-        {"role": "user", "content": row["prompt"]},
-        {"role": "assistant", "content": row["responses"][number]["text"]},
-    ]
-    identity = f"{row['id']}.{number}"
-    return {"id": identity, "instruction_id": row["instruction_id"], "messages": messages}
+    question = {"role": "user", "content": row["prompt"]}
+    reply = {"role": "assistant", "content": row["responses"][number]["text"]}
+    of = {"id": f"{row['id']}.{number}", "instruction_id": row["instruction_id"]}
+    return {**of, "messages": [question, reply]}
 
 
 async def answer_all(train: list[dict], prompts: list[tuple], funnel, args: Flags) -> Counter:
@@ -244,8 +243,8 @@ async def answer_all(train: list[dict], prompts: list[tuple], funnel, args: Flag
         return answer(*prompts_of_constraint, client, box, others, args)
 
     # answer: constraint after constraint; 04_sft.jsonl appears last, when everything is there
-    others = relevance.others((each for _, numbered in prompts for each in numbered), args.seed)
-    most, counts = max((len(numbered) for _, numbered in prompts), default=1), Counter()
+    others = relevance.others([query for _, ids in prompts for query in ids], args.seed)
+    most, counts = max((len(ids) for _, ids in prompts), default=1), Counter()
     with files.writer(args.sft_out) as write_sft, files.writer(args.out) as write:
         async with llm.Client(args, "04_responses") as client, sandbox.Sandbox(args) as box:
             async for constraint, rows in in_order(work, prompts, max(2, client.ahead // most)):
@@ -290,10 +289,10 @@ def main(args: Flags) -> None:
     above = round(counts["scored above 8"] / counts["scored"], 4) if counts["scored"] else None
     funnel.finish(**counts, **numbers, **{"share above 8": above}, paper_table_5=PAPER_TABLE_5)
     folder = Path(args.out).parent
-    step = f"python 05_sft.py --in {args.sft_out} --model BASE --out {folder / '05_sft'}"
+    step = f"python 05_sft.py --in {args.sft_out} --model BASE --out {folder}/05_sft"
     if args.sft:
-        pairs = folder / "06_pairs.jsonl"
-        step = f"python 06_dpo.py pairs --level online --in {args.out} --out {pairs}"
+        files_of = f"--in {args.out} --out {folder}/06_pairs.jsonl"
+        step = f"python 06_dpo.py pairs --level online {files_of}"
     wrote(args.out, args.sft_out, then=step)
 
 
