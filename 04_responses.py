@@ -122,8 +122,7 @@ def of_samples(constraints: list[dict], path: str) -> list[tuple]:
                 "that its prompt ends with; give the 03_instructions.jsonl that it was made of"
             )
         _, ids = prompts.setdefault(identity, (known[identity], {}))
-        # of sample i00002.0.7, the eighth response to prompt i00002.0
-        ids[prompt.removesuffix(ending)] = sample["id"].rpartition(".")[0]
+        ids[prompt.removesuffix(ending)] = sample["id"].rpartition(".")[0]  # i2.0 of i2.0.7
     return list(prompts.values())
 
 
@@ -154,14 +153,13 @@ async def answer(constraint: dict, ids: dict, client, box, others, args) -> tupl
     samples = await asyncio.gather(*(client.ask(content, k=args.k) for content in contents))
 
     # verify: every function on the responses to all prompts: it is loaded and locked in once
-    functions = constraint["verifiers"]
     texts = [sample["text"] for of_prompt in samples for sample in of_prompt]
-    verdicts = iter(await verifiers.judge(box, functions, texts))
+    verdicts = iter(await verifiers.judge(box, constraint["verifiers"], texts))
     for row, of_prompt in zip(rows, samples):
         responses = []
         for sample in of_prompt:
             response = {"text": sample["text"], "verdicts": next(verdicts)}
-            response["accuracy"] = verifiers.accuracy(response["verdicts"], functions)
+            response["accuracy"] = verifiers.accuracy(response["verdicts"], constraint["verifiers"])
             response |= {"score": None, "finish_reason": sample["finish_reason"]}
             response["reason"] = drop_reason(response, responses, args.min_accuracy)
             responses.append(response)
@@ -184,7 +182,9 @@ async def score(row: dict, client, others: list[str], args: Flags) -> None:
     waiting = [response for response in row["responses"] if not response["reason"]]
     texts = [response["text"] for response in waiting]
     if args.score == "topic":
-        scores = relevance.scores(texts, row["query"], row["instruction"], others)
+        # in a thread, not to hold up the requests under way
+        topic = (row["query"], row["instruction"], others)
+        scores = await asyncio.to_thread(relevance.scores, texts, *topic)
     else:
         scores = await asyncio.gather(*(judgement(row, text, client) for text in texts))
     for response, value in zip(waiting, scores):
@@ -199,7 +199,7 @@ async def score(row: dict, client, others: list[str], args: Flags) -> None:
 async def judgement(row: dict, text: str, client) -> float | None:
     """The judge's score of a response, 0 to 10; None of a cut reply, whose 1 may be a 10."""
     content = SCORE_PROMPT.format(query=row["query"], instruction=row["instruction"], response=text)
-    [reply] = await client.ask(content, k=1, temperature=0.0) or [None]
+    [reply] = await client.ask(content, part="scores", temperature=0.0) or [None]
     if reply is None or reply["finish_reason"] == "length":
         return None
     return replies.score(reply["text"])

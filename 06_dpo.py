@@ -163,7 +163,7 @@ def training_samples(path: str) -> set[str]:
     for row in files.read(path, ["instruction_id", "messages"], "04_responses.py"):
         # of several constraints, "i2+i7", each is one
         name = row["instruction_id"]
-        samples |= {row["messages"][0]["content"], name, *name.split("+")}
+        samples |= {row["messages"][0]["content"], name, *str(name).split("+")}
     return samples
 
 

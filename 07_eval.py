@@ -25,7 +25,6 @@ of its module in autoif/evaluation/benchmarks):
  4. IFBench and the held-out constraints are ours to add.
 """
 
-import contextlib
 import gc
 import sys
 import time
@@ -86,22 +85,28 @@ class Flags(benchmarks.Flags, judge.Flags, heldout.Flags, llm.Flags, sandbox.Fla
         self.name = self.name or Path(self.model).name
 
 
-async def answer_and_judge(attempt: dict, name: str, client, judging) -> dict:
-    """An attempt with its `answers`, one a turn, and their `judgement`; `open` where one failed."""
-    benchmark, item = benchmarks.module(name), attempt["item"]
+async def answer(attempt: dict, name: str, client) -> dict:
+    """An attempt with its `answers`, one a turn; `open` where a request for them failed."""
+    say, benchmark = partial(ask, client, **attempt["sampling"]), benchmarks.module(name)
     try:
-        # answer: one turn, or as the benchmark has it; a --responses file has answered already
-        if "answers" not in attempt:
-            say = partial(ask, client, **attempt["sampling"])
-            if hasattr(benchmark, "answer"):
-                attempt["answers"] = await benchmark.answer(item, say)
-            else:
-                attempt["answers"] = [await say([user(item["prompt"])])]
+        # one turn, or as the benchmark has it; a --responses file has answered already
+        if hasattr(benchmark, "answer") and "answers" not in attempt:
+            attempt["answers"] = await benchmark.answer(attempt["item"], say)
+        elif "answers" not in attempt:
+            attempt["answers"] = [await say([user(attempt["item"]["prompt"])])]
+    except Unanswered:
+        attempt["open"] = True
+    return attempt
 
-        # judge: an answer that a --responses file lacks has failed, and no judge is paid to say so
-        reasons = [answer["finish_reason"] for answer in attempt["answers"]]
-        if judging and "missing" not in reasons:
-            attempt["judgement"] = await benchmark.judge(item, attempt["answers"], judging)
+
+async def judged(attempt: dict, name: str, judging) -> dict:
+    """An attempt with the `judgement` of its answers; `open` where a request for it failed."""
+    try:
+        # an answer that a --responses file lacks has failed, and no judge is paid to say so
+        reasons = [answer["finish_reason"] for answer in attempt.get("answers", [])]
+        if not attempt["open"] and "missing" not in reasons:
+            work = benchmarks.module(name).judge(attempt["item"], attempt["answers"], judging)
+            attempt["judgement"] = await work
     except Unanswered:
         attempt["open"] = True
     return attempt
@@ -118,16 +123,23 @@ async def attempt_all(name: str, items: list[dict], settings: dict, args: Flags)
     # keep_empty: an answer without text has failed, and is not asked for again
     answering = llm.Client(args, "07_eval", keep_empty=True)
     answering.name = f"07_eval {name}"
-    judging = judge.client(args) if benchmarks.settings(name).judge else contextlib.nullcontext()
-    async with answering as client, judging as judge_client:
+    async with answering as client:
         # what is stored costs nothing; a second turn depends on the first
         if not args.responses:
             lacking = sum(client.lacks(a["item"]["prompt"], **a["sampling"]) for a in attempts)
             line = f"{name}: {len(items):,} items x {settings['samples']}"
             print(f"{line}, {lacking:,} requests to send", file=sys.stderr, flush=True)
-        work = partial(answer_and_judge, name=name, client=client, judging=judge_client)
+        work = partial(answer, name=name, client=client)
         attempts = [attempt async for attempt in in_order(work, attempts, client.ahead)]
-    return attempts, sum(each.counts["refused"] for each in (client, judge_client) if each)
+    refused = client.counts["refused"]
+
+    # judge: once all answers are stored, since a judge that is gone must not cost them
+    if benchmarks.settings(name).judge and args.judge_model:
+        async with judge.client(args) as judging:
+            work = partial(judged, name=name, judging=judging)
+            attempts = [attempt async for attempt in in_order(work, attempts, judging.ahead)]
+        refused += judging.counts["refused"]
+    return attempts, refused
 
 
 async def score(name: str, attempts: list[dict], args: Flags) -> list[dict]:

@@ -60,7 +60,7 @@ pipeline() {
     policy=$ONLINE_FROM
     for iteration in $(seq "$ONLINE_ITERATIONS"); do
         online=$OUT/online_$iteration
-        make "$online/04_responses.jsonl" served "$policy" python 04_responses.py --model "$policy" --no-score \
+        make "$online/04_responses.jsonl" served "$policy" python 04_responses.py --model "$policy" --score none \
             --in "$OUT/03_instructions.jsonl" --sft "$OUT/04_sft.jsonl" --out "$online/04_responses.jsonl" \
             --seed "$iteration" ${FLAGS_04_ONLINE:-}
         make "$online/06_pairs.jsonl" python 06_dpo.py pairs --level online --in "$online/04_responses.jsonl" \

@@ -68,8 +68,8 @@ functions pass and (unless it was left out) a judge gives a high score.
 `verifiers.jsonl` holds the functions by constraint id. They were written by a model: run them in a
 sandbox only, as `autoif.reward.Verifiers.load("verifiers.jsonl").score(ids, texts)` does. Rows lead
 back to their constraint by `instruction_id`, pairs by the part of their `id` before the first dot
-or slash; those of several constraints name all in `instruction_ids`. Constraints with split
-`heldout` are in no training row here.
+or slash; those of several constraints have all ids in one, as "i00002+i00005". Constraints with
+split `heldout` are in no training row here.
 
 ## How many rows came through
 

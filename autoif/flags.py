@@ -26,6 +26,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import MISSING, fields
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, get_type_hints
@@ -49,7 +50,7 @@ def within(kind: type, low: float, high: float = math.inf, *, above: bool = Fals
         for word in words:
             try:
                 number = int(word) if kind is int else float(Fraction(word))  # 1/64 as well
-            except (ValueError, ZeroDivisionError):
+            except (ValueError, ZeroDivisionError, OverflowError):  # x, 1/0, 1e400
                 number = math.nan
             if not low <= number <= high or (above and number == low):
                 raise ValueError(f"must be {bounds}, not {word}")
@@ -109,7 +110,12 @@ def parse(command: Callable | dict[str, Callable], argv: list[str], doc: str = "
     flags = next(iter(get_type_hints(command, include_extras=True).values()))  # of `args`
     config = (tyro.conf.FlagCreatePairsOff,)  # no --no-no-score
     with _errors.on_parse_error(refuse):
-        return command, tyro.cli(flags, args=argv, description=" ", prog=name, config=config)
+        args = tyro.cli(flags, args=argv, description=" ", prog=name, config=config)
+    for field in fields(args):
+        required = field.default is field.default_factory is MISSING
+        if required and getattr(args, field.name) == []:  # tyro takes a list without a value
+            raise UserError(f"argument --{field.name}: expected at least one value; see --help")
+    return command, args
 
 
 def call(command: Callable | dict[str, Callable], argv: list[str], doc: str = ""):

@@ -88,6 +88,9 @@ class Verifiers:
 
     def __init__(self, rows: dict[str, dict], source: str = "", keep_mb: int = KEEP_MB, **flags):
         """`rows` by id; `flags` are fields of `autoif.sandbox.Flags`, such as workers=4."""
+        for name in flags.keys() & {"workers", "cpu_seconds", "memory_mb"}:
+            if flags[name] is not None and flags[name] <= 0:
+                raise UserError(f"{name} must be more than 0, not {flags[name]}")
         self.rows, self.source = rows, source
         self.keep_mb, self.flags = keep_mb, sandbox.Flags(**flags)
         self._renew()
@@ -342,9 +345,12 @@ def strengthen(row: dict, verdicts: list[list[str]]) -> tuple[dict, str | None]:
 def reduced(row: dict, places: list[int]) -> dict:
     """A row of 02 or 03 with the functions at these places only, and what is said of each."""
     row = dict(row)
-    for name in ("verifiers", "back_translations", "nli"):
-        if name in row:
-            row[name] = [row[name][place] for place in places]
+    names = ["verifiers", "back_translations", "nli"]
+    # 03 asks for the first functions only: back-translations of fewer stay as they are
+    if {len(row.get(name, [])) for name in names} != {len(row["verifiers"])}:
+        names = ["verifiers"]
+    for name in names:
+        row[name] = [row[name][place] for place in places]
     cases = []
     for case in row.get("cases", []):
         if "verdicts" in case:  # cases of one's own have none

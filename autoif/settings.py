@@ -51,7 +51,8 @@ def versions(libraries: Iterable[str]) -> dict[str, str]:
 def commit() -> str | None:
     """The checkout's commit, None where there is none or no git."""
     checkout = shlex.quote(str(Path(__file__).parent))
-    status, line = subprocess.getstatusoutput(f"git -C {checkout} rev-parse --short HEAD")
+    command = f"git -C {checkout} rev-parse --short HEAD 2>/dev/null"  # warnings are no commit
+    status, line = subprocess.getstatusoutput(command)
     return None if status else line
 
 

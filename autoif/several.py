@@ -64,7 +64,7 @@ def by_family(rows: list[dict], most: int, path: str) -> dict[str, list[dict]]:
     of_family = defaultdict(list)
     for row in rows:
         of_family[family(row)].append(row)
-    if most > len(of_family):
+    if most > len(of_family) and rows[0]["split"] == "train":
         raise UserError(
             f"--constraints: a prompt of {most} needs so many families, and the "
             f"{rows[0]['split']} constraints of {path} are of {len(of_family)} only; ask for fewer"
@@ -103,8 +103,10 @@ def joined(constraints: list[dict]) -> dict:
 
 def draw(rows: list[dict], args: Flags) -> list[dict]:
     """The rows of one split, each joined with others `--draws` times; equal ones come once."""
-    numbers, drawn = span(args.constraints), {}
-    of_family = by_family(rows, numbers[1], args.file)
+    (low, high), drawn = span(args.constraints), {}
+    of_family = by_family(rows, high, args.file)
+    # few families may be held out: their rows are of as many constraints as they have
+    numbers = min(low, len(of_family)), min(high, len(of_family))
     for row in rows:
         for number in range(args.draws):
             # a generator of its own: a draw stays when others come or go

@@ -18,7 +18,7 @@ FLAGS_03="--heldout 0.25 --seed 35 ${MORE_03:-}"
 FLAGS_04="--seed $SEED --queries-per-instruction 3 --max-tokens 96 --heldout-queries 0 --score topic --bare-prompt ${MORE_04:-}"
 # fp32: a CPU without bf16 products of its own computes them at half the speed, and the loss sees all that is learned
 FLAGS_05="--seed $SEED --precision fp32 --batch 8 --lr 2e-5 --epochs 1 --warmup-steps 10 --max-length 512 --micro-tokens 1024 ${MORE_TRAIN:-}"  # 300 rows
-# at 1e-5 the loss falls to 0.68 only (study/results/tried), at 1e-4 answers do not end (study/results/tuning)
+# at 1e-5 the loss falls to 0.68 only (tried.jsonl.gz of study/results), at 1e-4 answers do not end (tuning.jsonl.gz)
 FLAGS_06="--seed $SEED --precision fp32 --batch 8 --lr 5e-5 --beta 0.1 --epochs 1 --max-length 512 --micro-tokens 1024 ${MORE_TRAIN:-}"
 FLAGS_06_PAIRS="--seed $SEED --pairs-per-prompt 2 ${MORE_06_PAIRS:-}"  # sampling costs more than training
 FLAGS_04_ONLINE="--max-tokens 96 --k 8 --score topic"

@@ -2,7 +2,7 @@
 # The choice of DPO's settings, on a fifth of the *training* families and on training queries: what
 # the study measures is not looked at. Each try is a variant (variants.sh) of a run of its own.
 #
-#   bash study/tune.sh [NAME...]   some 20 minutes, and 7 a try; into study/results/tuning
+#   bash study/tune.sh [NAME...]   some 20 minutes, and 7 a try; into study/results/tuning.jsonl.gz
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash run_all.sh --env

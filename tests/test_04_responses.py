@@ -9,11 +9,12 @@ import tracemalloc
 from collections import Counter
 
 import pytest
+import tiny_models
 from fake_server import FakeServer
 
 from autoif import files, queries, replies, sandbox, several
 from autoif.files import UserError
-from autoif.flags import call
+from autoif.flags import call, parse
 from autoif.verifiers import accuracy, join, pass_rate
 
 stage = importlib.import_module("04_responses")
@@ -675,3 +676,25 @@ def test_the_released_filters_on_length_and_language(tmp_path):
 def test_no_query_left_is_an_error_that_names_the_flags(tmp_path):
     with pytest.raises(UserError, match="none is left.*--min-chars"):
         run(tmp_path, answers, "--min-chars", "290")
+
+
+def test_the_studys_online_loop_is_scored_though_the_full_runs_is_not():
+    """The flags that run_all.sh gives it, and behind them those of a settings file."""
+    folder = tiny_models.ROOT
+    line = (folder / "run_all.sh").read_text().split('served "$policy" python 04_responses.py')[1]
+    [given] = re.findall(r"--score \w+", line.partition("\n")[0])
+    [own] = re.findall(
+        r'^FLAGS_04_ONLINE="(.*)"$', (folder / "study/settings.sh").read_text(), re.M
+    )
+    flags = ["--model", "m", "--sft", "04_sft.jsonl", "--out", "online_1/04.jsonl", *given.split()]
+    assert parse(stage.main, flags)[1].score == "none"
+    assert parse(stage.main, [*flags, *own.split()])[1].score == "topic"
+
+
+def test_few_held_out_families_are_joined_as_far_as_they_reach(tmp_path):
+    rows = []
+    for number in range(5):
+        row = constraint(f"i{number}", f"Use fewer than {number + 9} words", SHORT)
+        rows.append({**row, "family": str(number), "split": "heldout" if number == 4 else "train"})
+    *train, heldout = joined(tmp_path, rows, "2-3")
+    assert heldout["id"] == "i4" and all("+" in row["id"] for row in train)

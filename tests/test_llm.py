@@ -717,6 +717,23 @@ def test_more_failures_than_allowed_raise_when_the_clients_block_ends(path, monk
     assert list(map(len, seen)) == [1] * 8 + [0] * 2
 
 
+def test_answers_that_failed_do_not_hide_among_scores_that_came(path, monkeypatch):
+    monkeypatch.setattr("autoif.llm.endpoint.RETRIES", 0)
+
+    async def main():
+        async with client(server, path, concurrency=1) as model:
+            for prompt in "abcd":
+                await model.ask(prompt)
+            for number in range(60):
+                await model.ask(f"score {number}", part="scores")
+
+    with (
+        FakeServer(faults=script(None, None, "500", "500", *[None] * 60)) as server,
+        pytest.raises(UserError, match="2 of 4 prompts kept failing.*of the answers"),
+    ):
+        asyncio.run(main())
+
+
 def test_a_dead_server_does_not_use_up_the_prompts(path, monkeypatch):
     monkeypatch.setattr("autoif.llm.endpoint.RETRIES", 0)
     with FakeServer(faults=always("drop")) as server:

@@ -370,6 +370,19 @@ def test_functions_that_always_say_the_same_are_left_out_with_what_is_said_of_th
     assert row["cases"][1]["agreement"] == 0.5
 
 
+def test_back_translations_of_the_first_functions_stay_where_a_later_one_is_left_out(tmp_path):
+    more = {"back_translations": ["Lower case", ""], "nli": ["neutral"]}
+    row, dropped = kept(tmp_path, LOWER, LOWER.replace("==", "in"), ALWAYS, **more)
+    assert not dropped and len(row["verifiers"]) == 2
+    assert row["back_translations"] == ["Lower case", ""] and row["nli"] == ["neutral"]
+
+
+@pytest.mark.parametrize("flag", ["workers", "cpu_seconds", "memory_mb"])
+def test_a_limit_that_is_none_is_refused_by_name(file, flag):
+    with pytest.raises(UserError, match=f"{flag} must be more than 0, not -1"):
+        Verifiers.load(file, **{flag: -1})
+
+
 def test_a_constraint_of_constant_functions_only_is_dropped(tmp_path, capsys):
     row, [dropped] = kept(tmp_path, ALWAYS, ALWAYS + "  # again")
     assert row is None and dropped["reason"] == "only constant functions"

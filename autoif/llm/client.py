@@ -97,6 +97,7 @@ class Client:
         self._endpoint = None  # until the first completion that the store lacks
         self._waiting = set()  # tasks that wait for the endpoint
         self._error = None  # what ended the run
+        self._asked, self._failed = Counter(), Counter()  # prompts of each part of a stage
         self._alike = 0  # prompts with equal samples; None: the server samples
 
     async def __aenter__(self) -> "Client":
@@ -125,18 +126,23 @@ class Client:
         if error is None:
             self._check_failed()
 
-    async def ask(self, prompt: str | list[dict], k: int = 1, first: int = 0, **more) -> list[dict]:
+    async def ask(
+        self, prompt: str | list[dict], k: int = 1, first: int = 0, part: str = "answers", **more
+    ) -> list[dict]:
         """Samples `first` .. `first + k - 1` of a user's text, or of a list of messages.
 
         `more` is of this request alone: temperature, max_tokens, any parameter of the server. A
         sample is `{"index", "text", "finish_reason"}`, where the reason is "stop" or, of an answer
         that was cut off, "length"; one that failed, or has no text (unless `keep_empty`), is not in
-        the list, only in `counts`. UserError where the run has ended.
+        the list, only in `counts`. `max_failed` is a share of each `part`: answers that failed do
+        not hide among scores that came. UserError where the run has ended.
         """
         request, name = self._request(prompt, more)
-        self.counts["prompts"] += 1
         with self._ending_together():
-            await self._fetch(request, name, first, k)
+            self.counts["prompts"] += 1
+            self._asked[part] += 1
+            failure = await self._fetch(request, name, first, k)
+            self._failed[part] += failure is not None and not failure.refused
             self._bar.update()
             samples = self._samples(name, first, k)
             self._check_sampling(request, name, first + k)
@@ -173,11 +179,11 @@ class Client:
         finally:
             self._waiting.discard(task)
 
-    async def _fetch(self, request: dict, name: str, first: int, k: int) -> None:
-        """Ask the endpoint for the samples that the store lacks."""
+    async def _fetch(self, request: dict, name: str, first: int, k: int) -> Exception | None:
+        """Ask the endpoint for the samples that the store lacks; why some stay away."""
         if not self.store.missing(name, first, k):
             self.counts["stored"] += k
-            return
+            return None
         if self._endpoint is None:
             # here, as the openai library takes most of the second that --help has
             from autoif.llm.endpoint import Endpoint
@@ -189,11 +195,12 @@ class Client:
         async with self._turns.setdefault((name, first), asyncio.Lock()):
             missing = self.store.missing(name, first, k)
             self.counts["stored"] += k - len(missing)
-            await self._endpoint.answer(request, name, missing)
+            failure = await self._endpoint.answer(request, name, missing)
         # in two turns of the loop the next request takes this one's place and is sent, before the
         # stage works on the answer
         for _ in range(2):
             await asyncio.sleep(0)
+        return failure
 
     async def _each_second(self) -> None:
         """Show the speed, and sync the store: a power cut may cost the answers of a second."""
@@ -245,13 +252,15 @@ class Client:
     def _check_failed(self) -> None:
         """UserError when too many prompts failed, or none has an answer at all."""
         counts, last = self.counts, self._endpoint and self._endpoint.last_failure
-        prompts, failed, refused = counts["prompts"], counts["failed"], counts["refused"]
-        if failed > self.args.max_failed * prompts:
-            raise UserError(
-                f"{failed:,} of {prompts:,} prompts kept failing, more than --max-failed "
-                f"{self.args.max_failed}; the last with: {last}; run the same command to ask for "
-                "these again, all other answers are stored"
-            )
+        for part, prompts in self._asked.items():
+            failed = self._failed[part]
+            if failed > self.args.max_failed * prompts:
+                raise UserError(
+                    f"{failed:,} of {prompts:,} prompts kept failing, more than --max-failed "
+                    f"{self.args.max_failed} of the {part}; the last with: {last}; run the same "
+                    "command to ask for these again, all other answers are stored"
+                )
+        refused = counts["refused"]
         answered = counts["answered"] or counts["stored"]
         if refused and not answered and (refused > 1 or not last.of_prompt):
             raise UserError(

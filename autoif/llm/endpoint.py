@@ -105,15 +105,15 @@ class Endpoint:
     async def close(self) -> None:
         await self._client.close()
 
-    async def answer(self, request: dict, key: str, indices: list[int]) -> None:
-        """Store samples; a prompt that stays without some is counted as failed, or as refused."""
+    async def answer(self, request: dict, key: str, indices: list[int]) -> Failure | None:
+        """Store samples; why a prompt stays without some, which is counted as failed or refused."""
         failure = await self._fetch(request, key, indices)
-        if failure is None:
-            return
-        self.last_failure = failure
-        self._counts["refused" if failure.refused else "failed"] += 1
-        if failure.refused:
-            self._check_refused(failure)
+        if failure is not None:
+            self.last_failure = failure
+            self._counts["refused" if failure.refused else "failed"] += 1
+            if failure.refused:
+                self._check_refused(failure)
+        return failure
 
     async def _fetch(self, request: dict, key: str, indices: list[int]) -> Failure | None:
         """All samples in one request where the server takes `n`, else in one request each."""

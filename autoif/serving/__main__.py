@@ -56,9 +56,10 @@ class Flags:
 
 def command_line(args: Flags, folder: Path, port: int) -> list[str]:
     """The server's command line; what it serves is made of the model in the empty `folder`."""
-    if template := os.environ.get("SERVE"):
-        return engines.own_command(template, servable(half(args.model), folder), port)
     gguf = fetch.gguf(args.model)
+    if template := os.environ.get("SERVE"):
+        served = gguf or servable(half(args.model), folder)
+        return engines.own_command(template, served, port)
     if gguf is None and (memory := engines.gpu_memory()):
         # first what can be refused: the folder may take minutes of download
         shape = engines.shape(args.model)
