@@ -26,7 +26,6 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import MISSING, fields
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, get_type_hints
@@ -67,12 +66,29 @@ def within(kind: type, low: float, high: float = math.inf, *, above: bool = Fals
     return Annotated[kind if count == 1 else tuple, spec]
 
 
+def some(words: list[str]) -> list[str]:
+    if not words:
+        raise ValueError("must be at least one value")
+    return words
+
+
 Natural, Count = within(int, 0), within(int, 1)
 NonNegative, Positive = within(float, 0), within(float, 0, above=True)
 Share, PositiveShare = within(float, 0, 1), within(float, 0, 1, above=True)
 Betas = within(float, 0, 0.999999, count=2)
+# tyro's own lists take no value as well
+Texts = Annotated[
+    list[str],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="STR [STR ...]",
+        instance_from_str=some,
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: value,
+    ),
+]
 In = Annotated[str, tyro.conf.arg(name="in")]
-Ins = Annotated[list[str], tyro.conf.arg(name="in")]
+Ins = Annotated[Texts, tyro.conf.arg(name="in")]
 
 
 def refuse(event: _errors.ParseErrorEvent) -> None:
@@ -110,12 +126,7 @@ def parse(command: Callable | dict[str, Callable], argv: list[str], doc: str = "
     flags = next(iter(get_type_hints(command, include_extras=True).values()))  # of `args`
     config = (tyro.conf.FlagCreatePairsOff,)  # no --no-no-score
     with _errors.on_parse_error(refuse):
-        args = tyro.cli(flags, args=argv, description=" ", prog=name, config=config)
-    for field in fields(args):
-        required = field.default is field.default_factory is MISSING
-        if required and getattr(args, field.name) == []:  # tyro takes a list without a value
-            raise UserError(f"argument --{field.name}: expected at least one value; see --help")
-    return command, args
+        return command, tyro.cli(flags, args=argv, description=" ", prog=name, config=config)
 
 
 def call(command: Callable | dict[str, Callable], argv: list[str], doc: str = ""):

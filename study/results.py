@@ -33,7 +33,7 @@ from autoif import families, files  # noqa: E402
 from autoif.evaluation import intervals, table  # noqa: E402
 from autoif.evaluation.kinds import kind  # noqa: E402
 from autoif.files import UserError  # noqa: E402
-from autoif.flags import cli  # noqa: E402
+from autoif.flags import Texts, cli  # noqa: E402
 from autoif.models import chat_tokenizer  # noqa: E402
 from autoif.training.rows import count_tokens, encode  # noqa: E402
 
@@ -498,8 +498,8 @@ class Split:
 
 @dataclass(kw_only=True)
 class Models(Results):
-    models: Positional[list[str]]  # as in table.md's lines: base, sft, offline, ...
-    seeds: list[str]
+    models: Positional[Texts]  # as in table.md's lines: base, sft, offline, ...
+    seeds: Texts  # such as 1 2 3
 
 
 def collect_run(args: Run) -> None:

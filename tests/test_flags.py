@@ -344,3 +344,11 @@ def test_help_takes_less_than_a_second_and_neither_torch_nor_transformers(stage)
     assert done.returncode == 0 and "usage:" in done.stdout, done.stderr
     # of CPU time: other processes may have the machine meanwhile
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
+
+
+def test_a_list_without_a_value_is_refused_by_the_name_of_its_flag():
+    commands = importlib.import_module("06_dpo").COMMANDS
+    with pytest.raises(UserError, match="argument --in: must be at least one value"):
+        flags.parse(commands, ["pairs", "--in", "--out", "pairs.jsonl"])
+    args = flags.parse(commands, ["pairs", "--in", "a", "b", "--out", "pairs.jsonl"])[1]
+    assert args.input == ["a", "b"]
