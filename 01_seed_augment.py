@@ -107,9 +107,10 @@ NOT_FORMAT = re.compile(
 )
 # Lines of a reply that are none of its list: openings, closings and refusals.
 PROSE = re.compile(
-    r"^(?:sure|certainly|of course|okay|here (?:are|is)|here['’]s|below are|these are|"
-    r"(?:i['’]m |i am )?sorry|i apologi[sz]e|unfortunately|as an ai|i (?:cannot|can['’]t)|"
-    r"i hope|hope this|let me know|feel free)\b|\bconstraints?\b.*:$",
+    r"^(?:sure|certainly|of course|okay|(?:here|below|these)(?: are| is|['’]s)|"
+    r"(?:i['’]m |i am )?(?:sorry|unable|not able)|i apologi[sz]e|unfortunately|as an ai|"
+    r"i (?:cannot|can['’]t|won['’]t)|i hope|hope this|let me know|feel free)\b|"
+    r"\bconstraints?\b.*:$",
     re.IGNORECASE,
 )
 

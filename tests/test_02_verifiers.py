@@ -79,7 +79,16 @@ def test_a_function_and_its_cases_are_read_in_every_wrapping_that_models_write(t
     assert cases == completion()["cases"]
 
 
-@pytest.mark.parametrize("pattern", [r'r"\bcat\b"', r"R'\bcat\b'", r'"\bcat\b"', r'"""\bcat\b"""'])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r'r"\bcat\b"',
+        r"R'\bcat\b'",
+        r'"\bcat\b"',
+        r'"""\bcat\b"""',
+        "# it's a word\n        r'\\bcat\\b'",
+    ],
+)
 def test_backspaces_of_json_are_the_word_boundaries_that_the_code_meant(tmp_path, pattern):
     """They matched nothing, and cases that expect a failure kept the function."""
     code = f"import re\ndef evaluate(response):\n    return bool(re.search({pattern}, response))"
