@@ -5,7 +5,7 @@
         --in out/live/precision/03_instructions.jsonl --queries demo/queries.txt --k 4 \\
         --queries-per-instruction 1 --heldout-queries 0 --max-tokens 96 \\
         --store out/live/completions/04_responses.jsonl --out out/live/precision/04_responses.jsonl
-    python live/precision.py table out/live        # the table of live/README.md
+    python live/precision.py table out/live --labels labels.jsonl
 
 A label says whether an answer obeys its constraint, given by a reader who saw no function:
 
@@ -29,13 +29,13 @@ from autoif import files, flags, llm, sandbox, verifiers  # noqa: E402
 from autoif.evaluation.intervals import interval  # noqa: E402
 from autoif.settings import settings_path  # noqa: E402
 
-LABELS = ROOT / "live" / "labels.jsonl"
 FILTERS = ("none: all that compile", "cross-validation", "and back-translation")
 
 
 @dataclass(kw_only=True)
 class Flags:
     out: Positional[str]  # folder of a run
+    labels: str = str(ROOT / "live" / "labels.jsonl")  # whether answers obey, by hand
 
 
 def kept_by(out: Path) -> dict[tuple[str, str], int]:
@@ -72,10 +72,10 @@ async def functions(args: Flags) -> None:
                     write({**row, "verifiers": judges, "split": "train"})
 
 
-def points(out: Path, at_least: int, of: str, vote: bool) -> list[tuple]:
+def points(args: Flags, at_least: int, of: str, vote: bool) -> list[tuple]:
     """The points of `interval`: of what passes the share that obeys (precision), or the reverse."""
-    labels = {}
-    for label in files.read(LABELS):
+    labels, out = {}, Path(args.out)
+    for label in files.read(args.labels):
         labels[label["instruction"], label["response"]] = label["obeys"]
     judges = {}
     for row in files.read(out / "precision" / "03_instructions.jsonl"):
@@ -95,8 +95,8 @@ def points(out: Path, at_least: int, of: str, vote: bool) -> list[tuple]:
     return made
 
 
-def cell(out: Path, number: int, of: str, vote: bool) -> str:
-    made = points(out, number, of, vote)
+def cell(args: Flags, number: int, of: str, vote: bool) -> str:
+    made = points(args, number, of, vote)
     share = interval(made)
     low, high = share["low"], share["high"]
     return f"{share['value']:.2f} [{low:.2f}, {high:.2f}] of {len(made)}"
@@ -104,8 +104,7 @@ def cell(out: Path, number: int, of: str, vote: bool) -> str:
 
 def table(args: Flags) -> None:
     """Print precision and recall of single functions and of their vote, after each filter."""
-    out = Path(args.out)
-    judges = list(files.read(out / "precision" / "03_instructions.jsonl"))
+    judges = list(files.read(Path(args.out) / "precision" / "03_instructions.jsonl"))
     print("| filter | functions | precision | recall | vote: precision | vote: recall |")
     print("| --- | --- | --- | --- | --- | --- |")
     for number, name in enumerate(FILTERS):
@@ -114,7 +113,7 @@ def table(args: Flags) -> None:
             count += sum(verifier["filters"] >= number for verifier in row["verifiers"])
         cells = []
         for vote in (False, True):
-            cells += [cell(out, number, of, vote) for of in ("precision", "recall")]
+            cells += [cell(args, number, of, vote) for of in ("precision", "recall")]
         print(f"| {name} | {count} | {' | '.join(cells)} |")
 
 

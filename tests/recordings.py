@@ -15,7 +15,7 @@ FILES = {
     "02_verifiers": "02_verifiers",
     "03_backtranslate": "03_instructions",
 }
-# four of the recorded nine samples of 01: 64 constraints at the end, in seconds
+# the demo's flags: four of the recorded nine samples of 01
 FEW = {**rekey.FLAGS}
 FEW["01_seed_augment"] = [*rekey.FLAGS["01_seed_augment"][:2], "--k", "4", "--count", "20"]
 
