@@ -182,7 +182,10 @@ async def ask(seeds: list[str], args: Flags) -> list[str]:
     async with llm.Client(args, "01_seed_augment") as client:
         async for samples in in_order(work, enumerate(prompts(seeds, args)), client.ahead):
             for sample in samples:
-                lines += replies.items(sample["text"])
+                text = sample["text"]
+                if sample["finish_reason"] == "length":  # its last line ends in the middle
+                    text = text.rpartition("\n")[0] or text
+                lines += replies.items(text)
     return lines
 
 

@@ -82,6 +82,14 @@ def test_openings_closings_and_refusals_are_no_constraints_but_counted_drops(tmp
     assert stats["dropped"] == {"prose": 6}
 
 
+def test_the_last_line_of_an_answer_that_was_cut_off_is_no_constraint(tmp_path):
+    with FakeServer(lambda messages, request: "- Use no commas\n- Use no co") as server:
+        server.finish_reason = "length"
+        rows = list(files.read(run(tmp_path, server)))
+    added = [row["instruction"] for row in rows if row["source"] == "augmented"]
+    assert added == ["Use no commas"]
+
+
 @pytest.mark.parametrize(
     "text",
     [
