@@ -21,6 +21,7 @@ compile cannot be called. The released code's behaviour: `--case-agreement 0 --m
 --min-functions 3 --min-cases 10 --released-parsing --cpu-seconds 5`.
 """
 
+import autoif  # noqa: F401  # isort: skip  first: from here on Ctrl-C ends in one line
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path

@@ -20,6 +20,7 @@ the paper:
 Shapes: R responses of a pack.
 """
 
+import autoif  # noqa: F401  # isort: skip  first: from here on Ctrl-C ends in one line
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -28,6 +28,7 @@ Departures from the paper:
    passes, whatever output was expected of it; the paper does not say which.
 """
 
+import autoif  # noqa: F401  # isort: skip  first: from here on Ctrl-C ends in one line
 import math
 import random
 from collections import Counter
