@@ -216,9 +216,13 @@ def prepare(args: Flags, out: Path) -> tuple[list[str], dict]:
     path, filters = args.queries, (args.min_chars, args.max_chars, args.language)
     rows, dropped = load(path, *filters, args.heldout_queries)
     train = [row["query"] for row in rows if row["split"] == "train"]
+    heldout = len(rows) - len(train)
+    lost = "".join(f", {reason} {count:,}" for reason, count in dropped.most_common())
+    funnel = f"{len(rows) + dropped.total():,} in -> {len(train):,} kept"
+    funnel += f" (held out {heldout:,}{lost})"
     if not train:
         raise UserError(
-            f"--queries {path}: none is left of {len(rows)} ({dict(dropped)}); "
+            f"--queries {path}: none is left, {funnel}; "
             "see --min-chars, --max-chars, --language, --heldout-queries"
         )
     # languages take minutes to detect: whoever comes later reads this file
@@ -226,12 +230,7 @@ def prepare(args: Flags, out: Path) -> tuple[list[str], dict]:
         with files.writer(out) as write:
             for row in rows:
                 write(row)
-    heldout = len(rows) - len(train)
-    lost = "".join(f", {reason} {count:,}" for reason, count in dropped.most_common())
-    print(
-        f"04_responses queries: {len(rows) + dropped.total():,} in -> {len(train):,} kept "
-        f"(held out {heldout:,}{lost})"
-    )
+    print(f"04_responses queries: {funnel}")
     numbers = {"queries": len(train), "queries held out": heldout}
     return train, {**numbers, "queries_dropped": dict(dropped)}
 

@@ -150,6 +150,9 @@ def test_an_output_that_cannot_be_a_file_is_named_before_any_work(tmp_path):
         Funnel("05_x", tmp_path / "file" / "05.jsonl")
     with pytest.raises(UserError, match="is a directory; name a file in it"):
         files.write_whole(tmp_path, "")
+    # where the rights would let root write, and the file system does not
+    with pytest.raises(UserError, match="/sys/05.dropped.jsonl cannot be written: /sys"):
+        Funnel("05_x", "/sys/05.jsonl")
 
 
 def test_a_row_is_checked_against_the_form_that_it_must_have():
