@@ -194,7 +194,9 @@ def load(
         if found == "any" and language != "any":
             try:
                 found = detect(query)
-            except LangDetectException:  # nothing but digits and signs
+            except LangDetectException as error:  # nothing but digits and signs
+                if isinstance(error.__context__, KeyboardInterrupt):  # it takes that for its own
+                    raise error.__context__ from None
                 found = "none"
         if language not in ("any", found, found.split("-")[0]):  # zh is zh-cn and zh-tw
             dropped["language"] += 1
