@@ -190,7 +190,10 @@ async def main(args: Flags) -> None:
                     continue
                 write(row)
                 funnel.keep()
-        funnel.refuse_empty("Is the model able to write Python, and to answer with JSON?")
+        funnel.refuse_empty(
+            "Is the model able to write Python, and to answer with JSON? See --max-tokens where "
+            "completions are truncated"
+        )
         write_settings(args, args.out)
     funnel.finish(**counts)
     out = Path(args.out).with_name("03_instructions.jsonl")

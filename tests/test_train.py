@@ -388,6 +388,8 @@ def test_a_folder_that_is_not_there_is_not_said_to_lack_a_tokenizer(tmp_path, mo
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match="there is no folder .*no-such, and no tokenizer of that"):
         models.chat_tokenizer(str(tmp_path / "no-such"))
+    with pytest.raises(UserError, match="no-such is no folder here, and no model that was found"):
+        models.read_config(str(tmp_path / "no-such"))
     tiny_models.model().save_pretrained(tmp_path / "model")
     with pytest.raises(UserError, match="model .*model has no tokenizer"):
         models.chat_tokenizer(str(tmp_path / "model"))
