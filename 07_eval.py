@@ -25,6 +25,7 @@ of its module in autoif/evaluation/benchmarks):
  4. IFBench and the held-out constraints are ours to add.
 """
 
+import autoif  # noqa: F401  # isort: skip  first: from here on Ctrl-C ends in one line
 import gc
 import sys
 import time
