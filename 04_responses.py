@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from autoif import files, llm, queries, relevance, replies, sandbox, verifiers
+from autoif import files, llm, queries, relevance, replies, sandbox, shards, verifiers
 from autoif.files import UserError
 from autoif.flags import Count, In, NonNegative, Share, cli
 from autoif.settings import write_settings
@@ -71,7 +71,7 @@ PAPER_TABLE_5 = {
 
 
 @dataclass(kw_only=True)
-class Flags(queries.Flags, llm.Flags, sandbox.Flags):
+class Flags(shards.Flags, queries.Flags, llm.Flags, sandbox.Flags):
     input: In = "out/03_instructions.jsonl"
     out: str = "out/04_responses.jsonl"
     sft_out: str | None = None  # (default: 04_sft.jsonl beside --out)
@@ -89,9 +89,11 @@ class Flags(queries.Flags, llm.Flags, sandbox.Flags):
     max_tokens: Count = 2048  # of one response
 
     def __post_init__(self):
+        self.sft_out = self.sft_out or str(Path(self.out).with_name("04_sft.jsonl"))
+        super().__post_init__()
+        self.sft_out = self.placed(self.sft_out)
         if bool(self.queries) == bool(self.sft):
             raise UserError("one of --queries and --sft is required")
-        self.sft_out = self.sft_out or str(Path(self.out).with_name("04_sft.jsonl"))
         if self.sft and Path(self.sft).resolve() == Path(self.sft_out).resolve():
             raise UserError(f"--sft {self.sft} would be overwritten; give another --out")
         if self.no_score:
@@ -233,20 +235,24 @@ def sft_row(row: dict, number: int) -> dict:
     return {**of, "messages": [question, reply]}
 
 
-async def answer_all(train: list[dict], prompts: list[tuple], funnel, args: Flags) -> Counter:
+async def answer_all(prompts: list[tuple], funnel, args: Flags) -> Counter:
     """Write the rows of all constraints; what stats.json counts of them."""
+    # what an answer's topic is told from are queries of all shards
+    others = relevance.others([query for _, ids in prompts for query in ids], args.seed)
+    prompts = args.of_shard(prompts)
+
     # try: a function that cannot be called would make every answer of its constraint worthless
     async with sandbox.Sandbox(args) as box:
-        await verifiers.refuse_broken(box, train, args.input)
+        await verifiers.refuse_broken(box, [constraint for constraint, _ in prompts], args.input)
 
     def work(prompts_of_constraint):
-        return answer(*prompts_of_constraint, client, box, others, args)
+        return answer(*prompts_of_constraint, client, together, others, args)
 
     # answer: constraint after constraint; 04_sft.jsonl appears last, when everything is there
-    others = relevance.others([query for _, ids in prompts for query in ids], args.seed)
     most, counts = max((len(ids) for _, ids in prompts), default=1), Counter()
     with files.writer(args.sft_out) as write_sft, files.writer(args.out) as write:
         async with llm.Client(args, "04_responses") as client, sandbox.Sandbox(args) as box:
+            together = sandbox.Together(box)  # rows of several constraints share functions
             async for constraint, rows in in_order(work, prompts, max(2, client.ahead // most)):
                 counts.update(tally(constraint, rows))
                 for row in rows:
@@ -279,13 +285,12 @@ def main(args: Flags) -> None:
         prompts = of_samples(train, args.sft)[: args.limit]
     else:
         pool, numbers = queries.prepare(args, Path(args.out).with_name("04_queries.jsonl"))
-        train = train[: args.limit]
-        prompts = joined(train, pool, args.queries_per_instruction, args.seed)
+        prompts = joined(train[: args.limit], pool, args.queries_per_instruction, args.seed)
 
     # the loop begins here: Ctrl-C would wait in it until the language of each query is known
     if args.score == "none":
         print("04_responses: no quality scores (--no-score), as in the paper's ablation")
-    counts = asyncio.run(answer_all(train, prompts, funnel, args))
+    counts = asyncio.run(answer_all(prompts, funnel, args))
     above = round(counts["scored above 8"] / counts["scored"], 4) if counts["scored"] else None
     funnel.finish(**counts, **numbers, **{"share above 8": above}, paper_table_5=PAPER_TABLE_5)
     folder = Path(args.out).parent
@@ -293,7 +298,7 @@ def main(args: Flags) -> None:
     if args.sft:
         files_of = f"--in {args.out} --out {folder}/06_pairs.jsonl"
         step = f"python 06_dpo.py pairs --level online {files_of}"
-    wrote(args.out, args.sft_out, then=step)
+    wrote(args.out, args.sft_out, then=args.then(step))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ Shapes: R responses of a pack.
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoif.flags import Betas, Count, In, Natural, NonNegative, Positive, cli, within
+from autoif.flags import Betas, Count, Ins, Natural, NonNegative, Positive, cli, within
 from autoif.training import engine as train
 from autoif.training.checkpoints import Checkpoints
 from autoif.training.rows import batches, first_day, load_tokenizer, micro_steps, read_sft, usable
@@ -36,7 +36,7 @@ NEXT = (
 
 @dataclass(kw_only=True)
 class Flags(train.Flags):
-    input: In  # 04_sft.jsonl
+    input: Ins  # 04_sft.jsonl, or those of several runs or shards
     model: str  # base model: a directory, or a name on the hub
     out: str  # the trained model
     batch: Count = 128  # rows a step over all devices (paper: 128; 512 for 70B)
@@ -66,7 +66,8 @@ def main(args: Flags) -> None:
     train.check_shape(args.model, args.max_length)
     date = first_day(args.out)
     tokenizer = load_tokenizer(args.model, args.chat_template, date)
-    rows = usable("05_sft", read_sft(args.input, tokenizer), tokenizer, args, rank)
+    rows = (row for path in args.input for row in read_sft(path, tokenizer))
+    rows = usable("05_sft", rows, tokenizer, args, rank)
     plan = batches(len(rows), args.batch, args.epochs, args.seed)
 
     # bring up the policy where the last resume point left it, under the same settings only
@@ -87,7 +88,7 @@ def main(args: Flags) -> None:
         [loss] = train.sum_over_ranks(loss_sum)
         policy.finish_step(step, {"loss": loss}, batch)
     folder = Path(args.out).parent
-    policy.export(tokenizer, then=NEXT.format(input=args.input, folder=folder))
+    policy.export(tokenizer, then=NEXT.format(input=" ".join(args.input), folder=folder))
 
 
 if __name__ == "__main__":

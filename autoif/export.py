@@ -284,7 +284,7 @@ def card(args: Flags, run: dict, data: list[str]) -> str:
     configs, funnel, settings = [], [], []
     for name in data:
         configs.append(f"- config_name: {Path(name).stem}\n  data_files: {name}")
-    for stage, numbers in folder.read_json(args.out / "stats.json", {}).items():
+    for stage, numbers in folder.stats(args.out).items():
         dropped = ", ".join(f"{reason} {count:,}" for reason, count in numbers["dropped"].items())
         funnel.append(f"| {stage} | {numbers['in']:,} | {numbers['kept']:,} | {dropped} |")
     for name, value in folder.made_with(args.out).items():
