@@ -55,10 +55,12 @@ def pass_rate(row: dict, min_accuracy: float) -> float | None:
 def add(total: dict, counts: dict) -> None:
     """Add the numbers of `counts` to those of `total`; what is no number stays as it is."""
     for name, value in counts.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and name != "queries_dropped":
             add(total.setdefault(name, {}), value)
+        elif isinstance(value, int) and not name.startswith("queries"):  # which each shard reads
+            total[name] = total.get(name, 0) + value
         else:
-            total[name] = total.get(name, 0) + value if isinstance(value, int) else value
+            total[name] = value
 
 
 def stats(out: Path) -> dict[str, dict]:
