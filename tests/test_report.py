@@ -302,6 +302,8 @@ def test_a_run_on_other_answers_is_refused(whole_run, tmp_path):
     tiny_models.write(tmp_path / "04_responses.jsonl", [{**row, "prompt": "another"}])
     with pytest.raises(UserError, match="have no answer in common"):
         call(main, [str(whole_run), "--against", str(tmp_path)])
+    with pytest.raises(UserError, match="none/04_responses.jsonl does not exist; run 04_resp"):
+        call(main, [str(whole_run), "--against", str(tmp_path / "none")])
 
 
 @pytest.mark.parametrize(

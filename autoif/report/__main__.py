@@ -39,7 +39,7 @@ class Flags(sandbox.Flags):
 
 def print_rows(args: Flags) -> None:
     """Print random rows with what became of each response, and the run's own thresholds."""
-    path = args.out / "04_responses.jsonl"
+    path = responses(args.out)
     kept = f"kept: accuracy above {folder.min_accuracy(path):g}"
     if (score := folder.flag(path, "score", "none")) != "none":
         kept += f", score ({score}) at least {folder.flag(path, 'min_score', 0):g}"
@@ -64,6 +64,14 @@ def print_models(args: Flags) -> None:
             print(f"  {response['model']} [{outcome}]: {line(response)}")
 
 
+def responses(run: Path) -> Path:
+    """The run's 04_responses.jsonl, which may be in shards."""
+    path = run / "04_responses.jsonl"
+    if not parts(path):
+        raise UserError(f"{path} does not exist; run 04_responses.py first")
+    return path
+
+
 def line(response: dict) -> str:
     return " ".join(response["text"].split())[:200]
 
@@ -71,15 +79,13 @@ def line(response: dict) -> str:
 def main(args: Flags) -> None:
     if not args.out.is_dir():
         raise UserError(f"{args.out} is no folder; give the folder that run_all.sh wrote (OUT)")
-    path = args.out / "04_responses.jsonl"
-    if (args.show or args.against) and not parts(path):
-        raise UserError(f"{path} does not exist; run 04_responses.py first")
     if args.show:
         return print_rows(args)
     if args.models:
         return print_models(args)
     more = {}
     if args.against:
+        responses(args.out), responses(args.against)
         shared, lines = report.changed(args.out, args.against)
         more = {"against": (shared, lines), "other": args.against.resolve().name}
         print(f"{shared:,} answers of both; verdicts of {args.against} -> {args.out}:")
