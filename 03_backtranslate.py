@@ -1,6 +1,6 @@
 """Turn each kept function back into a constraint; drop what contradicts the original (section 3.2).
 
-Reads `02_verifiers.jsonl`.
+Reads `02_verifiers.jsonl`, or what all shards of this stage wrote: then only the split is left.
 Writes `03_instructions.jsonl`: the constraints without a contradiction, with family and split.
 
     python 03_backtranslate.py --model NAME --in out/02_verifiers.jsonl

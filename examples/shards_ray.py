@@ -20,7 +20,7 @@ def shard(command: list[str]) -> None:
 
 
 def main(count: int, command: list[str]) -> None:
-    ray.init(address="auto")
+    ray.init()
     ray.get([shard.remote([*command, "--shard", f"{n}/{count}"]) for n in range(count)])
 
 

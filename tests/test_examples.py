@@ -312,7 +312,7 @@ def test_ray_runs_the_command_once_for_each_shard(monkeypatch, tmp_path):
         options.update(given)
         return lambda function: types.SimpleNamespace(remote=function)
 
-    stand_in(monkeypatch, "ray", remote=remote, init=lambda address: None, get=list)
+    stand_in(monkeypatch, "ray", remote=remote, init=lambda: None, get=list)
     monkeypatch.syspath_prepend(EXAMPLES)
     command = "import sys; open(sys.argv[-1].replace('/', '_'), 'a').write(sys.argv[1])"
     monkeypatch.chdir(tmp_path)
