@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections import Counter
 
 import pytest
 import tiny_models
@@ -255,16 +256,24 @@ def test_another_function_on_the_same_answers_asks_nothing_and_its_verdicts_are_
 ):
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
 
+    code = "def evaluate(response): return len(response) % 2 == 0"
+
     def change(row):
-        row["verifiers"] = [{"code": "def evaluate(response): return False", "accuracy": 1.0}]
+        row["verifiers"] = [{"code": code, "accuracy": 1.0}]
 
     identity = again(whole_run, tmp_path, change)
-    before, accepted, shared = [], 0, 0
+    wanted, shared = Counter(), 0
     for row in files.read(whole_run / "04_responses.jsonl"):
         shared += len(row["responses"])
-        if row["instruction_id"] == identity:
-            before += [response["verdicts"] for response in row["responses"]]
-            accepted += sum(response["accuracy"] > 0.5 for response in row["responses"])
+        for response in row["responses"] if row["instruction_id"] == identity else []:
+            accepted = len(response["text"]) % 2 == 0
+            new, (old, *others) = "pass" if accepted else "fail", response["verdicts"]
+            if old != new:
+                wanted["1, changed", f"{old} -> {new}"] += 1
+            for place, verdict in enumerate(others, 2):
+                wanted[f"{place}, gone", f"{verdict} -> none"] += 1
+            if accepted != (response["accuracy"] > 0.5):
+                wanted["all", "now accepted" if accepted else "no longer accepted"] += 1
     capsys.readouterr()
     call(main, [str(tmp_path / "again"), "--against", str(whole_run)])
     said = capsys.readouterr().out
@@ -275,15 +284,7 @@ def test_another_function_on_the_same_answers_asks_nothing_and_its_verdicts_are_
             title, function, verdicts, count = line.strip("| ").split(" | ")
             told[function, verdicts] = int(count)
             assert title.startswith(f"{identity}: ")
-    passed = sum(verdicts[0] == "pass" for verdicts in before)
-    wanted = {("1, changed", "pass -> fail"): passed, ("all", "no longer accepted"): accepted}
-    for place in range(1, len(before[0])):
-        for verdict in ("pass", "fail", "error"):
-            count = sum(verdicts[place] == verdict for verdicts in before)
-            wanted[f"{place + 1}, gone", f"{verdict} -> none"] = count
-    errors = sum(verdicts[0] == "error" for verdicts in before)
-    wanted["1, changed", "error -> fail"] = errors
-    assert told == {name: count for name, count in wanted.items() if count} and passed
+    assert told == wanted and {"1, changed", "all"} <= {function for function, _ in told}
     html = (tmp_path / "again" / "report.html").read_text(encoding="utf-8")
     part = html.split('<section id="against">')[1].split("</section>")[0]
     for (function, verdicts), count in told.items():
