@@ -4,19 +4,23 @@
     python examples/shards_ray.py 64 python -m autoif.serving MODEL -- python 04_responses.py \\
         --model MODEL --in out/03_instructions.jsonl --queries out/04_queries.jsonl
 
-The checkout is the working directory on every node, `out` lies on a disk that all of them share.
+Checkout and `out` lie on a disk that all nodes share; commands and paths are from the checkout.
 """
 
 import subprocess
 import sys
+from pathlib import Path
 
 import ray
+
+CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 @ray.remote(num_gpus=1, max_retries=3, retry_exceptions=True)
 def shard(command: list[str]) -> None:
     # with the worker its command ends as well, so that no two write one store
-    subprocess.run(["setpriv", "--pdeathsig", "TERM", "--", *command], check=True)
+    command = ["setpriv", "--pdeathsig", "TERM", "--", *command]
+    subprocess.run(command, cwd=CHECKOUT, check=True)
 
 
 def main(count: int, command: list[str]) -> None:

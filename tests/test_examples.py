@@ -314,12 +314,15 @@ def test_ray_runs_the_command_once_for_each_shard(monkeypatch, tmp_path):
 
     stand_in(monkeypatch, "ray", remote=remote, init=lambda: None, get=list)
     monkeypatch.syspath_prepend(EXAMPLES)
-    command = "import sys; open(sys.argv[-1].replace('/', '_'), 'a').write(sys.argv[1])"
-    monkeypatch.chdir(tmp_path)
-    importlib.import_module("shards_ray").main(2, [sys.executable, "-c", command])
+    code = (
+        "import os, sys; from pathlib import Path; "
+        "Path(sys.argv[1], sys.argv[3].replace('/', '_')).write_text(sys.argv[2] + os.getcwd())"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    importlib.import_module("shards_ray").main(2, command)
     assert options == {"num_gpus": 1, "max_retries": 3, "retry_exceptions": True}
     written = {path.name: path.read_text() for path in tmp_path.iterdir()}
-    assert written == {"0_2": "--shard", "1_2": "--shard"}
+    assert written == dict.fromkeys(["0_2", "1_2"], f"--shard{tiny_models.ROOT}")
 
 
 # ---- one's own ----
