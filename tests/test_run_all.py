@@ -403,3 +403,17 @@ def test_help_answers_at_once_and_a_typo_ends_with_exit_code_2(tmp_path):
         refused = run_all(tmp_path, *wrong, **settings)
         assert refused.returncode == 2 and "error" in refused.stderr
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    "constraints, queries, held_out",
+    [("heldout", "heldout", True), ("train", "heldout", False), ("heldout", "train", False)],
+)
+def test_only_what_holds_out_constraints_and_queries_measures_them(
+    tmp_path, constraints, queries, held_out
+):
+    for name, split in (("03_instructions", constraints), ("04_queries", queries)):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"split": split}) + "\n")
+    script = "source autoif/run.sh; OUT=$1 HELDOUT_QUERIES=$1/04_queries.jsonl; held_out"
+    done = subprocess.run(["bash", "-c", script, "bash", tmp_path], cwd=ROOT)
+    assert (done.returncode == 0) == held_out

@@ -46,7 +46,8 @@ SMALL = re.compile(r"[\s*(\[]*([a-d])[\s*)\].]*")
 # "A or B", "A, B, C or D": no letter is settled on, unless the others have a verb of their own
 HEDGE = re.compile(
     rf"""[\s*_)）\]}}$"'`]*
-         (?:(?:\s*(?:[,/&、]|\b(?:or|and)\b|或者?|和))+{FORM}(?i:option\s|choice\s|选项)?
+         (?:(?:\s*(?:[,/&、|+]|[(（]?\b(?:or|and|maybe|perhaps|possibly|also|else)\b|或者?|和)
+            |\s+(?=[B-D](?:\s+[A-D]\b|\s*$)))+{FORM}(?i:option\s|choice\s|选项)?
             {FORM}[A-D](?![A-Za-z0-9'’])[*_)）\]}}]*)++
          (?!\s+(?:is|are|was|were|does|do|has|have|can|would)\b)""",
     re.VERBOSE,

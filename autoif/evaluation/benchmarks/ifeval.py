@@ -49,14 +49,16 @@ def items(rows: list[dict], where: str = "the file") -> list[dict]:
     for row in rows:
         ids, kwargs = row["instruction_id_list"], []
         try:
+            ids = from_json(ids)
             for given in map(from_json, from_json(row["kwargs"])):
                 kwargs.append({name: value for name, value in given.items() if value is not None})
         except (ValueError, TypeError, AttributeError):
             kwargs = []  # no list of objects
-        if len(ids) != len(kwargs):
+        count = len(ids) if isinstance(ids, list) else 0
+        if count == 0 or count != len(kwargs):
             raise UserError(
                 f"{where}: the row with the key {row['key']!r} needs an object of kwargs for each "
-                f"of its {len(ids)} instructions, and has {str(row['kwargs'])[:80]!r}; fetch the "
+                f"of its {count} instructions, and has {str(row['kwargs'])[:80]!r}; fetch the "
                 "file again, or leave the row out"
             )
         read.append(
