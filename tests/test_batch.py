@@ -19,7 +19,7 @@ def answer(messages, request):
     if "Score: <number>" in text:
         return f"It helps.\nScore: {7 + len(text) % 3}"
     seed = request["seed"] * 1000 if request["seed"] < 1000 else request["seed"]
-    return [f"{'ok' if n % 2 else 'NO'} {len(text)} {seed + n}" for n in range(request["n"])]
+    return [f"{'ok' if n % 2 else 'NO'} {len(text)} {seed + n}" for n in range(request.get("n", 1))]
 
 
 def results(requests, path, without=None):
@@ -84,6 +84,20 @@ def test_a_stage_writes_of_a_batch_what_it_writes_of_a_server(stage, tmp_path):
     stage("batch", "--batch-in", done)  # once more, and nothing comes twice
     assert stored == list(files.read(tmp_path / "batch" / "completions" / "04_responses.jsonl"))
     assert sum(row["completion_tokens"] for row in stored) == 5 * asked.total()
+
+
+def test_a_prompt_that_is_tried_first_is_written_once(stage, tmp_path):
+    requests, done = tmp_path / "requests.jsonl", tmp_path / "results.jsonl"
+    many = ["--queries-per-instruction", 8]  # 24 prompts: the judge is tried on 20 of them
+    with pytest.raises(UserError, match="^44 requests are in "):
+        stage("batch", "--batch-out", requests, *many)
+    samples = [row["custom_id"].split(".", 1) for row in files.read(requests)]
+    indices = [(key, index) for key, places in samples for index in places.split(".")]
+    assert len(set(indices)) == len(indices) == 24 * 4
+    results(requests, done)
+    with pytest.raises(UserError, match="requests are in "):
+        stage("batch", "--batch-in", done, "--batch-out", requests, *many)
+    assert all("Score:" in row["body"]["messages"][0]["content"] for row in files.read(requests))
 
 
 def test_what_failed_in_a_batch_is_asked_again(stage, tmp_path, capsys):

@@ -21,19 +21,24 @@ class Batch:
 
     def __init__(self, args, counts):
         files.refuse_unwritable(args.batch_out)
-        self.model, self.counts = args.model, counts
+        self.model, self.counts, self.written = args.model, counts, set()
         self.last_failure = Failure("written into --batch-out")
         self.file = open(args.batch_out, "w", encoding="utf-8")
 
     async def answer(self, request: dict, key: str, indices: list[int]) -> Failure:
-        body = {"model": self.model}
-        body |= {name: value for name, value in request.items() if value is not None}
+        # a stage may try a prompt before it asks for all samples
+        indices = [index for index in indices if (key, index) not in self.written]
+        if not indices:
+            return self.last_failure
+        self.written |= {(key, index) for index in indices}
+        body = {name: value for name, value in request.items() if value is not None}
         if "seed" in body:
             body["seed"] = body["seed"] * SEED_STRIDE + indices[0]
         if len(indices) > 1:
             body["n"] = len(indices)
         line = {"custom_id": ".".join([key, *map(str, indices)]), "method": "POST"}
-        self.file.write(files.dump({**line, "url": "/v1/chat/completions", "body": body}) + "\n")
+        line |= {"url": "/v1/chat/completions", "body": {"model": self.model, **body}}
+        self.file.write(files.dump(line) + "\n")
         self.counts["failed"] += 1
         return self.last_failure
 
