@@ -21,6 +21,7 @@ compile cannot be called. The released code's behaviour: `--case-agreement 0 --m
 --min-functions 3 --min-cases 10 --released-parsing --cpu-seconds 5`.
 """
 
+import autoif  # noqa: F401  # isort: skip  first: from here on Ctrl-C ends in one line
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,7 +220,10 @@ async def main(args: Flags) -> None:
                     funnel.keep()
                 if funnel.total() == TRIAL:
                     refuse_unable(funnel, counts)
-        funnel.refuse_empty("Is the model able to write Python, and to answer with JSON?")
+        funnel.refuse_empty(
+            "Is the model able to write Python, and to answer with JSON? See --max-tokens where "
+            "completions are truncated"
+        )
         write_settings(args, args.out)
     funnel.finish(**counts)
     out = Path(args.out).with_name("03_instructions.jsonl")

@@ -20,17 +20,19 @@ the paper:
 Shapes: R responses of a pack.
 """
 
+import autoif  # noqa: F401  # isort: skip  first: from here on Ctrl-C ends in one line
 from dataclasses import dataclass
 from pathlib import Path
 
 from autoif.flags import Betas, Count, Ins, Natural, NonNegative, Positive, cli, within
+from autoif.shards import run_of
 from autoif.training import engine as train
 from autoif.training.checkpoints import Checkpoints
 from autoif.training.rows import batches, first_day, load_tokenizer, micro_steps, read_sft, usable
 
 NEXT = (
-    "python 06_dpo.py pairs --in 03_instructions.jsonl 04_responses.jsonl --sft {input} "
-    "--out {folder}/06_pairs.jsonl"
+    "python 06_dpo.py pairs --in {data}/03_instructions.jsonl {responses} "
+    "--sft {input} --out {folder}/06_pairs.jsonl"
 )
 
 
@@ -87,8 +89,10 @@ def main(args: Flags) -> None:
             loss_sum += loss.detach()
         [loss] = train.sum_over_ranks(loss_sum)
         policy.finish_step(step, {"loss": loss}, batch)
-    folder = Path(args.out).parent
-    policy.export(tokenizer, then=NEXT.format(input=" ".join(args.input), folder=folder))
+    names = {"input": " ".join(args.input), "folder": Path(args.out).parent}
+    beside = [str(Path(path).with_name("04_responses.jsonl")) for path in args.input]
+    names |= {"data": Path(run_of(args.input[0])).parent, "responses": " ".join(beside)}
+    policy.export(tokenizer, then=NEXT.format(**names))
 
 
 if __name__ == "__main__":

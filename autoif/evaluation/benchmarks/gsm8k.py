@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from decimal import Decimal
 
-from autoif.evaluation.benchmarks import Settings
+from autoif.evaluation.benchmarks import Settings, right_or_wrong
 
 SETTINGS = Settings(temperature=0.0, max_tokens=1024, columns=("GSM8K",))
 
@@ -77,9 +77,5 @@ def read_answer(text: str) -> Decimal | None:
 def score(attempt: dict) -> dict:
     item, number = attempt["item"], read_answer(attempt["answers"][0]["text"])
     right = number is not None and number == Decimal(item["target"].replace(",", ""))
-    return {
-        "verdict": right,
-        "reason": f"{number}, expected {item['target']}",
-        "unparsable": number is None,
-        "points": {"GSM8K": [("", item["cluster"], right, 1)]},
-    }
+    reason = f"{number}, expected {item['target']}"
+    return right_or_wrong(attempt, "GSM8K", right, reason, unparsable=number is None)
