@@ -26,7 +26,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoif import files, llm, sandbox, verifiers
+from autoif import files, llm, sandbox, shards, verifiers
 from autoif.files import UserError
 from autoif.flags import Count, In, NonNegative, Share, cli
 from autoif.settings import write_settings
@@ -64,7 +64,7 @@ TRIAL = 20  # constraints after which a supervisor that is not able ends the run
 
 
 @dataclass(kw_only=True)
-class Flags(llm.Flags, sandbox.Flags):
+class Flags(shards.Flags, llm.Flags, sandbox.Flags):
     input: In = "out/01_instructions.jsonl"
     out: str = "out/02_verifiers.jsonl"
     case_agreement: Share = 0.5  # keep a case above this share of functions that agree (3.2)
@@ -81,6 +81,7 @@ class Flags(llm.Flags, sandbox.Flags):
     max_tokens: Count = 2048  # of one sample
 
     def __post_init__(self):
+        super().__post_init__()
         if self.structured_outputs and self.released_parsing:
             raise UserError("--released-parsing wants a fence, which --structured-outputs forbids")
         if self.no_cross_validation:
@@ -202,6 +203,7 @@ def refuse_unable(funnel: Funnel, counts: Counter) -> None:
 
 async def main(args: Flags) -> None:
     rows = files.read_all(args.input, {"id": str, "instruction": str}, "01_seed_augment.py")
+    rows = args.of_shard(rows[: args.limit])
     funnel, counts = Funnel("02_verifiers", args.out), Counter()
 
     def work(row):
@@ -209,7 +211,7 @@ async def main(args: Flags) -> None:
 
     with files.writer(args.out) as write:
         async with llm.Client(args, "02_verifiers") as client, sandbox.Sandbox(args) as box:
-            async for row, reason, of_row in in_order(work, rows[: args.limit], client.ahead):
+            async for row, reason, of_row in in_order(work, rows, client.ahead):
                 counts.update(of_row)
                 if reason:
                     funnel.drop(reason, row)
@@ -226,7 +228,7 @@ async def main(args: Flags) -> None:
     funnel.finish(**counts)
     out = Path(args.out).with_name("03_instructions.jsonl")
     step = f"python 03_backtranslate.py --model {args.model} --in {args.out} --out {out}"
-    wrote(args.out, then=step)
+    wrote(args.out, then=args.then(step))
 
 
 if __name__ == "__main__":

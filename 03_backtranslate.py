@@ -1,6 +1,6 @@
 """Turn each kept function back into a constraint; drop what contradicts the original (section 3.2).
 
-Reads `02_verifiers.jsonl`.
+Reads `02_verifiers.jsonl`, or what all shards of this stage wrote: then only the split is left.
 Writes `03_instructions.jsonl`: the constraints without a contradiction, with family and split.
 
     python 03_backtranslate.py --model NAME --in out/02_verifiers.jsonl
@@ -22,13 +22,13 @@ import autoif  # noqa: F401  # isort: skip  first: from here on Ctrl-C ends in o
 import asyncio
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from autoif import families, files, llm, nli, replies
+from autoif import families, files, llm, nli, replies, shards
 from autoif.files import UserError
-from autoif.flags import Count, In, NonNegative, Share, cli
+from autoif.flags import Count, Ins, NonNegative, Share, cli
 from autoif.settings import write_settings
 from autoif.stage import Funnel, in_order, wrote
 from autoif.verifiers import ROW
@@ -61,8 +61,8 @@ WORDS = {
 
 
 @dataclass(kw_only=True)
-class Flags(llm.Flags):
-    input: In = "out/02_verifiers.jsonl"  # constraints with their functions
+class Flags(shards.Flags, llm.Flags):
+    input: Ins = field(default_factory=lambda: ["out/02_verifiers.jsonl"])  # or files of shards
     out: str = "out/03_instructions.jsonl"  # those without a contradiction, with their split
     model: str | None = None  # the supervisor, as the server knows it
     nli: str = MDEBERTA  # NLI model (name or path), or 'llm' to ask the supervisor
@@ -78,6 +78,7 @@ class Flags(llm.Flags):
     max_tokens: Count = 512  # of one sample
 
     def __post_init__(self):
+        super().__post_init__()
         if not (self.model or self.no_back_translation):
             raise UserError("the following arguments are required: --model")
 
@@ -123,6 +124,8 @@ async def ask(work: Callable, items: list, prompts: int, args: Flags) -> list:
 
 def back_translated(rows: list[dict], args: Flags) -> list[dict]:
     """The rows with `back_translations`, and with `nli`, a label for each that is not empty."""
+    if all("nli" in row for row in rows):  # shards have asked and judged
+        return rows
     # loaded before anything is asked: where it cannot be had nothing has been paid for
     judge = None if args.nli == "llm" else nli.load(args.nli, args.nli_batch_size)
 
@@ -157,9 +160,23 @@ def held_out_in(path: str) -> set[str]:
     return {row["instruction"] for row in rows if row["split"] == "heldout"}
 
 
+def split(rows: list[dict], args: Flags) -> list[dict]:
+    """The rows with `family` and `split`, whole families on one side."""
+    names = families.families(rows, args.seed)
+    if args.split_of:
+        like = held_out_in(args.split_of)
+        heldout = {name for row, name in zip(rows, names) if row["instruction"] in like}
+    else:
+        # by hashes of the names, not by chance: sides hardly change when constraints are added
+        heldout = families.heldout(names, args.heldout, args.seed)
+    sides = ["heldout" if name in heldout else "train" for name in names]
+    return [{**row, "family": name, "split": side} for row, name, side in zip(rows, names, sides)]
+
+
 def main(args: Flags) -> None:
-    rows = files.read_all(args.input, ROW, "02_verifiers.py")[: args.limit]
-    like = held_out_in(args.split_of) if args.split_of else None
+    rows = args.of_shard(files.read_all(args.input, ROW, "02_verifiers.py")[: args.limit])
+    if args.split_of:
+        held_out_in(args.split_of)  # a bad file is named before anything is asked
     funnel, counts = Funnel("03_backtranslate", args.out), Counter()
 
     # keep what its functions do not contradict; in the ablation all of it, with the same fields, so
@@ -178,29 +195,31 @@ def main(args: Flags) -> None:
         funnel.keep()
     funnel.refuse_empty("Does the NLI model, or the supervisor that judges, tell the labels apart?")
 
-    # split: families are known only when all constraints are, so this waits for the last one
-    names = families.families(kept, args.seed)
-    if args.split_of:
-        heldout = {name for row, name in zip(kept, names) if row["instruction"] in like}
-    else:
-        # by hashes of the names, not by chance: sides hardly change when constraints are added
-        heldout = families.heldout(names, args.heldout, args.seed)
+    # split: families are known only when all constraints are, so this waits for the last one, and
+    # of shards for the run that reads what all have kept
+    if not args.shard:
+        kept = split(kept, args)
     with files.writer(args.out) as write:
-        for row, name in zip(kept, names):
-            side = "heldout" if name in heldout else "train"
-            counts[side] += 1
-            write({**row, "family": name, "split": side})
+        for row in kept:
+            write(row)
         write_settings(args, args.out)
-    funnel.finish(**counts, families=len(set(names)))
+    out = Path(args.out).with_name("04_responses.jsonl")
+    step = f"python 04_responses.py --model {args.model or 'NAME'} --in {args.out} --queries FILE "
+    if args.shard:
+        funnel.finish(**counts)
+        own = " --no-back-translation" if args.no_back_translation else f" --model {args.model}"
+        step = f"python 03_backtranslate.py{own} --in {args.out} "
+        return wrote(args.out, then=args.then(f"{step}--out {args.out}"))
+    counts.update(row["split"] for row in kept)
+    names = {row["family"] for row in kept}
+    funnel.finish(**counts, families=len(names))
     print(
         f"03_backtranslate: {counts['train']:,} to train on, {counts['heldout']:,} held out, "
-        f"of {len(set(names)):,} families"
+        f"of {len(names):,} families"
     )
     if not counts["heldout"]:
         print("03_backtranslate: nothing is held out to measure on (--heldout, or more families)")
-    out = Path(args.out).with_name("04_responses.jsonl")
-    flags = f"--model {args.model or 'NAME'} --in {args.out} --queries FILE --out {out}"
-    wrote(args.out, then=f"python 04_responses.py {flags}")
+    wrote(args.out, then=f"{step}--out {out}")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from itertools import chain, islice, starmap
 from pathlib import Path
 from typing import Literal
 
-from autoif import files, llm, queries, relevance, replies, sandbox, verifiers
+from autoif import files, llm, queries, relevance, replies, sandbox, shards, verifiers
 from autoif.files import UserError
 from autoif.flags import Count, In, NonNegative, Share, cli
 from autoif.settings import write_settings
@@ -76,7 +76,7 @@ PAPER_TABLE_5 = {
 
 
 @dataclass(kw_only=True)
-class Flags(queries.Flags, llm.Flags, sandbox.Flags):
+class Flags(shards.Flags, queries.Flags, llm.Flags, sandbox.Flags):
     input: In = "out/03_instructions.jsonl"
     out: str = "out/04_responses.jsonl"
     sft_out: str | None = None  # (default: 04_sft.jsonl beside --out)
@@ -94,9 +94,11 @@ class Flags(queries.Flags, llm.Flags, sandbox.Flags):
     max_tokens: Count = 2048  # of one response
 
     def __post_init__(self):
+        self.sft_out = self.sft_out or str(Path(self.out).with_name("04_sft.jsonl"))
+        super().__post_init__()
+        self.sft_out = self.placed(self.sft_out)
         if bool(self.queries) == bool(self.sft):
             raise UserError("one of --queries and --sft is required")
-        self.sft_out = self.sft_out or str(Path(self.out).with_name("04_sft.jsonl"))
         if self.sft and Path(self.sft).resolve() == Path(self.sft_out).resolve():
             raise UserError(f"--sft {self.sft} would be overwritten; give another --out")
         if self.no_score:
@@ -165,6 +167,8 @@ async def try_judge(prompts: list[tuple], client, args: Flags) -> dict:
         return {}
     samples = await asyncio.gather(*(client.ask(content(row, args), k=1) for row in rows))
     pairs = [(row, answers[0]["text"]) for row, answers in zip(rows, samples) if answers]
+    if not pairs:  # none came, or they are in a batch
+        return {}
     auc, scores = await relevance.judge_auc(*zip(*pairs), partial(judgement, client=client))
     print(f"04_responses: the judge's AUC is {auc}: own query against another, {scores}")
     if len(scores) < 2:
@@ -260,20 +264,24 @@ def sft_row(row: dict, number: int) -> dict:
     return {**of, "messages": [question, reply]}
 
 
-async def answer_all(train: list[dict], prompts: list[tuple], funnel, args: Flags) -> dict:
+async def answer_all(prompts: list[tuple], funnel, args: Flags) -> dict:
     """Write the rows of all constraints; what stats.json says of them."""
+    # what an answer's topic is told from are queries of all shards
+    others = relevance.others([query for _, ids in prompts for query in ids], args.seed)
+    prompts = args.of_shard(prompts)
+
     # try: a function that cannot be called would make every answer of its constraint worthless
     async with sandbox.Sandbox(args) as box:
-        await verifiers.refuse_broken(box, train, args.input)
+        await verifiers.refuse_broken(box, [constraint for constraint, _ in prompts], args.input)
 
     def work(prompts_of_constraint):
-        return answer(*prompts_of_constraint, client, box, others, args)
+        return answer(*prompts_of_constraint, client, together, others, args)
 
     # answer: constraint after constraint; 04_sft.jsonl appears last, when everything is there
-    others = relevance.others([query for _, ids in prompts for query in ids], args.seed)
     most, counts = max((len(ids) for _, ids in prompts), default=1), Counter()
     with files.writer(args.sft_out) as write_sft, files.writer(args.out) as write:
         async with llm.Client(args, "04_responses") as client, sandbox.Sandbox(args) as box:
+            together = sandbox.Together(box)  # rows of several constraints share functions
             judge = await try_judge(prompts, client, args) if args.score == "judge" else {}
             async for constraint, rows in in_order(work, prompts, max(2, client.ahead // most)):
                 counts.update(tally(constraint, rows))
@@ -307,13 +315,12 @@ def main(args: Flags) -> None:
         prompts = of_samples(train, args.sft)[: args.limit]
     else:
         pool, numbers = queries.prepare(args, Path(args.out).with_name("04_queries.jsonl"))
-        train = train[: args.limit]
-        prompts = joined(train, pool, args.queries_per_instruction, args.seed)
+        prompts = joined(train[: args.limit], pool, args.queries_per_instruction, args.seed)
 
     # the loop begins here: Ctrl-C would wait in it until the language of each query is known
     if args.score == "none":
         print("04_responses: no quality scores (--no-score), as in the paper's ablation")
-    counts = asyncio.run(answer_all(train, prompts, funnel, args))
+    counts = asyncio.run(answer_all(prompts, funnel, args))
     scored = counts.get("scored")
     above = round(counts.get("scored above 8", 0) / scored, 4) if scored else None
     funnel.finish(**counts, **numbers, **{"share above 8": above}, paper_table_5=PAPER_TABLE_5)
@@ -322,7 +329,7 @@ def main(args: Flags) -> None:
     if args.sft:
         files_of = f"--in {args.out} --out {folder}/06_pairs.jsonl"
         step = f"python 06_dpo.py pairs --level online {files_of}"
-    wrote(args.out, args.sft_out, then=step)
+    wrote(args.out, args.sft_out, then=args.then(step))
 
 
 if __name__ == "__main__":

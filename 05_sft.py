@@ -24,20 +24,21 @@ import autoif  # noqa: F401  # isort: skip  first: from here on Ctrl-C ends in o
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoif.flags import Betas, Count, In, Natural, NonNegative, Positive, cli, within
+from autoif.flags import Betas, Count, Ins, Natural, NonNegative, Positive, cli, within
+from autoif.shards import run_of
 from autoif.training import engine as train
 from autoif.training.checkpoints import Checkpoints
 from autoif.training.rows import batches, first_day, load_tokenizer, micro_steps, read_sft, usable
 
 NEXT = (
-    "python 06_dpo.py pairs --in {data}/03_instructions.jsonl {data}/04_responses.jsonl "
+    "python 06_dpo.py pairs --in {data}/03_instructions.jsonl {responses} "
     "--sft {input} --out {folder}/06_pairs.jsonl"
 )
 
 
 @dataclass(kw_only=True)
 class Flags(train.Flags):
-    input: In  # 04_sft.jsonl
+    input: Ins  # 04_sft.jsonl, or those of several runs or shards
     model: str  # base model: a directory, or a name on the hub
     out: str  # the trained model
     batch: Count = 128  # rows a step over all devices (paper: 128; 512 for 70B)
@@ -67,7 +68,8 @@ def main(args: Flags) -> None:
     train.check_shape(args.model, args.max_length)
     date = first_day(args.out)
     tokenizer = load_tokenizer(args.model, args.chat_template, date)
-    rows = usable("05_sft", read_sft(args.input, tokenizer), tokenizer, args, rank)
+    rows = (row for path in args.input for row in read_sft(path, tokenizer))
+    rows = usable("05_sft", rows, tokenizer, args, rank)
     plan = batches(len(rows), args.batch, args.epochs, args.seed)
 
     # bring up the policy where the last resume point left it, under the same settings only
@@ -87,8 +89,10 @@ def main(args: Flags) -> None:
             loss_sum += loss.detach()
         [loss] = train.sum_over_ranks(loss_sum)
         policy.finish_step(step, {"loss": loss}, batch)
-    data, folder = Path(args.input).parent, Path(args.out).parent
-    policy.export(tokenizer, then=NEXT.format(data=data, input=args.input, folder=folder))
+    names = {"input": " ".join(args.input), "folder": Path(args.out).parent}
+    beside = [str(Path(path).with_name("04_responses.jsonl")) for path in args.input]
+    names |= {"data": Path(run_of(args.input[0])).parent, "responses": " ".join(beside)}
+    policy.export(tokenizer, then=NEXT.format(**names))
 
 
 if __name__ == "__main__":

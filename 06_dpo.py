@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Literal
 
 from autoif import files
-from autoif.flags import Betas, Count, In, Ins, NonNegative, Positive, Share, cli, within
+from autoif.flags import Betas, Count, In, Ins, NonNegative, Positive, Share, Texts, cli, within
 from autoif.settings import write_settings
 from autoif.stage import Funnel, wrote
 from autoif.training import engine as train
@@ -56,7 +56,7 @@ NEXT = (
 @dataclass(kw_only=True)
 class Pairs:
     input: Ins  # files of 03 and 04
-    sft: str | None = None  # 04_sft.jsonl: pairs for its prompts and constraints only (else all)
+    sft: Texts | None = None  # 04_sft.jsonl: pairs for its prompts and constraints only (else all)
     out: str  # 06_pairs.jsonl
     level: Literal["query", "online"] = "query"  # what pairs of responses are called
     min_accuracy: Share = 0.5  # chosen is above this share (paper: 0.5, section 3.4)
@@ -159,13 +159,14 @@ def pair_row(row: dict, level: str, number: int, good: dict, bad: dict) -> dict:
     return pair
 
 
-def training_samples(path: str) -> set[str]:
-    """The prompts of a 04_sft.jsonl and the ids of their constraints."""
+def training_samples(paths: list[str]) -> set[str]:
+    """The prompts of files 04_sft.jsonl and the ids of their constraints."""
     samples = set()
-    for row in files.read(path, ["instruction_id", "messages"], "04_responses.py"):
-        # of several constraints, "i2+i7", each is one
-        name = row["instruction_id"]
-        samples |= {row["messages"][0]["content"], name, *str(name).split("+")}
+    for path in paths:
+        for row in files.read(path, ["instruction_id", "messages"], "04_responses.py"):
+            # of several constraints, "i2+i7", each is one
+            name = row["instruction_id"]
+            samples |= {row["messages"][0]["content"], name, *str(name).split("+")}
     return samples
 
 

@@ -254,7 +254,7 @@ def card(args: Flags, run: dict, data: list[str]) -> str:
     """The Markdown of README.md: what the `data` files were made of, and with what."""
     configs = [f"- config_name: {Path(name).stem}\n  data_files: {name}" for name in data]
     funnel, settings = [], []
-    for stage, numbers in folder.read_json(args.out / "stats.json", {}).items():
+    for stage, numbers in folder.stats(args.out).items():
         dropped = ", ".join(f"{reason} {count:,}" for reason, count in numbers["dropped"].items())
         funnel.append(f"| {stage} | {numbers['in']:,} | {numbers['kept']:,} | {dropped} |")
     for name, value in folder.made_with(args.out).items():

@@ -187,18 +187,24 @@ def read(
         yield row
 
 
-def read_all(path: str | Path, fields: dict[str, object], made_by: str = "") -> list[dict]:
-    """All rows of `path`, each checked, no id twice: for a stage that will spend money on them."""
+def read_all(
+    paths: str | Path | list[str], fields: dict[str, object], made_by: str = ""
+) -> list[dict]:
+    """All rows of a file or of several, each checked, no id twice: for a stage that will pay."""
     rows, seen = [], {}
-    for number, row in numbered(path, fields, made_by):
-        first = seen.setdefault(row["id"], number)
-        if first != number:
-            raise UserError(
-                f"{path}:{number} has the id {row['id']!r} of line {first}; give each row its own"
-            )
-        rows.append(row)
+    for path in paths if isinstance(paths, list) else [paths]:
+        for number, row in numbered(path, fields, made_by):
+            of, first = seen.setdefault(row["id"], (path, number))
+            if (of, first) != (path, number):
+                where = f"line {first}" if of == path else f"{of}:{first}"
+                raise UserError(
+                    f"{path}:{number} has the id {row['id']!r} of {where}; give each row its own"
+                )
+            rows.append(row)
     if not rows:
-        raise UserError(f"{path} is empty" + (f"; run {made_by} again" if made_by else ""))
+        names = paths if isinstance(paths, list) else [paths]
+        hint = f"; run {made_by} again" if made_by else ""
+        raise UserError(f"{' and '.join(map(str, names))} is empty{hint}")
     return rows
 
 

@@ -4,10 +4,10 @@ A part whose stage has not run is empty.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 
-from autoif import files, verifiers
+from autoif import files, shards, verifiers
 from autoif.settings import settings_path
 
 # (name, whose settings file, flag): what later stages say of the same name is of no account
@@ -21,9 +21,10 @@ MADE_WITH = [
 ]
 
 
-def rows(path: Path, *fields: str) -> Iterable[dict]:
-    """The rows of a file, none where there is no such file."""
-    return files.read(path, fields) if path.is_file() else []
+def rows(path: Path, *fields: str) -> Iterator[dict]:
+    """The rows of a file, or of those of its shards; none where there is no such file."""
+    for part in shards.parts(path):
+        yield from files.read(part, fields)
 
 
 def read_json(path: Path, default: dict | list) -> dict | list:
@@ -35,6 +36,7 @@ def read_json(path: Path, default: dict | list) -> dict | list:
 
 def flag(path: Path, name: str, default: object) -> object:
     """The value that a flag had when `path` was made; `default` where nothing says so."""
+    [path, *_] = shards.parts(path) or [path]
     return read_json(settings_path(path), {}).get("flags", {}).get(name, default)
 
 
@@ -50,18 +52,41 @@ def pass_rate(row: dict, min_accuracy: float) -> float | None:
     return verifiers.pass_rate(row["responses"], min_accuracy)
 
 
+def add(total: dict, counts: dict) -> None:
+    """Add the numbers of `counts` to those of `total`; what is no number stays as it is."""
+    for name, value in counts.items():
+        if isinstance(value, dict) and name != "queries_dropped":
+            add(total.setdefault(name, {}), value)
+        elif isinstance(value, int) and not name.startswith("queries"):  # which each shard reads
+            total[name] = total.get(name, 0) + value
+        else:
+            total[name] = value
+
+
+def stats(out: Path) -> dict[str, dict]:
+    """The numbers of each stage, of shards their sum."""
+    of_shards: dict[str, dict] = {}
+    for path in out.glob("*-of-*/stats.json"):
+        add(of_shards, read_json(path, {}))
+    found = read_json(out / "stats.json", {})
+    # of stage 03 a last run has read what all shards kept: the split is its, the losses are theirs
+    return found | {stage: found.get(stage, {}) | of_shards[stage] for stage in of_shards}
+
+
 def made_with(out: Path) -> dict[str, str]:
     """{"supervisor": ..., "base model": ..., "date": ..., "commit": ...} of the settings files."""
     found, dates, commits = {}, set(), {}
     for name, stage, wanted in MADE_WITH:
-        for path in out.glob(f"{stage}.settings.json"):
+        pattern = f"{stage}.settings.json"
+        for path in [*out.glob(pattern), *out.glob(f"*-of-*/{pattern}")]:
             if value := flag(path, wanted, None):
                 local = Path(value).is_absolute() or value.startswith(".")
                 found.setdefault(name, Path(value).name if local else value)
-    for path in [*out.glob("*.settings.json"), *out.glob("07_items/*/*.settings.json")]:
-        settings = read_json(path, {})
-        dates.add(settings.get("date"))
-        commits[settings.get("commit")] = None
+    for pattern in ("", "*-of-*/", "07_items/*/"):
+        for path in out.glob(f"{pattern}*.settings.json"):
+            settings = read_json(path, {})
+            dates.add(settings.get("date"))
+            commits[settings.get("commit")] = None
     dates, commits = sorted(dates - {None}), list(filter(None, commits))
     if dates:
         found["date"] = " to ".join(dict.fromkeys([dates[0], dates[-1]]))

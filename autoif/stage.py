@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import shutil
 import tempfile
 from collections import Counter, deque
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autoif.files import UserError, dump, refuse_unwritable, whole_file, write_whole
+from autoif.shards import FOLDER
 
 
 async def in_order(
@@ -73,7 +75,7 @@ class Funnel:
 
     def refuse_empty(self, cause: str) -> None:
         """UserError when nothing was kept; called before an output is written."""
-        if self.kept:
+        if self.kept or re.fullmatch(FOLDER, self.out.parent.name):  # other shards may keep some
             return
         where = ""
         if not self.out.exists():  # the dropped rows of an output that stays belong to that one

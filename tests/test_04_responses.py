@@ -571,6 +571,45 @@ def test_the_online_loop_asks_prompts_of_several_constraints_again(tmp_path):
     assert list(files.read(out)) == responses
 
 
+class Counted(sandbox.Sandbox):
+    """A sandbox that notes its jobs."""
+
+    async def run(self, jobs):
+        self.jobs = [*getattr(self, "jobs", []), *jobs]
+        return await super().run(jobs)
+
+
+def together(jobs):
+    """(answers to jobs that come at the same time, how many jobs the sandbox saw)"""
+
+    async def judged():
+        async with Counted(sandbox.Flags()) as box:
+            gathered = sandbox.Together(box)
+            answers = await asyncio.gather(*(gathered.run([job]) for job in jobs))
+            return [answer for [answer] in answers], len(box.jobs)
+
+    return asyncio.run(judged())
+
+
+def test_rows_that_share_a_constraint_load_its_functions_together():
+    jobs = []
+    for number in range(40):
+        code = (LOWER, SHORT)[number % 2]
+        jobs.append({"code": code, "inputs": ["ok", "NO, it is long", f"{number}"]})
+    answers, count = together(jobs)
+    wanted = {"verdicts": ["pass", "fail", "pass"], "error": None}
+    assert answers == [wanted] * 40 and count <= 4
+
+
+def test_texts_that_disqualify_a_function_do_not_do_so_for_other_rows():
+    code = "def evaluate(response):\n    while response == 'x': pass\n    return True"
+    # two time-outs with nothing answered would leave the later texts untried
+    jobs = [{"code": code, "inputs": texts} for texts in (["x"] * 2, ["fine"] * 3)]
+    answers, _ = together(jobs)
+    assert answers[0]["verdicts"] == ["error"] * 2 and answers[0]["error"] == "timeout"
+    assert answers[1] == {"verdicts": ["pass"] * 3, "error": None}
+
+
 def test_a_sample_of_constraints_that_are_not_there_is_named(tmp_path):
     run(tmp_path, answers, "--no-score", constraints=CONSTRAINTS)
     path = tmp_path / "other.jsonl"

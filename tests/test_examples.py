@@ -17,7 +17,7 @@ import types
 import pytest
 import tiny_models
 
-from autoif.flags import call
+from autoif.flags import call, parse
 
 EXAMPLES = tiny_models.ROOT / "examples"
 SHORT = "def evaluate(response):\n    return len(response.split()) <= 3"
@@ -281,6 +281,48 @@ def test_the_slurm_job_writes_where_run_all_looks():
     job = (EXAMPLES / "train.sbatch").read_text()
     assert "06_offline" in (tiny_models.ROOT / "run_all.sh").read_text()
     assert '--out "$DATA/06_offline"' in job and "06_dpo/" not in job
+
+
+# ---- shards ----
+
+
+def test_the_slurm_array_gives_each_task_its_shard(tmp_path):
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    python.chmod(0o755)
+    task = {"SLURM_SUBMIT_DIR": tmp_path, "SLURM_ARRAY_TASK_ID": 1, "SLURM_ARRAY_TASK_COUNT": 3}
+    said = subprocess.run(
+        ["bash", str(EXAMPLES / "shards.sbatch"), "--queries", "q.jsonl"],
+        env={**os.environ, "MODEL": "big", **{name: str(value) for name, value in task.items()}},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    assert said[:6] == ["-m", "autoif.serving", "big", "--", ".venv/bin/python", "04_responses.py"]
+    _, args = parse(tiny_models.stage("04_responses").main, said[6:])
+    assert (args.model, args.input) == ("big", "out/03_instructions.jsonl")
+    assert (args.out, args.of_shard([0, 1, 2, 3, 4])) == ("out/1-of-3/04_responses.jsonl", [1, 4])
+
+
+def test_ray_runs_the_command_once_for_each_shard(monkeypatch, tmp_path):
+    options = {}
+
+    def remote(**given):
+        options.update(given)
+        return lambda function: types.SimpleNamespace(remote=function)
+
+    stand_in(monkeypatch, "ray", remote=remote, init=lambda: None, get=list)
+    monkeypatch.syspath_prepend(EXAMPLES)
+    code = (
+        "import os, sys; from pathlib import Path; "
+        "Path(sys.argv[1], sys.argv[3].replace('/', '_')).write_text(sys.argv[2] + os.getcwd())"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    importlib.import_module("shards_ray").main(2, command)
+    assert options == {"num_gpus": 1, "max_retries": 3, "retry_exceptions": True}
+    written = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert written == dict.fromkeys(["0_2", "1_2"], f"--shard{tiny_models.ROOT}")
 
 
 # ---- one's own ----

@@ -4,18 +4,20 @@ import json
 import re
 import shutil
 import subprocess
+from collections import Counter
 
 import pytest
 import tiny_models
-from example_run import HOSTILE
+from example_run import HOSTILE, MODELS
 
 from autoif import files
 from autoif.evaluation import results
 from autoif.files import UserError
 from autoif.flags import call
 from autoif.report.__main__ import main
+from autoif.report.against import aligned
 from autoif.report.gather import responses
-from autoif.report.page import cell
+from autoif.report.page import cell, spread
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
@@ -60,8 +62,8 @@ def cards(dom: str) -> list[str]:
 def test_the_page_has_every_part_of_a_whole_run(html):
     found = re.findall(r'<section id="(\w+)"', html)
     assert found == ["funnel", "verifiers", "responses", "training", "results", "samples"]
-    # four histograms of verifiers, two of responses; the curves of two trainings
-    assert html.count("<figure>") == html.count('<div class="bars">') + 2 == 8
+    # functions, cases, accuracy, agreement; pass rates, lengths of both sides
+    assert len(re.findall("[▁-█]{10}", html)) == 7 and html.count("<figure>") == 2
     pictures = re.findall(r'<img alt="([^"]+)" src="data:image/png;base64,(\w{20})', html)
     assert [name for name, _ in pictures] == ["05_sft, curves", "06_offline, curves", "results"]
 
@@ -146,6 +148,175 @@ def test_the_page_has_the_differences_to_the_first_model_with_their_intervals(wh
     wanted = [line.strip("| ").split(" | ") for line in printed]
     shown = [re.findall("<td>(.*?)</td>", cells) for name, cells in lines if name.startswith("onl")]
     assert shown == wanted and any("[" in cell for cell in shown[0])
+
+
+# ---- before and after ----
+
+
+def items(whole_run) -> dict[str, dict[str, dict]]:
+    """{prompt and sample: {model: row of 07_items}}"""
+    found = {}
+    for model in MODELS:
+        for row in files.read(whole_run / "07_items" / model / "heldout.jsonl"):
+            found.setdefault(f"{row['id']}.{row['sample']}", {})[model] = row
+    return found
+
+
+def became(base: dict, row: dict) -> list[str]:
+    words = {(False, True): ["now passes"], (True, False): ["no longer passes"]}
+    left = ["left its query"] if base["relevant"] and not row["relevant"] else []
+    return words.get((base["verdict"], row["verdict"]), []) + left
+
+
+def test_the_answers_of_all_models_stand_side_by_side_with_what_changed(whole_run, html):
+    wanted, seen = items(whole_run), set()
+    shown = data(html)["answers"]
+    assert len(shown) == min(300, len(wanted))
+    for row in shown:
+        of_models = wanted[row["id"]]
+        assert [each["model"] for each in row["responses"]] == list(MODELS)
+        for each in row["responses"]:
+            item = of_models[each["model"]]
+            assert row["prompt"] == item["prompt"] and each["text"] == item["answers"][0]
+            assert each["verdicts"] == item["verdicts"]
+            assert each["outcome"] == ("passes" if item["verdict"] else "fails")
+            assert each["changes"] == became(of_models["base"], item)
+            seen.update(each["changes"])
+    assert {"now passes", "no longer passes"} <= seen
+
+
+@pytest.mark.parametrize("only", ["now passes", "no longer passes"])
+def test_the_terminal_shows_the_answers_side_by_side(whole_run, capsys, only):
+    call(main, [str(whole_run), "--models", "2", "--only", only])
+    blocks = capsys.readouterr().out.strip().split("\n\n")
+    for block in blocks:
+        of_models = items(whole_run)[block.splitlines()[0]]
+        lines = block.splitlines()[-len(MODELS) :]
+        for model, line in zip(MODELS, lines):
+            item = of_models[model]
+            outcome = ["passes" if item["verdict"] else "fails", *became(of_models["base"], item)]
+            text = " ".join(item["answers"][0].split())[:200]
+            assert line == f"  {model} [{', '.join(outcome)}]: {text}"
+        assert only in block
+    assert len(blocks) == 2
+
+
+def test_without_two_models_there_is_nothing_to_put_side_by_side(tmp_path):
+    with pytest.raises(UserError, match="has no held-out prompt with answers of two models$"):
+        call(main, [str(tmp_path), "--models", "2"])
+
+
+@needs_chromium
+def test_the_page_filters_by_what_became_of_a_models_answers(page, html, tmp_path):
+    url = f"{page.as_uri()}#view=models&outcome=online+now+passes"
+    dom, console = browser(url, "--dump-dom", folder=tmp_path)
+    wanted = 0
+    for row in data(html)["answers"]:
+        wanted += "now passes" in row["responses"][-1]["changes"]
+    assert not console and wanted and f"{wanted} of " in dom
+    assert len(cards(dom)) == min(wanted, 40)
+    for card in cards(dom):
+        assert card.count('class="response"') == len(MODELS) and ">now passes</span>" in card
+
+
+# ---- looked at again ----
+
+
+@pytest.mark.parametrize(
+    "before, after, functions",
+    [
+        ("abc", "abc", [(0, 0, "1"), (1, 1, "2"), (2, 2, "3")]),
+        ("abc", "bx", [(1, 0, "1"), (0, 1, "2, changed"), (2, None, "3, gone")]),
+        ("a", "ba", [(0, 1, "2"), (None, 0, "1, new")]),
+        ("aa", "a", [(0, 0, "1"), (1, None, "2, gone")]),
+    ],
+)
+def test_functions_are_told_by_their_code(before, after, functions):
+    assert aligned(list(before), list(after)) == functions
+
+
+def again(whole_run, tmp_path, change) -> list[str]:
+    """Stage 04 once more on the answers of the run, with `change` made to its first constraint."""
+    rows = list(files.read(whole_run / "03_instructions.jsonl"))
+    first = next(row for row in rows if row["split"] == "train")
+    change(first)
+    tiny_models.write(tmp_path / "changed.jsonl", rows)
+    store = whole_run / "completions" / "04_responses.jsonl"
+    stored, queries = store.read_bytes(), tiny_models.ROOT / "demo" / "queries.txt"
+    flags = ["--model", "policy", "--in", tmp_path / "changed.jsonl", "--queries", queries]
+    flags += ["--queries-per-instruction", 4, "--k", 6, "--store", store, "--no-score"]
+    flags += ["--out", tmp_path / "again" / "04_responses.jsonl"]
+    call(tiny_models.stage("04_responses").main, list(map(str, flags)))
+    assert store.read_bytes() == stored  # nothing was asked
+    return first["id"]
+
+
+def test_another_function_on_the_same_answers_asks_nothing_and_its_verdicts_are_told(
+    whole_run, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+
+    code = "def evaluate(response): return len(response) % 2 == 0"
+
+    def change(row):
+        row["verifiers"] = [{"code": code, "accuracy": 1.0}]
+
+    identity = again(whole_run, tmp_path, change)
+    wanted, shared = Counter(), 0
+    for row in files.read(whole_run / "04_responses.jsonl"):
+        shared += len(row["responses"])
+        for response in row["responses"] if row["instruction_id"] == identity else []:
+            accepted = len(response["text"]) % 2 == 0
+            new, (old, *others) = "pass" if accepted else "fail", response["verdicts"]
+            if old != new:
+                wanted["1, changed", f"{old} -> {new}"] += 1
+            for place, verdict in enumerate(others, 2):
+                wanted[f"{place}, gone", f"{verdict} -> none"] += 1
+            if accepted != (response["accuracy"] > 0.5):
+                wanted["all", "now accepted" if accepted else "no longer accepted"] += 1
+    capsys.readouterr()
+    call(main, [str(tmp_path / "again"), "--against", str(whole_run)])
+    said = capsys.readouterr().out
+    assert said.startswith(f"{shared} answers of both")
+    told = {}
+    for line in said.splitlines()[3:]:
+        if line.startswith("| "):
+            title, function, verdicts, count = line.strip("| ").split(" | ")
+            told[function, verdicts] = int(count)
+            assert title.startswith(f"{identity}: ")
+    assert told == wanted and {"1, changed", "all"} <= {function for function, _ in told}
+    html = (tmp_path / "again" / "report.html").read_text(encoding="utf-8")
+    part = html.split('<section id="against">')[1].split("</section>")[0]
+    for (function, verdicts), count in told.items():
+        shown = verdicts.replace(">", "&gt;")
+        assert f"<td>{function}</td><td>{shown}</td><td>{count}</td>" in part
+
+
+def test_the_same_run_once_more_has_no_other_verdict(whole_run, tmp_path, capsys):
+    call(main, [str(whole_run), "--against", str(whole_run), "--to", str(tmp_path / "page.html")])
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "No verdict changed." in html and "| i" not in capsys.readouterr().out
+
+
+def test_a_run_on_other_answers_is_refused(whole_run, tmp_path):
+    row = next(iter(files.read(whole_run / "04_responses.jsonl")))
+    tiny_models.write(tmp_path / "04_responses.jsonl", [{**row, "prompt": "another"}])
+    with pytest.raises(UserError, match="have no answer in common"):
+        call(main, [str(whole_run), "--against", str(tmp_path)])
+    with pytest.raises(UserError, match="none/04_responses.jsonl does not exist; run 04_resp"):
+        call(main, [str(whole_run), "--against", str(tmp_path / "none")])
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ([0.5, 1.0, 1.0], "0.5 ▅▁▁▁▁▁▁▁▁█ 1, median 1"),
+        ([3], "3 █▁▁▁▁▁▁▁▁▁ 3, median 3"),
+        ([], "none"),
+    ],
+)
+def test_a_distribution_is_a_line_of_signs(values, words):
+    assert spread(values) == words
 
 
 # ---- what models wrote ----

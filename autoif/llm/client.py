@@ -55,6 +55,8 @@ class Flags:
     store: str | None = None  # completions file (default: completions/STAGE.jsonl beside --out)
     keep_think: bool = False  # leave thoughts at the head of the answers
     think_tags: tuple[str, str] | None = None  # OPEN CLOSE of thoughts, besides those known
+    batch_out: str | None = None  # ask no server: write the requests as a batch, and end
+    batch_in: str | None = None  # results of such a batch, into the store
     max_failed: Share = 0.05  # share of prompts that may keep failing before it is an error
 
 
@@ -85,6 +87,10 @@ class Client:
         # without a server to ask again, what has no text stays as an earlier run left it
         path = args.store or Path(args.out).parent / "completions" / f"{stage}.jsonl"
         self.store = Store(path, keep_empty or not args.base_url)
+        if args.batch_in:
+            from autoif.llm import batch
+
+            batch.read(args.batch_in, self.store)
         # prompts, and of these failed (a rerun asks again) and refused (for good); samples, and of
         # these stored (before), answered, truncated, empty; prompt_tokens and completion_tokens
         # that this run was billed, and the samples whose tokens were uncounted
@@ -177,9 +183,12 @@ class Client:
             return None
         if self._endpoint is None:
             # here, as the openai library takes most of the second that --help has
-            from autoif.llm.endpoint import Endpoint
+            from autoif.llm import batch, endpoint
 
-            self._endpoint = Endpoint(self.args, self.store, self.counts)
+            if self.args.batch_out:
+                self._endpoint = batch.Batch(self.args, self.counts)
+            else:
+                self._endpoint = endpoint.Endpoint(self.args, self.store, self.counts)
             self._began = time.monotonic()
             self._ticking = asyncio.create_task(self._each_second())
         # what an equal request before this one gets is not asked for again
@@ -240,6 +249,11 @@ class Client:
     def _check_failed(self) -> None:
         """UserError when too many prompts failed, or none has an answer at all."""
         counts, last = self.counts, self._endpoint and self._endpoint.last_failure
+        if self.args.batch_out and last:
+            raise UserError(
+                f"{counts['failed']:,} requests are in {self.args.batch_out}; send them, and run "
+                "the same command with --batch-in and the results"
+            )
         for part, prompts in self._asked.items():
             failed = self._failed[part]
             if failed > self.args.max_failed * prompts:

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from autoif import folder, reward
+from autoif import folder, reward, shards
 from autoif.evaluation import intervals
 from autoif.evaluation.results import differences
 from autoif.files import UserError
@@ -18,6 +18,7 @@ from autoif.folder import read_json, rows
 
 PROBED = 500  # constraints, at most, that the probes are run on: seconds, not minutes
 CURVES = ["05_sft", "06_offline", "online_*/06_dpo"]  # where run_all.sh trains
+CHANGES = ["now passes", "no longer passes", "left its query"]
 MAIN = "stage 04"  # the name of the run's own responses, beside online_1, online_2, ...
 
 
@@ -103,7 +104,7 @@ def shown_constraint(row: dict, sides: dict) -> dict:
 def constraints(out: Path, size: int, seed: int, options: dict) -> dict | None:
     """Quality, probes and a sample of constraints, of the latest stage that has finished."""
     stages = ["03_instructions", "02_verifiers", "01_instructions"]
-    written = [stage for stage in stages if (out / f"{stage}.jsonl").is_file()]
+    written = [stage for stage in stages if shards.parts(out / f"{stage}.jsonl")]
     if not written or not (kept := list(rows(out / f"{written[0]}.jsonl"))):
         return None
     rng, lost = random.Random(seed), []
@@ -169,12 +170,13 @@ def shown_rows(out: Path, size: int, seed: int) -> list[dict]:
 def responses(out: Path, name: str, size: int, seed: int) -> dict | None:
     """Pass rates, lengths and a sample of prompts of one 04_responses.jsonl."""
     path = out / "04_responses.jsonl"
-    if not path.is_file():
+    if not shards.parts(path):
         return None
-    rates, lengths, counts = [], {"passed": [], "not passed": []}, Counter()
+    rates, lengths, truncated = [], {"passed": [], "not passed": []}, 0
     min_accuracy = folder.min_accuracy(path)
 
     def measured() -> Iterable[dict]:
+        nonlocal truncated
         for row in rows(path):
             row = {**row, "source": name, "pass_rate": folder.pass_rate(row, min_accuracy)}
             if row["responses"]:
@@ -182,22 +184,56 @@ def responses(out: Path, name: str, size: int, seed: int) -> dict | None:
             for response in row["responses"]:
                 side = "passed" if response["accuracy"] > min_accuracy else "not passed"
                 lengths[side].append(len(response["text"]))
-                counts["truncated"] += response.get("finish_reason") == "length"
-                counts["scored"] += response.get("score") is not None
-                counts["above 8"] += (response.get("score") or 0) > 8
+                truncated += response.get("finish_reason") == "length"
             yield row
 
     drawn = sampled(measured(), size, random.Random(seed))
     return {
         "rates": rates,
         "lengths": lengths,
-        "counts": counts,
+        "truncated": truncated,
         "min_accuracy": min_accuracy,
         "shown": with_outcomes(out, drawn),
     }
 
 
 # ---- results ----
+
+
+def changes(first: dict, row: dict) -> list[str]:
+    """What became of an answer since the first model's to the same prompt."""
+    found = []
+    if row["verdict"] != first["verdict"]:
+        found.append(CHANGES[0] if row["verdict"] else CHANGES[1])
+    if first.get("relevant") and not row["relevant"]:
+        found.append(CHANGES[2])
+    return found
+
+
+def answers(out: Path, size: int, seed: int, only: str = "") -> list[dict]:
+    """Held-out prompts with the answer of each model, as the responses of a prompt are shown.
+
+    The first model is what the later ones are compared with; `only` is one of CHANGES.
+    """
+    of_prompt: dict[tuple, list] = defaultdict(list)
+    for result in read_json(out / "07_results.json", []):
+        if result["benchmark"] == "heldout" and "items" in result:
+            for row in rows(out / result["items"]):
+                of_prompt[row["id"], row["sample"], row["prompt"]].append((result["model"], row))
+
+    def compared() -> Iterable[dict]:
+        for (identity, sample, prompt), attempts in of_prompt.items():
+            responses = []
+            for model, row in attempts:
+                changed = changes(attempts[0][1], row)
+                response = {"model": model, "text": row["answers"][0], "verdicts": row["verdicts"]}
+                outcome = "passes" if row["verdict"] else "fails"
+                responses.append({**response, "outcome": outcome, "changes": changed})
+            changed = {change for response in responses for change in response["changes"]}
+            if len(responses) > 1 and (not only or only in changed):
+                yield {"id": f"{identity}.{sample}", "prompt": prompt, "responses": responses}
+
+    return sampled(compared(), size, random.Random(seed))
 
 
 def by_group(out: Path, results: list[dict], families: dict[str, str]) -> dict[str, dict]:
@@ -243,7 +279,7 @@ def gather(out: Path, size: int, seed: int, options: dict) -> dict:
     answered, stats, curves = {}, {}, {}
     for each in [out, *sorted(out.glob("online_*"))]:
         name = MAIN if each == out else each.name
-        stats[name] = read_json(each / "stats.json", {})
+        stats[name] = folder.stats(each)
         if of_run := responses(each, name, size, seed):
             answered[name] = of_run
     if about is None and not any(stats.values()):
@@ -262,6 +298,7 @@ def gather(out: Path, size: int, seed: int, options: dict) -> dict:
         "bars": picture(out / "07_results.png"),
         "made with": folder.made_with(out),
         "differences": compared(out, results),
+        "answers": answers(out, size, seed),
         "by group": by_group(out, results, about["families"] if about else {}),
         "size": size,
         "seed": seed,

@@ -2,8 +2,11 @@
 
 import html
 import json
+import math
+import statistics
 from pathlib import Path
 
+from autoif.report.against import HEADER
 from autoif.report.gather import MAIN
 
 HERE = Path(__file__).parent
@@ -67,11 +70,6 @@ def table(header: list, rows: list[list], kind: str = "") -> str:
     return f'<div class="scroll"><table class="{kind}">{body}</table></div>'
 
 
-def figure(picture: str, title: str, words: str = "") -> str:
-    below = f"<p>{escape(words)}</p>" if words else ""
-    return f"<figure><figcaption>{escape(title)}</figcaption>{picture}{below}</figure>"
-
-
 def image(data: str | None, title: str) -> str:
     """A PNG of the run in the page itself; "" where it was not drawn."""
     if data is None:
@@ -86,49 +84,21 @@ def section(name: str, title: str, *parts: str) -> str:
     return f'<section id="{name}"><h2>{escape(title)}</h2>{"".join(parts)}</section>'
 
 
-# ---- histograms ----
+# ---- distributions ----
 
 
-def bins(values: list[float], high: float, count: int = 10) -> list[int]:
-    """How many values from 0 to `high` fall into each of `count` equal bins."""
-    counts = [0] * count
+def spread(values: list[float]) -> str:
+    """The smallest value to the largest in ten steps, as signs, and the median.
+
+    [0.5, 1.0, 1.0] -> "0.5 ▅▁▁▁▁▁▁▁▁█ 1, median 1"
+    """
+    if not values:
+        return "none"
+    low, high, counts = min(values), max(values), [0] * 10
     for value in values:
-        counts[min(count - 1, int(value / high * count))] += 1
-    return counts
-
-
-def histogram(groups: dict[str, list[int]], labels: list[str]) -> str:
-    """Bars side by side for each label, a colour for each group, which is named where several."""
-    most, columns = max(map(max, groups.values())) or 1, []
-    for place, label in enumerate(labels):
-        bars = ""
-        for group, (name, counts) in enumerate(groups.items()):
-            words = escape(f"{name}, {label}: {counts[place]:,}")
-            tall = 100 * counts[place] / most
-            bars += f'<i class="back{group}" style="height:{tall:.1f}%" title="{words}"></i>'
-        columns.append(f"<div>{bars}<span>{escape(label)}</span></div>")
-    names = ""
-    for group, name in enumerate(groups):
-        names += f'<span><i class="back{group}"></i>{escape(name)}</span>'
-    legend = f'<p class="legend">{names}</p>' if len(groups) > 1 else ""
-    return f'<div class="bars">{"".join(columns)}</div>{legend}'
-
-
-def numbers(counts: dict[int, int], of: str) -> str:
-    """The histogram of small whole numbers; the last bar is open at 24."""
-    most = max(1, min(24, max(counts)))
-    labels, values = list(map(str, range(1, most + 1))), [0] * most
-    for number, count in counts.items():
-        if number:
-            values[min(number, most) - 1] += count
-    if most == 24:
-        labels[-1] += "+"
-    return histogram({of: values}, labels)
-
-
-def shares(values: list[float], of: str) -> str:
-    """The histogram of shares, a bar a tenth."""
-    return histogram({of: bins(values, 1)}, [f"{tenth * 10} %" for tenth in range(10)])
+        counts[min(9, int(10 * (value - low) / (high - low or 1)))] += 1
+    signs = "".join("▁▂▃▄▅▆▇█"[math.ceil(7 * count / max(counts))] for count in counts)
+    return f"{low:,g} {signs} {high:,g}, median {statistics.median(values):,g}"
 
 
 # ---- the funnel, and table 5 ----
@@ -170,8 +140,8 @@ def table_5(run: dict) -> str:
         return ""
     pairs = sum(stats.get("06_dpo pairs", {}).get("pairs", {}).values())
     above = "not scored"
-    if MAIN in run["responses"] and (scored := run["responses"][MAIN]["counts"])["scored"]:
-        above = percent(scored["above 8"] / scored["scored"])
+    if counts.get("scored"):
+        above = percent(counts.get("scored above 8", 0) / counts["scored"])
     ours = [f"{counts['in']:,}", f"{counts['kept']:,}", f"{pairs:,}" if pairs else "–", above]
     columns, rows = counts["paper_table_5"]["columns"], [["this run", *ours]]
     for supervisor, values in counts["paper_table_5"].items():
@@ -208,22 +178,12 @@ def probes(probed: dict) -> str:
 def verifiers(run: dict) -> str:
     if not run["constraints"] or not (quality := run["constraints"]["quality"]):
         return ""
-    figures = [
-        figure(numbers(quality["functions"], "constraints"), "Functions a constraint"),
-        figure(numbers(quality["cases"], "constraints"), "Cases a constraint"),
-    ]
-    words = "Share of its constraint's kept cases that a kept function gets right."
-    figures.append(figure(shares(quality["accuracy"], "functions"), "Accuracy", words))
-    if quality["agreement"]:
-        words = "Share of all functions that agree with a kept case."
-        figures.append(figure(shares(quality["agreement"], "cases"), "Agreement", words))
     facts = table(["", ""], verifier_facts(run, quality), "facts")
-    grid = f'<div class="grid">{"".join(figures)}</div>'
-    return section("verifiers", "Verifiers", facts, grid, probes(run["constraints"]["probes"]))
+    return section("verifiers", "Verifiers", facts, probes(run["constraints"]["probes"]))
 
 
 def verifier_facts(run: dict, quality: dict) -> list[list[str]]:
-    """(name, number) of the table above the pictures."""
+    """(name, number) of each line of the table."""
     constant, errors = {}, {}
     for name, count in quality["constant"].items():
         if name:
@@ -234,6 +194,10 @@ def verifier_facts(run: dict, quality: dict) -> list[list[str]]:
     facts = [
         ["constraints", f"{run['constraints']['count']:,} ({listed(quality['split'])})"],
         ["functions", f"{quality['constant'].total():,}"],
+        ["functions a constraint", spread(list(quality["functions"].elements()))],
+        ["cases a constraint", spread(list(quality["cases"].elements()))],
+        ["share of kept cases that a kept function gets right", spread(quality["accuracy"])],
+        ["share of all functions that agree with a kept case", spread(quality["agreement"])],
         ["one verdict for every case", listed(constant) or "none"],
     ]
     if families := quality["families"]:
@@ -254,31 +218,36 @@ def responses(run: dict) -> str:
         rates, lengths = answers["rates"], answers["lengths"]
         fail, full = rates.count(0), rates.count(1)
         mixed = {"all fail": fail, "mixed": len(rates) - fail - full, "all pass": full}
-        # both sides in the same bins, so that they can be compared
-        longest = max(max(each, default=0) for each in lengths.values()) or 1
-        edges = [f"{longest * tenth // 10:,}" for tenth in range(10)]
-        groups = {side: bins(lengths[side], longest) for side in lengths}
-        share = answers["counts"]["truncated"] / max(sum(map(len, lengths.values())), 1)
-        cut = f"{percent(share, 1)} of the responses ran into the token limit."
-        passed = (
-            "the share of a prompt's responses whose accuracy, the share of functions that they "
-            f"pass, is above {answers['min_accuracy']:g}"
-        )
-        rate = figure(shares(rates, "prompts"), "Pass rate a prompt", passed)
-        length = figure(histogram(groups, edges), "Characters a response", cut)
-        parts.append(f"<h3>{escape(name)}</h3>{note(f'prompts: {listed(mixed)}')}")
-        parts.append(f'<div class="grid">{rate}{length}</div>')
+        share = answers["truncated"] / max(sum(map(len, lengths.values())), 1)
+        facts = [["prompts", listed(mixed)], ["pass rate of a prompt", spread(rates)]]
+        for side, of_side in lengths.items():
+            facts.append([f"characters of a response that has {side}", spread(of_side)])
+        facts.append(["responses that ran into the token limit", percent(share, 1)])
+        passed = f"A response has passed above an accuracy of {answers['min_accuracy']:g}, the "
+        words = f"{passed}share of functions that it passes."
+        parts.append(f"<h3>{escape(name)}</h3>{table(['', ''], facts, 'facts')}{note(words)}")
     return section("responses", "Responses", *parts)
+
+
+def against(run: dict) -> str:
+    """What became of the verdicts of another run on the same answers."""
+    if "against" not in run:
+        return ""
+    shared, lines = run["against"]
+    words = f"Of {shared:,} answers that {run['other']} has as well: verdicts there -> here."
+    shown = table(HEADER, lines) if lines else note("No verdict changed.")
+    return section("against", "Looked at again", note(words), shown)
 
 
 # ---- training, results ----
 
 
 def training(run: dict) -> str:
-    drawn = {name: image(data, f"{name}, curves") for name, data in run["curves"].items()}
-    figures = [figure(picture, name) for name, picture in drawn.items() if picture]
-    grid = f'<div class="grid">{"".join(figures)}</div>' if figures else ""
-    return section("training", "Training", grid)
+    parts = []
+    for name, data in run["curves"].items():
+        if drawn := image(data, f"{name}, curves"):
+            parts.append(f"<figure><figcaption>{escape(name)}</figcaption>{drawn}</figure>")
+    return section("training", "Training", *parts)
 
 
 def cell(metric: dict | None) -> str:
@@ -343,7 +312,7 @@ def embedded(value: object) -> str:
 
 
 def page(run: dict) -> str:
-    data = {"constraints": [], "prompts": []}
+    data = {"constraints": [], "prompts": [], "answers": run["answers"]}
     if run["constraints"]:
         data["constraints"] = run["constraints"]["shown"]
     for answers in run["responses"].values():
@@ -352,6 +321,7 @@ def page(run: dict) -> str:
         "funnel": funnel(run),
         "verifiers": verifiers(run),
         "responses": responses(run),
+        "against": against(run),
         "training": training(run),
         "results": results(run),
         "samples": section("samples", "Samples", SAMPLES),

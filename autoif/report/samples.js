@@ -1,10 +1,10 @@
-// The samples: two views, a search and filters, whose state is in the address after "#".
+// The samples: three views, a search and filters, whose state is in the address after "#".
 // Everything that a model wrote goes into the page as text, never as HTML.
 "use strict";
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const STEP = 40; // cards at a time
-const VIEWS = { responses: data.prompts, constraints: data.constraints };
+const VIEWS = { responses: data.prompts, constraints: data.constraints, models: data.answers };
 const [outcomes, sources] = document.querySelectorAll(".controls select");
 const search = document.querySelector(".controls input");
 const cards = document.querySelector(".cards");
@@ -29,6 +29,9 @@ function badge(text, kind) {
 function outcomesOf(row) {
   if (state.view === "constraints") {
     return [row.reason || "kept", ...new Set(row.cases.map((each) => each.side))].filter(Boolean);
+  }
+  if (state.view === "models") {
+    return [...new Set(row.responses.flatMap((each) => each.changes.map((change) => each.model + " " + change)))];
   }
   return row.responses.flatMap((each) => [each.outcome, each.side]).filter(Boolean);
 }
@@ -72,6 +75,20 @@ function promptCard(row) {
   );
 }
 
+function modelsCard(row) {
+  const columns = row.responses.map((each) => {
+    const marks = each.verdicts.map((verdict) => make("i", "verdict " + verdict));
+    const outcome = badge(each.outcome, each.outcome === "passes" ? "pass" : "fail");
+    const badges = make("div", "badges", null, make("b", "", each.model), ...marks, outcome);
+    badges.append(...each.changes.map((change) => badge(change)));
+    return make("div", "response", null, badges, make("p", "", each.text));
+  });
+  return make(
+    "article", "card", null,
+    make("div", "ids", row.id), make("div", "query", row.prompt), make("div", "columns", null, ...columns),
+  );
+}
+
 function caseLine(each) {
   const output = each.output ? "pass" : "fail";
   const marks = (each.verdicts || []).map((verdict) => make("i", "verdict " + verdict));
@@ -111,11 +128,11 @@ function options(select, values, all) {
   for (const [value, count] of [...counts].sort((a, b) => b[1] - a[1])) {
     select.append(new Option(value + " (" + count.toLocaleString("en") + ")", value));
   }
-  select.hidden = counts.size < 2;
+  select.hidden = counts.size < (select === sources ? 2 : 1);
 }
 
 function show(from) {
-  const card = state.view === "constraints" ? constraintCard : promptCard;
+  const card = { responses: promptCard, constraints: constraintCard, models: modelsCard }[state.view];
   cards.append(...matching.slice(from, from + STEP).map(card));
   more.hidden = cards.children.length >= matching.length;
 }
@@ -156,7 +173,7 @@ function readAddress() {
 for (const rows of Object.values(VIEWS)) {
   for (const row of rows) row.haystack = JSON.stringify(row).toLowerCase();
 }
-for (const view of Object.keys(VIEWS)) {
+for (const view of Object.keys(VIEWS).filter((view) => VIEWS[view].length)) {
   const button = make("button", "", view);
   button.addEventListener("click", () => change({ view, outcome: "", source: "" }));
   document.querySelector(".views").append(button);

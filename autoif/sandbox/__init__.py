@@ -39,3 +39,4 @@ addresses may differ from run to run. Linux on x86_64 or aarch64, else a prefix.
 """
 
 from autoif.sandbox.pool import MODULES, Flags, Sandbox, options  # noqa: F401  the door
+from autoif.sandbox.together import Together  # noqa: F401

@@ -252,7 +252,8 @@ def usable(stage: str, rows: Iterable[dict], tokenizer, args, rank: int) -> list
 
     UserError that names the bad ones, ten at a time, unless --skip-bad.
     """
-    special = special_tokens(tokenizer)
+    special, inputs = special_tokens(tokenizer), args.input
+    inputs = inputs if isinstance(inputs, str) else " ".join(inputs)
     samples, dropped, errors = [], [], []
     for row in rows:
         if "error" in row:
@@ -269,7 +270,7 @@ def usable(stage: str, rows: Iterable[dict], tokenizer, args, rank: int) -> list
         more = [f"and {len(errors) - BAD_ROWS} more"] if len(errors) > BAD_ROWS else []
         advice = "mend or delete them, or pass --skip-bad:"
         raise UserError(
-            f"{count} of {args.input} cannot be trained on; "
+            f"{count} of {inputs} cannot be trained on; "
             + "\n  ".join([advice, *errors[:BAD_ROWS], *more])
         )
     if rank == 0:
@@ -279,7 +280,7 @@ def usable(stage: str, rows: Iterable[dict], tokenizer, args, rank: int) -> list
             funnel.drop(reason, row)
         funnel.finish()
     if not samples:
-        raise UserError(f"no row of {args.input} is left to train on")
+        raise UserError(f"no row of {inputs} is left to train on")
     return samples
 
 

@@ -2,18 +2,21 @@
 
 from collections.abc import Iterator
 
-from autoif import files
+from autoif import files, shards
 from autoif.files import UserError
 from autoif.verifiers import has_scores
 
 
 def read_verified(paths: list[str]) -> Iterator[tuple[dict, bool]]:
     """Yield (row, whether its run scored responses) for the rows of 03 and 04 in `paths`."""
+    # a file is a run's, or a shard's of it; read twice rather than held in memory
+    scored = {}
     for path in paths:
-        # a file is a run's; read twice rather than held in memory
-        scored = has_scores(read(path))
+        run = shards.run_of(path)
+        scored[run] = scored.get(run) or has_scores(read(path))
+    for path in paths:
         for row in read(path):
-            yield row, scored
+            yield row, scored[shards.run_of(path)]
 
 
 def read(path: str) -> Iterator[dict]:

@@ -1,0 +1,72 @@
+"""A batch file in the place of a server: half the price at OpenAI, `vllm run-batch` elsewhere.
+
+    python 02_verifiers.py --batch-out requests.jsonl ...    # writes what the store lacks, and ends
+    python 02_verifiers.py --batch-in results.jsonl ...      # takes the answers, and goes on
+
+04 and 03 ask twice, the second time about answers: with both flags the next requests are written.
+OpenAI takes 50,000 requests a file (split -l 50000).
+"""
+
+import sys
+
+from autoif import files
+from autoif.files import UserError
+from autoif.llm import reply as replies
+from autoif.llm.endpoint import SEED_STRIDE, Failure
+from autoif.llm.store import Store
+
+
+class Batch:
+    """As an Endpoint to the client; each request fails, and is written down."""
+
+    def __init__(self, args, counts):
+        files.refuse_unwritable(args.batch_out)
+        self.model, self.counts, self.written = args.model, counts, set()
+        self.last_failure = Failure("written into --batch-out")
+        self.file = open(args.batch_out, "w", encoding="utf-8")
+
+    async def answer(self, request: dict, key: str, indices: list[int]) -> Failure:
+        # a stage may try a prompt before it asks for all samples
+        indices = [index for index in indices if (key, index) not in self.written]
+        if not indices:
+            return self.last_failure
+        self.written |= {(key, index) for index in indices}
+        body = {name: value for name, value in request.items() if value is not None}
+        if "seed" in body:
+            body["seed"] = body["seed"] * SEED_STRIDE + indices[0]
+        if len(indices) > 1:
+            body["n"] = len(indices)
+        line = {"custom_id": ".".join([key, *map(str, indices)]), "method": "POST"}
+        line |= {"url": "/v1/chat/completions", "body": {"model": self.model, **body}}
+        self.file.write(files.dump(line) + "\n")
+        self.counts["failed"] += 1
+        return self.last_failure
+
+    async def close(self) -> None:
+        self.file.close()
+
+
+def read(path: str, store: Store) -> None:
+    """Put the results of a batch into the store; what failed in it is asked again."""
+    failed = 0
+    for number, row in files.numbered(path, {"custom_id": str}):
+        key, *indices = row["custom_id"].split(".")
+        if len(key) != 64 or not indices:
+            wrong = f"{path}:{number}: {row['custom_id']!r} is no request of --batch-out"
+            raise UserError(f"{wrong}; give the results that were made of it")
+        body = (row.get("response") or {}).get("body") or {}
+        choices, usage, records = body.get("choices") or [], body.get("usage") or {}, []
+        failed += not choices
+        for index, choice in zip(map(int, indices), choices):
+            if not store.missing(key, index, 1):  # read before
+                continue
+            record = {"key": key, "index": index}
+            record["text"] = replies.text_of(choice["message"].get("content"))
+            record["finish_reason"] = choice.get("finish_reason") or "unknown"
+            # a request was billed once for all its samples
+            for name in ("prompt_tokens", "completion_tokens"):
+                record[name] = 0 if records else usage.get(name)
+            records.append(record)
+        store.put(records)
+    if failed:
+        print(f"{path}: {failed:,} requests failed in the batch", file=sys.stderr)
