@@ -39,6 +39,7 @@ from autoif.files import UserError
 from autoif.flags import Count, In, NonNegative, Share, cli
 from autoif.settings import write_settings
 from autoif.stage import Funnel, in_order, wrote
+from autoif.tally import beside_the_paper, tally
 
 RESPONSE_PROMPT = """\
 Query: {query}
@@ -65,14 +66,6 @@ with the question) to 10 (answers it fully) on a last line of its own, in exactl
 Score: <number>"""
 
 TRIAL = 20  # prompts with whose answers the judge is tried before it is used
-
-# Table 5, written into stats.json beside ours, but for its column of MBPP pass rates
-PAPER_TABLE_5 = {
-    "columns": ["raw samples", "SFT rows", "DPO pairs", "share above 8"],
-    "LLaMA3-70B": [85_000, 15_000, 6_000, 0.26],
-    "Qwen2-72B": [123_000, 10_000, 4_000, 0.28],
-    "GPT-4": [210_000, 25_000, 15_000, 0.34],
-}
 
 
 @dataclass(kw_only=True)
@@ -103,6 +96,10 @@ class Flags(shards.Flags, queries.Flags, llm.Flags, sandbox.Flags):
             raise UserError(f"--sft {self.sft} would be overwritten; give another --out")
         if self.no_score:
             self.score = "none"
+
+    @property
+    def template(self) -> str:  # none for a policy, since its SFT rows have none
+        return "{prompt}" if self.sft or self.bare_prompt else RESPONSE_PROMPT
 
 
 def joined(constraints: list[dict], pool: list[str], count: int, seed: int) -> list[tuple]:
@@ -154,33 +151,23 @@ def rows_of(constraint: dict, ids: dict) -> Iterator[dict]:
         yield {**row, "query": query, "prompt": query + verifiers.join("", instruction)}
 
 
-def content(row: dict, args: Flags) -> str:
-    """What the model is asked; a policy without the template, since its SFT rows have none."""
-    template = "{prompt}" if args.sft or args.bare_prompt else RESPONSE_PROMPT
-    return template.format(**row)
-
-
 async def try_judge(prompts: list[tuple], client, args: Flags) -> dict:
     """What a judge is worth, for stats.json: can it tell an answer to a query from another's?"""
     rows = list(islice(chain.from_iterable(starmap(rows_of, prompts)), TRIAL))
     if len(rows) < TRIAL:  # of a few it says nothing
         return {}
-    samples = await asyncio.gather(*(client.ask(content(row, args), k=1) for row in rows))
+    samples = await asyncio.gather(*(client.ask(args.template.format(**row), k=1) for row in rows))
     pairs = [(row, answers[0]["text"]) for row, answers in zip(rows, samples) if answers]
     if not pairs:  # none came, or they are in a batch
         return {}
-    auc, scores = await relevance.judge_auc(*zip(*pairs), partial(judgement, client=client))
-    print(f"04_responses: the judge's AUC is {auc}: own query against another, {scores}")
-    if len(scores) < 2:
-        print("04_responses: warning: a constant judge: --no-score selects as well, for nothing")
-    return {"judge AUC": auc, "judge scores": scores}
+    return await relevance.try_judge(*zip(*pairs), partial(judgement, client=client))
 
 
 async def answer(constraint: dict, ids: dict, client, box, others, args) -> tuple:
     """A constraint from its queries to judged responses: (constraint, rows of 04_responses)."""
     # ask: K responses a prompt
     rows = list(rows_of(constraint, ids))
-    requests = [client.ask(content(row, args), k=args.k) for row in rows]
+    requests = [client.ask(args.template.format(**row), k=args.k) for row in rows]
     samples = await asyncio.gather(*requests)
 
     # verify: every function on the responses to all prompts: it is loaded and locked in once
@@ -234,26 +221,6 @@ async def judgement(row: dict, text: str, client) -> float | None:
     if reply is None or reply["finish_reason"] == "length":
         return None
     return replies.score(reply["text"])
-
-
-def tally(constraint: dict, rows: list[dict]) -> Counter:
-    """What stats.json counts of a constraint: its prompts by outcome, responses, functions."""
-    counts, verdicts = Counter(functions=len(constraint["verifiers"])), []
-    several = verifiers.constraints(constraint)
-    label = "prompts" if several == 1 else f"prompts of {several} constraints"
-    outcomes = {None: "without a response", 0.0: "all fail", 1.0: "all pass"}
-    for row in rows:
-        counts.update(["prompts", f"{label} {outcomes.get(row['pass_rate'], 'mixed')}"])
-        for response in row["responses"]:
-            verdicts.append(response["verdicts"])
-            counts["raw samples"] += 1
-            counts["scored"] += response["score"] is not None
-            counts["scored above 8"] += (response["score"] or 0) > 8
-    # a function that says the same of all responses may check nothing, though its cases agreed
-    for column in zip(*verdicts):
-        if len(set(column)) == 1:
-            counts[f"functions always {column[0]}"] += 1
-    return counts
 
 
 def sft_row(row: dict, number: int) -> dict:
@@ -321,9 +288,7 @@ def main(args: Flags) -> None:
     if args.score == "none":
         print("04_responses: no quality scores (--no-score), as in the paper's ablation")
     counts = asyncio.run(answer_all(prompts, funnel, args))
-    scored = counts.get("scored")
-    above = round(counts.get("scored above 8", 0) / scored, 4) if scored else None
-    funnel.finish(**counts, **numbers, **{"share above 8": above}, paper_table_5=PAPER_TABLE_5)
+    funnel.finish(**beside_the_paper(counts), **numbers)
     folder = Path(args.out).parent
     step = f"python 05_sft.py --in {args.sft_out} --model BASE --out {folder}/05_sft"
     if args.sft:

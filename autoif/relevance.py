@@ -138,3 +138,12 @@ async def judge_auc(
             scores.append(score)
     auc = round(float(roc_auc_score(labels, scores)), 3) if len(set(labels)) == 2 else None
     return auc, {f"{score:g}": count for score, count in sorted(Counter(scores).items())}
+
+
+async def try_judge(rows: list[dict], texts: list[str], judge: Callable) -> dict:
+    """Say what a judge is worth, and give it for stats.json."""
+    auc, scores = await judge_auc(rows, texts, judge)
+    print(f"04_responses: the judge's AUC is {auc}: own query against another, {scores}")
+    if len(scores) < 2:
+        print("04_responses: warning: a constant judge: --no-score selects as well, for nothing")
+    return {"judge AUC": auc, "judge scores": scores}

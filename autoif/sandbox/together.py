@@ -29,13 +29,18 @@ class Together:
 
     async def _run(self, code: str) -> list[dict]:
         """The answer to each job of a function that has come before its turn."""
-        async with self.turns[code]:
-            _, of_jobs = self.waiting.pop(code)
-            inputs = [text for texts in of_jobs for text in texts]
-            [whole] = await self.box.run([{"code": code, "inputs": inputs}])
-            # eight bad texts disqualify a function: those of one job must not do so for another
-            if whole["error"] and len(of_jobs) > 1:
-                return await self.box.run([{"code": code, "inputs": texts} for texts in of_jobs])
+        try:
+            async with self.turns[code]:
+                _, of_jobs = self.waiting.pop(code)
+                inputs = [text for texts in of_jobs for text in texts]
+                [whole] = await self.box.run([{"code": code, "inputs": inputs}])
+                # eight bad texts disqualify a function: those of one job must not do so for another
+                if whole["error"] and len(of_jobs) > 1:
+                    jobs = [{"code": code, "inputs": texts} for texts in of_jobs]
+                    return await self.box.run(jobs)
+        finally:
+            if code not in self.waiting:  # nobody is next; a million functions leave no locks
+                self.turns.pop(code, None)
         verdicts = iter(whole["verdicts"])
         parts = [list(islice(verdicts, len(texts))) for texts in of_jobs]
         return [{"verdicts": part, "error": whole["error"]} for part in parts]
