@@ -23,3 +23,10 @@ async def ask(client, messages: list[dict], **sampling) -> dict:
     if not samples:
         raise Unanswered
     return samples[0]
+
+
+async def stored(client, messages: list[dict], **sampling) -> dict:
+    """The answer that is in the store; Unanswered where there is none."""
+    if client.lacks(messages, **sampling):
+        raise Unanswered
+    return await ask(client, messages, **sampling)
