@@ -27,8 +27,9 @@ def machine(monkeypatch, tmp_path):
 
     def machine(gpus, driver=True):
         file = tmp_path / "nvidiactl"
-        if driver:
-            file.touch()
+        file.touch()
+        if not driver:
+            file.unlink()
         monkeypatch.setattr(gpu, "DRIVERS", (str(file),))
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
