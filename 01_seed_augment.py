@@ -107,9 +107,10 @@ NOT_FORMAT = re.compile(
 )
 # Lines of a reply that are none of its list: openings, closings and refusals.
 PROSE = re.compile(
-    r"^(?:sure|certainly|of course|okay|here (?:are|is)|here['’]s|below are|these are|"
-    r"(?:i['’]m |i am )?sorry|i apologi[sz]e|unfortunately|as an ai|i (?:cannot|can['’]t)|"
-    r"i hope|hope this|let me know|feel free)\b|\bconstraints?\b.*:$",
+    r"^(?:sure|certainly|of course|okay|(?:here|below|these)(?: are| is|['’]s)|"
+    r"(?:i['’]m |i am )?(?:sorry|unable|not able)|i apologi[sz]e|unfortunately|as an ai|"
+    r"i (?:cannot|can['’]t|won['’]t)|i hope|hope this|let me know|feel free)\b|"
+    r"\bconstraints?\b.*:$",
     re.IGNORECASE,
 )
 
@@ -181,7 +182,10 @@ async def ask(seeds: list[str], args: Flags) -> list[str]:
     async with llm.Client(args, "01_seed_augment") as client:
         async for samples in in_order(work, enumerate(prompts(seeds, args)), client.ahead):
             for sample in samples:
-                lines += replies.items(sample["text"])
+                text = sample["text"]
+                if sample["finish_reason"] == "length":  # its last line ends in the middle
+                    text = text.rpartition("\n")[0] or text
+                lines += replies.items(text)
     return lines
 
 

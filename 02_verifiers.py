@@ -21,6 +21,7 @@ compile cannot be called. The released code's behaviour: `--case-agreement 0 --m
 --min-functions 3 --min-cases 10 --released-parsing --cpu-seconds 5`.
 """
 
+import autoif  # noqa: F401  # isort: skip  first: from here on Ctrl-C ends in one line
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,9 +41,9 @@ Write a Python function `evaluate(response)` that returns True when the text `re
 constraint and False when it does not. It gets the text of the answer only, never the question. It
 can read no file, and import these modules only (of nltk, what splits sentences and words):
 {modules}.
-Then write three test cases: texts that obey the constraint and texts that do not.
+Then write three test cases: short texts that obey the constraint and short texts that do not.
 
-Answer with one JSON object and nothing else:
+Answer with one JSON object and nothing else, no explanation and no comments in the code:
 {{"func": "<the source code of the function>",
   "cases": [{{"input": "<text>", "output": true or false}}, ...]}}"""
 
@@ -58,6 +59,8 @@ CASE = record(input={"type": "string"}, output={"type": "boolean"})
 ANSWER = record(func={"type": "string"}, cases={"type": "array", "items": CASE})
 SCHEMA = {"name": "verifier", "strict": True, "schema": ANSWER}
 RESPONSE_FORMAT = {"type": "json_schema", "json_schema": SCHEMA}
+
+TRIAL = 20  # constraints after which a supervisor that is not able ends the run
 
 
 @dataclass(kw_only=True)
@@ -173,6 +176,30 @@ async def verify(row: dict, client, box, args: Flags) -> tuple[dict, str | None,
     return {**row, "verifiers": functions, "cases": kept}, None, counts
 
 
+def refuse_unable(funnel: Funnel, counts: Counter) -> None:
+    """Say what the first constraints came to; UserError with the cause where nearly all failed."""
+    completions, functions = counts["completions"], counts["functions"]
+    cut = sum(number for name, number in counts.items() if name.endswith(", truncated"))
+    errors = ("function error: syntax", "function error: no evaluate")
+    broken = sum(number for name, number in counts.items() if name.startswith(errors))
+    print(
+        f"02_verifiers: of the first {TRIAL} constraints {funnel.kept} are kept; of {completions} "
+        f"completions {functions} have a function, {broken} of these uncallable, {cut} are cut"
+    )
+    if funnel.kept > TRIAL / 10:
+        return
+    if cut > completions / 2:
+        cause = "answers are cut off; give more --max-tokens"
+    elif functions < completions / 2:
+        cause = "answers are not what the prompt asks for: is it a chat model, and able to follow?"
+    elif broken > (functions - counts["duplicate functions"]) / 2:
+        cause = "the model cannot write Python; ask a larger one, or one that is made for code"
+    else:
+        cause = "its functions and cases contradict each other; ask a larger model, or raise --k"
+    funnel.refuse_empty(cause)
+    raise UserError(f"{funnel.line()}: {cause}")
+
+
 async def main(args: Flags) -> None:
     rows = files.read_all(args.input, {"id": str, "instruction": str}, "01_seed_augment.py")
     funnel, counts = Funnel("02_verifiers", args.out), Counter()
@@ -186,10 +213,15 @@ async def main(args: Flags) -> None:
                 counts.update(of_row)
                 if reason:
                     funnel.drop(reason, row)
-                    continue
-                write(row)
-                funnel.keep()
-        funnel.refuse_empty("Is the model able to write Python, and to answer with JSON?")
+                else:
+                    write(row)
+                    funnel.keep()
+                if funnel.total() == TRIAL:
+                    refuse_unable(funnel, counts)
+        funnel.refuse_empty(
+            "Is the model able to write Python, and to answer with JSON? See --max-tokens where "
+            "completions are truncated"
+        )
         write_settings(args, args.out)
     funnel.finish(**counts)
     out = Path(args.out).with_name("03_instructions.jsonl")

@@ -27,7 +27,10 @@ import autoif  # noqa: F401  # isort: skip  first: from here on Ctrl-C ends in o
 import asyncio
 import random
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice, starmap
 from pathlib import Path
 from typing import Literal
 
@@ -57,9 +60,11 @@ helps with the question.
 {response}
 
 The constraint may force an unusual form on the answer; do not hold the form against it. Explain in
-a few sentences how well the content answers the question. Then give a score from 0 (has nothing to
-do with the question) to 10 (answers it fully) on a last line of its own, in exactly this form:
+one sentence how well the content answers the question. Then give a score from 0 (has nothing to do
+with the question) to 10 (answers it fully) on a last line of its own, in exactly this form:
 Score: <number>"""
+
+TRIAL = 20  # prompts with whose answers the judge is tried before it is used
 
 # Table 5, written into stats.json beside ours, but for its column of MBPP pass rates
 PAPER_TABLE_5 = {
@@ -139,18 +144,40 @@ def drop_reason(response: dict, earlier: list[dict], min_accuracy: float) -> str
     return None
 
 
-async def answer(constraint: dict, ids: dict, client, box, others, args) -> tuple:
-    """A constraint from its queries to judged responses: (constraint, rows of 04_responses)."""
-    # join: the query as it stands, then the constraint on a line of its own
-    rows, instruction = [], constraint["instruction"]
+def rows_of(constraint: dict, ids: dict) -> Iterator[dict]:
+    """Yield a row a query: the query as it stands, then the constraint on a line of its own."""
+    instruction = constraint["instruction"]
     for query, identity in ids.items():
         row = {"id": identity, "instruction_id": constraint["id"], "instruction": instruction}
-        rows.append({**row, "query": query, "prompt": query + verifiers.join("", instruction)})
+        yield {**row, "query": query, "prompt": query + verifiers.join("", instruction)}
 
-    # ask: K responses a prompt; a policy without the template, since its SFT rows have none
+
+def content(row: dict, args: Flags) -> str:
+    """What the model is asked; a policy without the template, since its SFT rows have none."""
     template = "{prompt}" if args.sft or args.bare_prompt else RESPONSE_PROMPT
-    contents = [template.format(**row) for row in rows]
-    samples = await asyncio.gather(*(client.ask(content, k=args.k) for content in contents))
+    return template.format(**row)
+
+
+async def try_judge(prompts: list[tuple], client, args: Flags) -> dict:
+    """What a judge is worth, for stats.json: can it tell an answer to a query from another's?"""
+    rows = list(islice(chain.from_iterable(starmap(rows_of, prompts)), TRIAL))
+    if len(rows) < TRIAL:  # of a few it says nothing
+        return {}
+    samples = await asyncio.gather(*(client.ask(content(row, args), k=1) for row in rows))
+    pairs = [(row, answers[0]["text"]) for row, answers in zip(rows, samples) if answers]
+    auc, scores = await relevance.judge_auc(*zip(*pairs), partial(judgement, client=client))
+    print(f"04_responses: the judge's AUC is {auc}: own query against another, {scores}")
+    if len(scores) < 2:
+        print("04_responses: warning: a constant judge: --no-score selects as well, for nothing")
+    return {"judge AUC": auc, "judge scores": scores}
+
+
+async def answer(constraint: dict, ids: dict, client, box, others, args) -> tuple:
+    """A constraint from its queries to judged responses: (constraint, rows of 04_responses)."""
+    # ask: K responses a prompt
+    rows = list(rows_of(constraint, ids))
+    requests = [client.ask(content(row, args), k=args.k) for row in rows]
+    samples = await asyncio.gather(*requests)
 
     # verify: every function on the responses to all prompts: it is loaded and locked in once
     texts = [sample["text"] for of_prompt in samples for sample in of_prompt]
@@ -233,8 +260,8 @@ def sft_row(row: dict, number: int) -> dict:
     return {**of, "messages": [question, reply]}
 
 
-async def answer_all(train: list[dict], prompts: list[tuple], funnel, args: Flags) -> Counter:
-    """Write the rows of all constraints; what stats.json counts of them."""
+async def answer_all(train: list[dict], prompts: list[tuple], funnel, args: Flags) -> dict:
+    """Write the rows of all constraints; what stats.json says of them."""
     # try: a function that cannot be called would make every answer of its constraint worthless
     async with sandbox.Sandbox(args) as box:
         await verifiers.refuse_broken(box, train, args.input)
@@ -247,6 +274,7 @@ async def answer_all(train: list[dict], prompts: list[tuple], funnel, args: Flag
     most, counts = max((len(ids) for _, ids in prompts), default=1), Counter()
     with files.writer(args.sft_out) as write_sft, files.writer(args.out) as write:
         async with llm.Client(args, "04_responses") as client, sandbox.Sandbox(args) as box:
+            judge = await try_judge(prompts, client, args) if args.score == "judge" else {}
             async for constraint, rows in in_order(work, prompts, max(2, client.ahead // most)):
                 counts.update(tally(constraint, rows))
                 for row in rows:
@@ -265,7 +293,7 @@ async def answer_all(train: list[dict], prompts: list[tuple], funnel, args: Flag
             "truncated, and --score topic where it is no judge"
         )
         write_settings(args, args.out)
-    return counts
+    return {**counts, **judge}
 
 
 def main(args: Flags) -> None:
@@ -286,7 +314,8 @@ def main(args: Flags) -> None:
     if args.score == "none":
         print("04_responses: no quality scores (--no-score), as in the paper's ablation")
     counts = asyncio.run(answer_all(train, prompts, funnel, args))
-    above = round(counts["scored above 8"] / counts["scored"], 4) if counts["scored"] else None
+    scored = counts.get("scored")
+    above = round(counts.get("scored above 8", 0) / scored, 4) if scored else None
     funnel.finish(**counts, **numbers, **{"share above 8": above}, paper_table_5=PAPER_TABLE_5)
     folder = Path(args.out).parent
     step = f"python 05_sft.py --in {args.sft_out} --model BASE --out {folder}/05_sft"

@@ -20,6 +20,7 @@ the paper:
 Shapes: R responses of a pack.
 """
 
+import autoif  # noqa: F401  # isort: skip  first: from here on Ctrl-C ends in one line
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +30,8 @@ from autoif.training.checkpoints import Checkpoints
 from autoif.training.rows import batches, first_day, load_tokenizer, micro_steps, read_sft, usable
 
 NEXT = (
-    "python 06_dpo.py pairs --in 03_instructions.jsonl 04_responses.jsonl --sft {input} "
-    "--out {folder}/06_pairs.jsonl"
+    "python 06_dpo.py pairs --in {data}/03_instructions.jsonl {data}/04_responses.jsonl "
+    "--sft {input} --out {folder}/06_pairs.jsonl"
 )
 
 
@@ -86,8 +87,8 @@ def main(args: Flags) -> None:
             loss_sum += loss.detach()
         [loss] = train.sum_over_ranks(loss_sum)
         policy.finish_step(step, {"loss": loss}, batch)
-    folder = Path(args.out).parent
-    policy.export(tokenizer, then=NEXT.format(input=args.input, folder=folder))
+    data, folder = Path(args.input).parent, Path(args.out).parent
+    policy.export(tokenizer, then=NEXT.format(data=data, input=args.input, folder=folder))
 
 
 if __name__ == "__main__":

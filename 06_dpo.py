@@ -28,6 +28,7 @@ Departures from the paper:
    passes, whatever output was expected of it; the paper does not say which.
 """
 
+import autoif  # noqa: F401  # isort: skip  first: from here on Ctrl-C ends in one line
 import math
 import random
 from collections import Counter
@@ -47,7 +48,8 @@ from autoif.training.verified import read_verified
 
 NEXT = (
     "python -m autoif.serving {out} -- python 07_eval.py --model {out} --benchmarks heldout "
-    "--heldout 03_instructions.jsonl --queries 04_queries.jsonl"
+    "--heldout {data}/03_instructions.jsonl --queries {data}/04_queries.jsonl "
+    "--out {data}/07_results.json"
 )
 
 
@@ -271,7 +273,7 @@ def learn(args: Train) -> None:
             check_first_loss(without_sft, batch, args, rank)
         numbers = {"loss": loss, "margin": margin, "accuracy": accuracy}
         policy.finish_step(step, {**numbers, "chosen": chosen, "rejected": rejected}, batch)
-    policy.export(tokenizer, then=NEXT.format(out=args.out))
+    policy.export(tokenizer, then=NEXT.format(out=args.out, data=Path(args.input).parent))
 
 
 COMMANDS = {"pairs": pairs, "train": learn}

@@ -25,6 +25,7 @@ of its module in autoif/evaluation/benchmarks):
  4. IFBench and the held-out constraints are ours to add.
 """
 
+import autoif  # noqa: F401  # isort: skip  first: from here on Ctrl-C ends in one line
 import gc
 import sys
 import time
@@ -36,8 +37,8 @@ from typing import Literal
 
 from autoif import files, llm, sandbox, verifiers
 from autoif.evaluation import benchmarks, judge, responses, results, table
-from autoif.evaluation.asking import Unanswered, ask, stored, user
 from autoif.evaluation.benchmarks import NotSetUp, followbench, heldout, humaneval
+from autoif.evaluation.judge import Unanswered, ask, stored, user
 from autoif.files import UserError
 from autoif.flags import Count, NonNegative, cli
 from autoif.settings import versions, write_settings

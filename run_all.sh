@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # AutoIF from seed constraints to a results table.
 #
-#   bash run_all.sh --demo      SmolLM2-135M on two CPU cores; no hub, no endpoint, no GPU
-#   bash run_all.sh --study     the same with more of everything: one seed of study/, an hour
+#   bash run_all.sh --live      Qwen2.5-Coder-1.5B supervises, SmolLM2-135M learns; two CPU cores, no endpoint, no GPU
+#   bash run_all.sh --demo      the same without its supervisor, whose answers of such a run are in demo/
+#   bash run_all.sh --study     one seed of study/, an hour
 #   OPENAI_BASE_URL=... SUPERVISOR=Qwen/Qwen2-72B-Instruct BASE=Qwen/Qwen2-7B QUERIES=ShareGPT.json \
 #   bash run_all.sh             the paper's setting on one node of 8 GPUs of 80 GB
 #   bash run_all.sh --until 04  the same, no further than this stage: the data need no GPU
@@ -31,15 +32,15 @@ source autoif/run.sh  # make FILE COMMAND, served MODEL COMMAND, stage NN, held_
 
 pipeline() {
     stage 01  # more constraints than one writes by hand (section 3.1); 100 requests
-    make "$OUT/01_instructions.jsonl" python 01_seed_augment.py --model "$SUPERVISOR" \
+    make "$OUT/01_instructions.jsonl" "${SUPERVISED[@]}" python 01_seed_augment.py --model "$SUPERVISOR" \
         --out "$OUT/01_instructions.jsonl" ${FLAGS_01:-}
 
     stage 02 || return 0  # functions that check them, and cases that check the functions (3.2); 8 completions each
-    make "$OUT/02_verifiers.jsonl" python 02_verifiers.py --model "$SUPERVISOR" --in "$OUT/01_instructions.jsonl" \
-        --out "$OUT/02_verifiers.jsonl" ${FLAGS_02:-}
+    make "$OUT/02_verifiers.jsonl" "${SUPERVISED[@]}" python 02_verifiers.py --model "$SUPERVISOR" \
+        --in "$OUT/01_instructions.jsonl" --out "$OUT/02_verifiers.jsonl" ${FLAGS_02:-}
 
     stage 03 || return 0  # does a function, said in words, contradict its constraint? (3.2); one completion a function
-    make "$OUT/03_instructions.jsonl" python 03_backtranslate.py --model "$SUPERVISOR" \
+    make "$OUT/03_instructions.jsonl" "${SUPERVISED[@]}" python 03_backtranslate.py --model "$SUPERVISOR" \
         --in "$OUT/02_verifiers.jsonl" --out "$OUT/03_instructions.jsonl" --nli "$NLI" ${FLAGS_03:-}
 
     stage 04 || return 0  # answers that functions accept and a judge finds helpful (3.3); most tokens: 16 x 8 each
@@ -106,16 +107,17 @@ environment
 
 # The defaults of every stage are the paper's; those of the demo and the study depart in a file each.
 ONLINE_ITERATIONS=${ONLINE_ITERATIONS:-3} SUPERVISOR=${SUPERVISOR:-} BASE=${BASE:-} QUERIES=${QUERIES:-}
-RECORDED= WRITING=() BENCHMARKS=(--benchmarks ifeval) MEASURED=${DATA_DIR:+ifeval} JUDGED=() CONTAMINATION=
+RECORDED= SUPERVISED=() WRITING=() STUDENT= PLAN= MEASURED=${DATA_DIR:+ifeval} JUDGED=() CONTAMINATION=
+BENCHMARKS=(--benchmarks ifeval)
 if [ -f "$MODE/settings.sh" ]; then
     source "$MODE/settings.sh"
-    WRITING=(served "$WRITER")  # a recorded supervisor writes no answers: the model answers itself
 else
     OUT=${OUT:-out} NLI=${NLI:-MoritzLaurer/mDeBERTa-v3-base-xnli-multilingual-nli-2mil7} WRITER=$SUPERVISOR
     [ "$UNTIL" \< 05 ] || PROCESSES=${PROCESSES:-$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')}
     [ "${PRESET:-}" != 70b ] || FLAGS_05="--batch 512 ${FLAGS_05:-}"  # section 4.1: 512 for 70B and 72B
     FLAGS_04_ONLINE="--k ${ONLINE_K:-8} --concurrency $((64 * ${PROCESSES:-1})) ${FLAGS_04_ONLINE:-}"
     ONLINE_FROM=$OUT/05_sft                  # the paper's tables: SFT + online DPO
+    case $BASE in *.gguf | coder-*) STUDENT=$BASE BASE=$OUT/base ;; esac
     HELDOUT_QUERIES=$OUT/04_queries.jsonl    # what stage 04 kept, and of these what it held out
     MEASURED=benchmarks BENCHMARKS=(--allow-gaps)
     BENCHMARKS+=(--benchmarks ifeval,followbench,infobench,mtbench,arenahard,ceval,mmlu,gsm8k,humaneval)

@@ -1,7 +1,7 @@
 """What would be the same in any paper; the method is in the numbered files."""
 
+import os
 import sys
-from pathlib import Path
 
 
 def _say_goodbye(kind, error, trace) -> None:
@@ -9,7 +9,7 @@ def _say_goodbye(kind, error, trace) -> None:
     if issubclass(kind, KeyboardInterrupt):
         print("\ninterrupted before anything was begun", file=sys.stderr)
     elif issubclass(kind, ModuleNotFoundError):
-        name = "autoif" if sys.argv[0] == "-m" else Path(sys.argv[0]).name
+        name = "autoif" if sys.argv[0] == "-m" else os.path.basename(sys.argv[0])
         print(
             f"{name}: error: no package {error.name!r} in {sys.executable}; activate the "
             "environment: source .venv/bin/activate (bash run_all.sh --env makes it)",
@@ -21,6 +21,7 @@ def _say_goodbye(kind, error, trace) -> None:
 
 
 # only where a numbered file or `-m autoif...` is the program: others keep their own hook
-numbered = Path(sys.argv[0]).resolve().parent == Path(__file__).resolve().parents[1]
+checkout = os.path.realpath(os.path.dirname(__file__) + "/..")
+numbered = os.path.dirname(os.path.realpath(sys.argv[0])) == checkout
 if numbered or (sys.argv[0] == "-m" and any(w.startswith("autoif") for w in sys.orig_argv)):
     sys.excepthook = _say_goodbye

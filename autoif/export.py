@@ -4,12 +4,10 @@
     python -m autoif.export out --to verl out/verl --pass-rate 0 1     # prompts that teach
     python -m autoif.export out --to trl out/trl --push USER/autoif      # with a dataset card
 
-Reads what is there of 03_instructions.jsonl, 04_responses.jsonl, 04_sft.jsonl, 04_queries.jsonl and
-06_pairs.jsonl; what is missing is left out and said, without an empty file. A folder holds
-
-    SFT rows, preference pairs, prompts for RL with their constraint's id and pass rate,
-    prompts under held-out constraints (never trained on), verifiers.jsonl (the functions),
-    README.md (the card)
+Stages 03, 04 and 06 wrote what it reads; what is missing is left out, without an empty file. A
+folder holds SFT rows, preference pairs, prompts for RL with their constraint's id and pass rate,
+prompts under held-out constraints (never trained on), verifiers.jsonl (the functions) and README.md
+(the card):
 
     trl             sft.jsonl, dpo.jsonl, grpo.jsonl, grpo_heldout.jsonl: message lists
     llamafactory    autoif_sft.json, autoif_dpo.json and dataset_info.json, for `dataset_dir`
@@ -59,17 +57,15 @@ configs:
 # AutoIF data: constraints, functions that check them, and what passed
 
 Made with the reproduction of [AutoIF](https://arxiv.org/abs/2406.13542) ("Self-play with Execution
-Feedback", ICLR 2025): a model writes format constraints and Python functions that check them;
-functions and test cases are kept where they agree by execution, responses where enough of the
-functions pass and (unless it was left out) a judge gives a high score.
+Feedback", ICLR 2025): a model writes constraints and functions that check them; functions are kept
+where they agree by execution, responses where enough of them pass and a judge, if any, approves.
 
 {counts}
 
 `verifiers.jsonl` holds the functions by constraint id. They were written by a model: run them in a
 sandbox only, as `autoif.reward.Verifiers.load("verifiers.jsonl").score(ids, texts)` does. Rows lead
 back to their constraint by `instruction_id`, pairs by the part of their `id` before the first dot
-or slash; those of several constraints have all ids in one, as "i00002+i00005". Constraints with
-split `heldout` are in no training row here.
+or slash ("i00002+i00005": several). Constraints with split `heldout` are in no training row here.
 
 ## How many rows came through
 
@@ -83,10 +79,9 @@ split `heldout` are in no training row here.
 
 ## Licences
 
-The data is marked `{license}`. What it is made of: constraints, functions and responses, whose
-terms are those of the models above, and user queries, whose licence is that of their source:
-ShareGPT's conversations were shared by their users without a licence for reuse. The code of the
-reproduction is no part of this data set.
+The data is marked `{license}`. Constraints, functions and responses are under the terms of the
+models above, user queries under the licence of their source: ShareGPT's conversations were shared
+by their users without a licence for reuse.
 """
 
 
@@ -98,59 +93,49 @@ def between(rate: float | None, limits: tuple[float, float]) -> bool:
     return limits == ANY_RATE if rate is None else limits[0] < rate < limits[1]
 
 
-def several(row: dict) -> dict:
-    """{"instruction_ids": ["i2", "i5"]} of a row whose prompt has several constraints, else {}."""
-    return {name: row[name] for name in ("instruction_ids",) if name in row}
+def some(row: dict, *names: str) -> dict:
+    """Those of the fields that the row has; `instruction_ids` only one of several constraints."""
+    return {name: row[name] for name in names if name in row}
 
 
 def prompt_row(row: dict, prompt: str, rate: float | None) -> dict:
-    return {
-        "id": row["id"],
-        "instruction_id": row.get("instruction_id", row["id"]),
-        **several(row),
-        "instruction": row["instruction"],
-        "pass_rate": rate,
-        "prompt": [{"role": "user", "content": prompt}],
-    }
+    turn = {"role": "user", "content": prompt}
+    about = some(row, "id", "instruction_id", "instruction_ids", "instruction")
+    return {**about, "pass_rate": rate, "prompt": [turn]}
 
 
 def heldout_prompts(constraints: list[dict], queries: list[str]) -> Iterator[dict]:
     """Each held-out constraint with a few queries, drawn for each constraint by itself."""
     for row in constraints:
-        if row["split"] != "heldout":
-            continue
-        rng = random.Random(row["id"])
-        drawn = rng.sample(queries, min(HELDOUT_QUERIES, len(queries)))
-        for number, query in enumerate(drawn):
-            made = {**row, "id": f"{row['id']}.heldout.{number}", "instruction_id": row["id"]}
-            yield prompt_row(made, join(query, row["instruction"]), None)
+        if row["split"] == "heldout":
+            count = min(HELDOUT_QUERIES, len(queries))
+            for number, query in enumerate(random.Random(row["id"]).sample(queries, count)):
+                made = {**row, "id": f"{row['id']}.heldout.{number}", "instruction_id": row["id"]}
+                yield prompt_row(made, join(query, row["instruction"]), None)
 
 
 def read_run(
     out: Path, limits: tuple[float, float], heldout_queries: Path
 ) -> dict[str, list[dict]]:
     """Lists of rows by {constraints, sft, pairs, prompts, heldout}, empty where none has run."""
-    written = out / "03_instructions.jsonl"
-    constraints = list(folder.rows(written, "id", "instruction", "verifiers", "split"))
-    prompts, rates, written = [], {}, out / "04_responses.jsonl"
+    written, prompts, rates, pairs = out / "04_responses.jsonl", [], {}, []
     min_accuracy = folder.min_accuracy(written)
     for row in folder.rows(written, "id", "instruction_id", "prompt", "responses"):
         rates[row["id"]] = rate = folder.pass_rate(row, min_accuracy)
         if between(rate, limits):
             prompts.append(prompt_row(row, row["prompt"], rate))
-    pairs, written = [], out / "06_pairs.jsonl"
-    for row in folder.rows(written, "id", "level", "prompt", "chosen", "rejected"):
+    fields = ("id", "level", "prompt", "chosen", "rejected")
+    for row in folder.rows(out / "06_pairs.jsonl", *fields):
         of_prompt = row["id"].split("/")[0]
         if row["level"] == "instruction" or between(rates.get(of_prompt), limits):
             pairs.append(row)
+    fields = ("id", "instruction", "verifiers", "split")
+    constraints = list(folder.rows(out / "03_instructions.jsonl", *fields))
+    sft = list(folder.rows(out / "04_sft.jsonl", "id", "messages"))
     unseen = queries.kept(str(heldout_queries), "heldout") if heldout_queries.is_file() else []
-    return {
-        "constraints": constraints,
-        "sft": list(folder.rows(out / "04_sft.jsonl", "id", "messages")),
-        "pairs": pairs,
-        "prompts": prompts,
-        "heldout": list(heldout_prompts(constraints, unseen)),
-    }
+    heldout = list(heldout_prompts(constraints, unseen))
+    run = {"constraints": constraints, "sft": sft, "pairs": pairs}
+    return {**run, "prompts": prompts, "heldout": heldout}
 
 
 # ---- the forms: {file: what it holds} ----
@@ -177,47 +162,38 @@ def spoken(messages: list[dict]) -> list[dict]:
 def llamafactory(run: dict) -> dict[str, list | dict]:
     """ShareGPT's form and its description; `formatting: openai` would add a system prompt."""
     sft = [{"id": row["id"], "conversations": spoken(row["messages"])} for row in run["sft"]]
-    pairs, columns, described = [], {"messages": "conversations"}, {}
+    pairs, columns = [], {"messages": "conversations"}
     for row in run["pairs"]:
         # one turn a side: of a list the trainer drops the row
         [chosen], [rejected] = spoken(row["chosen"]), spoken(row["rejected"])
         sides = {"chosen": chosen, "rejected": rejected}
         pairs.append({"id": row["id"], "conversations": spoken(row["prompt"]), **sides})
-    if sft:
-        described["autoif_sft"] = {"formatting": "sharegpt", "columns": columns}
-    if pairs:
-        columns = {**columns, "chosen": "chosen", "rejected": "rejected"}
-        described["autoif_dpo"] = {"formatting": "sharegpt", "ranking": True, "columns": columns}
-    for name, description in described.items():
-        description["file_name"] = f"{name}.json"
+    ranked = {"ranking": True, "columns": {**columns, "chosen": "chosen", "rejected": "rejected"}}
+    made, described = {"autoif_sft": (sft, {"columns": columns}), "autoif_dpo": (pairs, ranked)}, {}
+    for name, (rows, description) in made.items():
+        if rows:
+            form = {"formatting": "sharegpt", "file_name": f"{name}.json"}
+            described[name] = {**form, **description}
     return {"autoif_sft.json": sft, "autoif_dpo.json": pairs, "dataset_info.json": described}
 
 
-def verl_row(row: dict, index: int, split: str) -> dict:
-    about = {key: row[key] for key in ("id", "instruction_id", "instruction", "pass_rate")}
-    return {
-        "data_source": SOURCE,
-        "prompt": row["prompt"],
-        "ability": "instruction_following",
-        "reward_model": {"style": "rule", "ground_truth": row["instruction_id"]},
-        "extra_info": {"split": split, "index": index, **about, **several(row)},
-    }
-
-
 def verl(run: dict) -> dict[str, list]:
-    train = [verl_row(row, index, "train") for index, row in enumerate(run["prompts"])]
-    test = [verl_row(row, index, "test") for index, row in enumerate(run["heldout"])]
-    return {"sft.parquet": run["sft"], "train.parquet": train, "test.parquet": test}
+    """`prompt`, how it is rewarded, and all else in `extra_info`."""
+    written = {"sft.parquet": run["sft"]}
+    for split, part in (("train", "prompts"), ("test", "heldout")):
+        written[f"{split}.parquet"] = rows = []
+        for index, row in enumerate(run[part]):
+            about = {name: value for name, value in row.items() if name != "prompt"}
+            made = {"data_source": SOURCE, "prompt": row["prompt"]}
+            made["ability"] = "instruction_following"
+            made["reward_model"] = {"style": "rule", "ground_truth": row["instruction_id"]}
+            rows.append({**made, "extra_info": {"split": split, "index": index, **about}})
+    return written
 
 
 def rlvr_row(row: dict) -> dict:
-    return {
-        "messages": row["prompt"],
-        "ground_truth": row["instruction_id"],
-        "dataset": SOURCE,
-        **{key: row[key] for key in ("id", "instruction", "pass_rate")},
-        **several(row),
-    }
+    made = {"messages": row["prompt"], "ground_truth": row["instruction_id"], "dataset": SOURCE}
+    return {**made, **some(row, "id", "instruction", "pass_rate", "instruction_ids")}
 
 
 def open_instruct(run: dict) -> dict[str, list]:
@@ -234,12 +210,7 @@ def open_instruct(run: dict) -> dict[str, list]:
     }
 
 
-FORMATS = {
-    "trl": trl,
-    "llamafactory": llamafactory,
-    "verl": verl,
-    "open-instruct": open_instruct,
-}
+FORMATS = {"trl": trl, "llamafactory": llamafactory, "verl": verl, "open-instruct": open_instruct}
 
 
 # ---- write ----
@@ -281,9 +252,8 @@ def write(path: Path, rows: list | dict) -> None:
 
 def card(args: Flags, run: dict, data: list[str]) -> str:
     """The Markdown of README.md: what the `data` files were made of, and with what."""
-    configs, funnel, settings = [], [], []
-    for name in data:
-        configs.append(f"- config_name: {Path(name).stem}\n  data_files: {name}")
+    configs = [f"- config_name: {Path(name).stem}\n  data_files: {name}" for name in data]
+    funnel, settings = [], []
     for stage, numbers in folder.read_json(args.out / "stats.json", {}).items():
         dropped = ", ".join(f"{reason} {count:,}" for reason, count in numbers["dropped"].items())
         funnel.append(f"| {stage} | {numbers['in']:,} | {numbers['kept']:,} | {dropped} |")
@@ -322,10 +292,8 @@ def push(folder: Path, repo: str) -> None:
 def main(args: Flags) -> None:
     # read: whatever the run has, so that a run without pairs can be taken away too
     if args.heldout_queries and (why := files.absent(args.heldout_queries)):
-        raise UserError(
-            f"--heldout-queries {args.heldout_queries} {why}; give a file of queries as stage 04 "
-            "reads them"
-        )
+        wrong = f"--heldout-queries {args.heldout_queries} {why}"
+        raise UserError(f"{wrong}; give a file of queries as stage 04 reads them")
     heldout_queries = args.heldout_queries or args.out / "04_queries.jsonl"
     run = read_run(args.out, args.pass_rate, heldout_queries)
     if not run["constraints"]:

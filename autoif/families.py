@@ -6,8 +6,8 @@
 
 Two constraints are tied when their wording has the same `form`, or when half of the functions of
 one have the `shape` of functions of the other. A family is everything that ties connect. Stage 03
-writes its name into each row and holds out whole families, since a constraint with a sibling in
-training measures memory, not obedience to something new. The paper splits nothing.
+holds out whole families: a constraint with a sibling in training measures memory, not obedience to
+something new. The paper splits nothing.
 """
 
 import ast
@@ -27,15 +27,13 @@ SAME = [
     (r"\b(?:do|does|must|should|may|can) not\b|\b(?:don't|doesn't|mustn't|cannot|can't)\b", "not"),
     (r"\b(?:never|avoid(?:ing)?|without|refrain from|free of|exclud\w+|omit\w*|skip)\b", "not"),
     (
-        r"\b(?:leav(?:e|ing) out|neither|nor|no|none)\b(?! (?:more|fewer|less|longer|shorter))",
+        r"\b(?:leav(?:e|ing) out|neither|nor|no(?:ne)?)\b(?! (?:more|fewer|less|longer|shorter))",
         "not",
     ),
     (r"\b(?:not|no) (?:\w+ )?(?:more|longer) than\b|\bnot (?:to )?exceed(?:ing)?\b", "most"),
     (r"\b(?:not|no) (?:\w+ )?(?:fewer|less|shorter) than\b", "least"),
-    (
-        r"\b(?:fewer|less|shorter) than\b|\b(?:under|below|within|up to|at most|max(?:imum)?)\b",
-        "most",
-    ),
+    (r"\b(?:fewer|less|shorter) than\b|\b(?:under|below|within|up to|at most)\b", "most"),
+    (r"\bmax(?:imum)?\b", "most"),
     (r"\b(?:more|longer) than\b|\b(?:over|above|at least|min(?:imum)?)\b|\bor more\b", "least"),
     (r"\bor (?:fewer|less)\b", "most"),
     (r"\b(?:contain|mention|hav|us|includ|add|insert|employ|work)(?:e|s|es|ing)?(?: in)?\b", "use"),
@@ -102,20 +100,23 @@ def near_duplicates(instructions: list[str], threshold: float) -> dict[int, int]
 # ---- families, for stage 03 ----
 
 
+KINDS = {
+    "number": r"\s*\d+\s*",
+    "letter": r"\s*[^\W\d_]\s*",
+    "sign": r"[^\w\s]?\s*[^\w\s]?|\s*",
+    "word": r"[\w\s'’-]+",
+}
+
+
 def quoted(text: str) -> str:
     """The kind of a quoted text or a string: which one it is is what siblings differ in.
 
     "water", "I think" -> word    "q" -> letter    "12" -> number    ", " -> sign
     r"\\bcat\\b" -> \\bword\\b
     """
-    if re.fullmatch(r"\s*\d+\s*", text):
-        return "number"
-    if re.fullmatch(r"\s*[^\W\d_]\s*", text):
-        return "letter"
-    if re.fullmatch(r"[^\w\s]?\s*[^\w\s]?|\s*", text):
-        return "sign"
-    if re.fullmatch(r"[\w\s'’-]+", text):
-        return "word"
+    for kind, pattern in KINDS.items():
+        if re.fullmatch(pattern, text):
+            return kind
     # a regular expression or a list of signs: words and numbers go, its structure stays
     masked = re.sub(r"(?<!\\)(?<!\w)[^\W\d_]{2,}|(?<=\\b)[^\W\d_]+", "word", text)
     return re.sub(r"\d+", "#", masked)
@@ -192,12 +193,12 @@ def shape(code: str) -> str | None:
 
     None for a function that does not parse or ignores its input.
     """
+    imports = (ast.Import, ast.ImportFrom)
     try:
         tree = ast.parse(code)
         own_names, read = names_in(tree)
         if not arguments(tree) & read:
             return None  # `return True` would tie everything to everything
-        imports = (ast.Import, ast.ImportFrom)
         tree.body = [node for node in tree.body if not isinstance(node, imports)]
         return ast.dump(_Shape(own_names).visit(tree))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -281,10 +282,8 @@ def place(name: str, seed: int) -> bytes:
 def heldout(names: list[str], share: float, seed: int) -> set[str]:
     """The families to hold out: in the order of their hashes, until about `share` of the rows is.
 
-    A family that would overshoot the share by more than half of itself is passed over, so that one
-    large family does not empty the training side. When constraints are added, a family changes
-    sides only at the margin of the share, or when a new constraint joins two families or gives one
-    a name with a smaller hash.
+    One that would overshoot it by more than half of itself is passed over: a large family must not
+    empty the training side.
     """
     size = Counter(names)
     wanted, chosen, count = share * len(names), set(), 0

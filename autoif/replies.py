@@ -4,28 +4,32 @@ Nothing is executed: values of Python are read by `ast.literal_eval`, code is on
 """
 
 import ast
+import itertools
 import json
 import re
 import warnings
 from collections.abc import Iterator
 
 # What a line of a list starts with, bold or not: "-", "*", "•", "1.", "1)", "(1)", "**1.**", "#3:",
-# "1、"; live models also write it twice, as in "- - item" and "- -=- item".
+# "1、", "Rule 1:"; live models also write it twice, as in "- - item", "- -=- item", "- [ ] item".
 BULLET = re.compile(
-    r"^\s*(?:(?:\*\*|__)?(?:[-*•‣◦–—+](?!\*)|\(?#?\d{1,3}[.):]|\(\d{1,3}\))(?:\*\*|__)?\s+|"
-    r"\d{1,3}[、．]\s*)(?:(?:[-=]+|\d{1,3}[.)])\s+)*"
+    r"^\s*(?:(?:\*\*|__)?(?:[-*•‣◦–—+](?!\*)|(?:\(?#?|(?i:rule|constraint)\s)\d{1,3}[.):]|"
+    r"\(\d{1,3}\))(?:\*\*|__)?\s+|\d{1,3}[、．]\s*)(?:(?:[-=]+|\d{1,3}[.)]|\[[ x]?\])\s+)*"
 )
 MARKUP = re.compile(r"\s*(?:```.*|</?\w+>)?\s*")  # a line with a fence, a lone tag or nothing
-TAGGED = re.compile(r"^[ \t]*<(\w+)[^<>]*>(.+)</\1>[ \t]*$", re.MULTILINE)
-CELLS = re.compile(r"^[ \t]*\|(.+)\|[ \t]*$", re.MULTILINE)
+# Also several in a line, and those in a tag around all.
+TAGGED = re.compile(
+    r"(?:^|(?<=>))[ \t]*<(\w+)[^<>]*>(?!<)(.+?)</\1>(?=[ \t]*(?:<|$))", re.MULTILINE
+)
 CONSTRAINT = re.compile("constraint|instruction|requirement|rule", re.IGNORECASE)
 
 FENCE = re.compile(r"```(?:json|JSON)?[ \t]*\n(.*?)\n[ \t]*```", re.DOTALL)
 BLOCK = re.compile(r"^[ \t]*```.*\n((?s:.*?))(?:^[ \t]*```|\Z)", re.MULTILINE)
 # A list or an object that begins a line, perhaps after its name: `cases = [`, `"cases": [`.
 VALUE = re.compile(r"""^[ \t]*(?:\w+\s*=\s*|["']\w+["']\s*:\s*)?(?=[\[{])""", re.MULTILINE)
+# A string of source code, or a comment, whose quotes begin none.
 STRING = re.compile(
-    r"""([rRbBuUfF]{0,2})(?:\"{3}(?:\\.|[^\\])*?\"{3}|'{3}(?:\\.|[^\\])*?'{3}|"""
+    r"""([rRbBuUfF]{0,2})(?:#[^\n]*|\"{3}(?:\\.|[^\\])*?\"{3}|'{3}(?:\\.|[^\\])*?'{3}|"""
     r"""\"(?:\\.|[^"\\])*\"|'(?:\\.|[^'\\])*')""",
     re.DOTALL,
 )
@@ -37,7 +41,7 @@ ESCAPED = {"n": "\n", "t": "\t", '"': '"', "\\": "\\"}
 NUMBER = r"(10(?:\.0+)?|[0-9](?:\.[0-9]+)?)(?![\d.,]*\d)"
 OUT_OF_TEN = r"\s*(?:/|out of)\s*10\b"
 # What makes a number no score of 0 to 10: another scale ("4/5"), a range ("7-8"), a choice.
-OTHERWISE = r"(?!\s*(?:[/–—-]|to\b|or\b|out of\b)\s*\d)"
+OTHERWISE = r"(?!\s*(?:[/–—~-]|to\b|or\b|out of\b)\s*\d)"
 SCORE = rf"{NUMBER}(?:{OUT_OF_TEN})?{OTHERWISE}"
 LABEL = r"(?:score|rating)\b(?!.{0,20}\bbetween\b)[^\d\n-]{0,20}"
 RANGE = r"[01]\s*(?:-|–|to|and)\s*"
@@ -46,12 +50,12 @@ SCALE = (
     rf"\(?(?:\b(?:out of|from|between|on a scale (?:of|from))\s*(?:{RANGE})?|\b{RANGE})10\)?"
     r"(?=\s*[:=])"
 )
-# A line that tells what the numbers mean: "Rating scale: 0 = unrelated, 10 = complete".
-LEGEND = r"^.*(?:\b(?:score|scoring|rating)\s+(?:scale|range|guide)\b|\d\s*=.*\d\s*=).*$"
+# What tells what the numbers mean: "Rating scale: 0 = unrelated, 10 = complete".
+LEGEND = r"(?:\b(?:score|scoring|rating)\s+(?:scale|range|guide)\b|\b\d+\s*=.*\d\s*=).*"
 
 # What a model says before the label that it means, and before one that it does not mean.
 ANNOUNCED = r"\b(?:label|answer|verdict|judge?ment|relation(?:ship)?)\b(?:\W+(?:is|an?))*\W+"
-DENIED = r"(?:\b(?:no|not|cannot|never|neither|nor|without)\b|n['’]t\b)"
+DENIED = r"(?:\b(?:non?|not|cannot|never|neither|nor|without|rather than|instead of)\b|n['’]t\b)"
 
 
 def items(text: str) -> list[str]:
@@ -80,8 +84,9 @@ def texts(value: object) -> list[str]:
     if not isinstance(value, dict):
         return []
     named = [element for key, element in value.items() if CONSTRAINT.search(str(key))]
-    lists = [element for element in value.values() if isinstance(element, list)]
-    inner = texts(named or lists or list(value.values()))
+    parts = [texts(element) for element in named or value.values()]
+    lists = [part for part in parts if len(part) > 1]
+    inner = list(itertools.chain(*(parts if named else lists or parts)))
     if named or lists or all(str(key).isdigit() for key in value):
         return inner
     return sorted(inner, key=len)[-1:]  # what says most, beside a name or a category
@@ -89,7 +94,7 @@ def texts(value: object) -> list[str]:
 
 def column(text: str) -> list[str]:
     """The longest cell of each row of a Markdown table, [] without a table."""
-    rows = [row.split("|") for row in CELLS.findall(text)]
+    rows = [line.strip(" \t|").split("|") for line in text.splitlines() if "|" in line]
     for number, row in enumerate(rows):
         if all(re.fullmatch(r"\s*:?-+:?\s*", cell) for cell in row):  # under the header
             return [max(cells, key=len) for cells in rows[number + 1 :]]
@@ -253,7 +258,7 @@ def score(text: str) -> float | None:
     """
     text = re.sub(r"[*_`#\[\]{}]", "", text)
     text = re.sub(SCALE, "", text, flags=re.IGNORECASE)
-    text = re.sub(LEGEND, "", text, flags=re.IGNORECASE | re.MULTILINE)
+    text = re.sub(LEGEND, "", text, flags=re.IGNORECASE)
     begins = rf"^[^\w\n]*(?:(?:final|overall|my) )*{LABEL}{SCORE}"
     labelled = re.findall(begins, text, re.IGNORECASE | re.MULTILINE)
     if not labelled:
@@ -278,7 +283,7 @@ def label(text: str, forms: dict[str, str]) -> str | None:
     text = re.sub(rf"{form}(?:(?:\s*[,/|]\s*|\s+)(?:(?:or|and)\s+)?{form})+", "", text.lower())
     announced = re.findall(rf"{ANNOUNCED}({form})", text)
     begins = re.findall(rf"\A\W*({form})", text)
-    denied = rf"{DENIED}(?:\s+(?!but\b|{form})\w+){{0,2}}\s+{form}"
+    denied = rf"{DENIED}(?:\s+(?!but\b|{form})\w+){{0,2}}(?:\s+|-){form}"
     words = announced or begins or re.findall(form, re.sub(denied, "", text))
     for name, pattern in forms.items():
         if words and re.fullmatch(pattern, words[-1]):

@@ -14,10 +14,10 @@ process.
 
 The sandbox stays up between calls, which may come from any thread: those that arrive while others
 are answered share its next jobs. The processes of the functions asked last stay too: what a
-function remembers of one text may reach the next one, in a call or between calls (keep_mb=0: in a
-call only). A forked process makes a sandbox of its own. A function that errs says nothing: its text
-has no reward (`pass_share` is None), not a reward of 0; a function that hung on so many texts that
-the rest of a job was not tried says that in `error`.
+function remembers of one text may reach the next one (keep_mb=0: in a call only). A forked process
+makes a sandbox of its own. A function that errs says nothing: its text has no reward (`pass_share`
+is None), not a reward of 0; where a function hung on so many texts that the rest of a job was not
+tried, `error` says so.
 """
 
 import asyncio
@@ -31,20 +31,20 @@ from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from operator import itemgetter
 from typing import NamedTuple
 
 from autoif import files, sandbox
 from autoif.files import UserError
 from autoif.flags import cli
 from autoif.settings import write_settings
-from autoif.stage import Funnel, in_order
+from autoif.stage import Funnel
 from autoif.verifiers import MIN_ACCURACY, accuracy, constraints, join, judge
 
 # Of processes that stay for the next call, for all workers: some 2 MB a function.
 KEEP_MB = 1024
 # A job has the texts of many callers: so many times more bad ones disqualify a function.
 PATIENCE = 4
-AHEAD = 64  # constraints that are probed at a time, where they are written again
 Verdict = tuple[str, str | None]  # and the reason of an error
 
 
@@ -65,22 +65,13 @@ def score_of(verdicts: Sequence[Verdict], verifiers: list[dict]) -> Score:
     return Score(share, share == 1.0, None)
 
 
-def lowest(scores: Sequence[Score]) -> Score:
-    """The Score under several constraints, each of which has to pass: an error, or the lowest."""
-    for score in scores:
-        if score.pass_share is None:
-            return score
-    return min(scores)
-
-
 def verdicts_of(result: dict) -> list[Verdict]:
     """(verdict, error) of each text of a sandbox job; those that it did not try say why."""
-    verdicts, error = result["verdicts"], result["error"]
-    tried = len(verdicts) - result.get("untried", 0)
+    verdicts, error, untried = result["verdicts"], result["error"], result.get("untried", 0)
+    tried = len(verdicts) - untried
     bad = verdicts[:tried].count("error")
-    pairs = [(verdict, error) for verdict in verdicts[:tried]]
     not_tried = f"not tried after {error} on {bad} of {tried} other texts"
-    return pairs + [("error", not_tried)] * (len(verdicts) - tried)
+    return list(zip(verdicts, [error] * tried + [not_tried] * untried))
 
 
 class Verifiers:
@@ -100,18 +91,17 @@ class Verifiers:
     def load(cls, path: str, **options) -> "Verifiers":
         rows, lines = {}, {}
         for number, row in files.numbered(path):
-            if not row.get("verifiers") and not row.get("instruction_id_list"):
-                raise UserError(
-                    f"{path}:{number} has neither 'verifiers' nor 'instruction_id_list' (it has "
-                    f"{sorted(row)}); give a file of 02_verifiers.py or 03_backtranslate.py"
-                )
             identity = row.get("id", row.get("key"))
-            if identity is None:
-                raise UserError(f"{path}:{number} has no 'id' and no 'key'; give each row its own")
-            first = lines.setdefault(str(identity), number)
-            if first != number:
-                text = f"{path}:{number} has the id {identity!r} of line {first}"
-                raise UserError(f"{text}; give each row its own")
+            first, wrong = lines.setdefault(str(identity), number), None
+            if not row.get("verifiers") and not row.get("instruction_id_list"):
+                wrong = f"has neither 'verifiers' nor 'instruction_id_list' (it has {sorted(row)})"
+                wrong += "; give a file of 02_verifiers.py or 03_backtranslate.py"
+            elif identity is None:
+                wrong = "has no 'id' and no 'key'; give each row its own"
+            elif first != number:
+                wrong = f"has the id {identity!r} of line {first}; give each row its own"
+            if wrong:
+                raise UserError(f"{path}:{number} {wrong}")
             rows[str(identity)] = row
         if not rows:
             raise UserError(f"{path} has no row; give a file of 02_verifiers.py or later")
@@ -119,13 +109,11 @@ class Verifiers:
 
     def score(self, ids: Sequence[str], texts: Sequence[str]) -> list[Score]:
         """One Score for each text, by the functions of the constraint beside it."""
-        rows = self._rows(ids, texts)
-        answers = self._ask(rows, texts)
+        rows, answers = self._ask(ids, texts)
         return scores(rows, texts, {code: answer.result() for code, answer in answers.items()})
 
     async def score_async(self, ids: Sequence[str], texts: Sequence[str]) -> list[Score]:
-        rows = self._rows(ids, texts)
-        answers = self._ask(rows, texts)
+        rows, answers = self._ask(ids, texts)
         verdicts = await asyncio.gather(*map(asyncio.wrap_future, answers.values()))
         return scores(rows, texts, dict(zip(answers, verdicts)))
 
@@ -148,13 +136,8 @@ class Verifiers:
         self._waiting: dict[str, list[tuple[list[str], Future]]] = defaultdict(list)
         self._under_way: dict[str, Future] = {}
 
-    def _rows(self, ids: Sequence[str], texts: Sequence[str]) -> list[list[dict]]:
-        """The constraints of each text; a prompt of stage 04 with two has the id "i2+i5"."""
-        if len(ids) != len(texts):
-            raise UserError(f"{len(ids)} ids for {len(texts)} texts; give one id a text")
-        return [self._constraints(each) for each in ids]
-
     def _constraints(self, identity: str) -> list[dict]:
+        """Those of a text; a prompt of stage 04 with two has the id "i2+i5"."""
         # a file may have a row of several constraints, or those that it is made of
         parts = [identity] if identity in self.rows else str(identity).split("+")
         for unknown in parts:
@@ -165,14 +148,17 @@ class Verifiers:
                 )
         return [self.rows[part] for part in parts]
 
-    def _ask(self, rows: list[list[dict]], texts: Sequence[str]) -> dict[str, Future]:
-        """{code: the (verdict, error) of each of its texts, to come}, texts in their order."""
-        wanted = defaultdict(list)
+    def _ask(
+        self, ids: Sequence[str], texts: Sequence[str]
+    ) -> tuple[list[list[dict]], dict[str, Future]]:
+        """(the constraints of each text, {code: the (verdict, error) of its texts, to come})."""
+        if len(ids) != len(texts):
+            raise UserError(f"{len(ids)} ids for {len(texts)} texts; give one id a text")
+        rows, wanted, answers = list(map(self._constraints, ids)), defaultdict(list), {}
         for under, text in zip(rows, texts):
             for row in under:
                 for verifier in row.get("verifiers", []):
                     wanted[verifier["code"]].append(text)
-        answers = {}
         with self._lock:
             if self._box is None:
                 self._box = sandbox.Sandbox(self.flags, keep_mb=self.keep_mb, patience=PATIENCE)
@@ -182,7 +168,7 @@ class Verifiers:
                 self._waiting[code].append((its, answer))
                 if code not in self._under_way:
                     self._send(code)
-        return answers
+        return rows, answers
 
     def _send(self, code: str) -> None:
         """One job of all that waits for a function; what comes meanwhile is its next one."""
@@ -209,20 +195,21 @@ class Verifiers:
 def scores(
     rows: list[list[dict]], texts: Sequence[str], answers: dict[str, list[Verdict]]
 ) -> list[Score]:
-    """One Score for each text under its constraints; `answers` are those to `Verifiers._ask`."""
+    """One Score for each text: of several constraints, each of which has to pass, the lowest."""
     # a function's answer is in the order of its texts, so each text takes the next verdict
     verdicts = {code: iter(answer) for code, answer in answers.items()}
-    lowest_scores = []
+    of_texts = []
     for under, text in zip(rows, texts):
         of_text = []
         for row in under:
-            if "verifiers" not in row:
+            if "verifiers" in row:
+                of_row = [next(verdicts[verifier["code"]]) for verifier in row["verifiers"]]
+                of_text.append(score_of(of_row, row["verifiers"]))
+            else:
                 of_text.append(check(row, text))
-                continue
-            of_row = [next(verdicts[verifier["code"]]) for verifier in row["verifiers"]]
-            of_text.append(score_of(of_row, row["verifiers"]))
-        lowest_scores.append(lowest(of_text))
-    return lowest_scores
+        erred = (score for score in of_text if score.pass_share is None)
+        of_texts.append(next(erred, None) or min(of_text))
+    return of_texts
 
 
 _alive: weakref.WeakSet[Verifiers] = weakref.WeakSet()
@@ -236,12 +223,12 @@ _checking = threading.Lock()  # these checkers draw from the global random gener
 
 def check(row: dict, text: str) -> Score:
     """A text's Score by the checkers that a row of IFEval or IFBench names (strict)."""
-    from autoif.evaluation.benchmarks import ifeval
+    from autoif.evaluation.benchmarks import ifbench, ifeval
 
     with _checking:
-        registry = ifeval.checkers("lm_eval", "lm_eval.tasks", "lm_eval.tasks.ifeval")
+        registry = ifeval.checkers(*ifeval.PACKAGES)
         if row["instruction_id_list"][0] not in registry:
-            registry = ifeval.checkers("if_verifiable", "if_verifiable.ifbench")
+            registry = ifeval.checkers(*ifbench.PACKAGES)
         [item] = ifeval.items([row])
         for unknown in item["instruction_ids"]:
             if unknown not in registry:
@@ -251,9 +238,8 @@ def check(row: dict, text: str) -> Score:
                 )
         try:
             strict, _ = ifeval.check(item, text, registry)
-        except LookupError as error:  # data of NLTK that no package carries
-            reason = str(error).strip("*\n ").split("\n")[0]
-            return Score(None, None, f"missing data: {reason}")
+        except LookupError as error:
+            return Score(None, None, ifeval.lacking(error))
     share = sum(strict) / len(strict)
     return Score(share, share == 1.0, None)
 
@@ -282,41 +268,43 @@ def probes(instruction: str, query: str = QUERY) -> dict[str, str]:
     }
 
 
-def probe(verifiers: Verifiers) -> dict[str, dict]:
-    """What each probe earns: {probe: {functions, of_functions, ids, of_constraints}}.
-
-    `functions` counts those that pass it, where no other function of their constraint errs; `ids`
-    are the constraints under which stage 04 would accept it (more than half of the functions pass).
-    A constraint on what to leave out is truly kept by an empty answer, so a share above 0 is no
-    fault by itself: it is what a policy is paid for saying nothing.
-    """
+def judged(verifiers: Verifiers, with_cases: bool) -> tuple[list[dict], list[list[list[str]]]]:
+    """The rows with functions, and what these say of each probe, and before them of each case."""
     rows = [row for row in verifiers.rows.values() if row.get("verifiers")]
 
     async def ask() -> list[list[list[str]]]:
         async with sandbox.Sandbox(verifiers.flags) as box:
             calls = []
             for row in rows:
-                texts = list(probes(row["instruction"]).values())
+                cases = row.get("cases", []) * with_cases
+                texts = [*map(itemgetter("input"), cases), *probes(row["instruction"]).values()]
                 calls.append(judge(box, row["verifiers"], texts))
             return await asyncio.gather(*calls)
 
-    judged = asyncio.run(ask())
-    earned = {}
+    return rows, asyncio.run(ask())
+
+
+def probe(verifiers: Verifiers) -> dict[str, dict]:
+    """What each probe earns: {probe: {functions, of_functions, ids, of_constraints}}.
+
+    `functions` counts those that pass it, where no other function of their constraint errs; `ids`
+    are the constraints under which stage 04 would accept it. An empty answer truly keeps a
+    constraint on what to leave out: a share above 0 is what a policy is paid for saying nothing.
+    """
+    (rows, verdicts_on), earned = judged(verifiers, with_cases=False), {}
     for place, name in enumerate(probes("")):
         passing, accepted = 0, []
-        for row, verdicts in zip(rows, judged):
+        for row, of_probes in zip(rows, verdicts_on):
+            verdicts = of_probes[place]
             # as in a reward: where one function errs nothing is said
-            if "error" in verdicts[place]:
+            if "error" in verdicts:
                 continue
-            passing += verdicts[place].count("pass")
-            if accuracy(verdicts[place], row["verifiers"]) > MIN_ACCURACY:
+            passing += verdicts.count("pass")
+            if accuracy(verdicts, row["verifiers"]) > MIN_ACCURACY:
                 accepted.append(row["id"])
-        earned[name] = {
-            "functions": passing,
-            "of_functions": sum(len(row["verifiers"]) for row in rows),
-            "ids": accepted,
-            "of_constraints": len(rows),
-        }
+        functions = sum(map(len, map(itemgetter("verifiers"), rows)))
+        earned[name] = {"functions": passing, "of_functions": functions}
+        earned[name] |= {"ids": accepted, "of_constraints": len(rows)}
     return earned
 
 
@@ -325,10 +313,8 @@ def strengthen(row: dict, verdicts: list[list[str]]) -> tuple[dict, str | None]:
 
     `verdicts` are those of its functions on each case, then on each probe.
     """
-    places = []
-    for place, of_function in enumerate(zip(*verdicts)):
-        if len(set(of_function)) > 1:
-            places.append(place)
+    of_functions = list(map(set, zip(*verdicts)))
+    places = [place for place, said in enumerate(of_functions) if len(said) > 1]
     strong = reduced(row, places)
     # of several constraints in one, each needs a function
     if constraints(strong) < constraints(row):
@@ -367,25 +353,18 @@ class Flags(sandbox.Flags):
     keep: str | None = None  # write the rows that are not fooled there
 
 
-async def keep(verifiers: Verifiers, args: Flags) -> None:
+def keep(verifiers: Verifiers, args: Flags) -> None:
     """Write the constraints that probes do not fool, without functions that always say the same."""
-    rows = [row for row in verifiers.rows.values() if row.get("verifiers")]
     funnel, counts = Funnel("reward", args.keep), Counter()
-
-    async def work(row: dict) -> tuple[dict, str | None]:
-        texts = [case["input"] for case in row.get("cases", [])]
-        texts += probes(row["instruction"]).values()
-        return strengthen(row, await judge(box, row["verifiers"], texts))
-
+    rows, verdicts_on = judged(verifiers, with_cases=True)
     with files.writer(args.keep) as write:
-        async with sandbox.Sandbox(args) as box:
-            async for row, reason in in_order(work, rows, AHEAD):
-                if reason:
-                    funnel.drop(reason, row)
-                    continue
-                counts["functions kept"] += len(row["verifiers"])
-                write(row)
-                funnel.keep()
+        for row, reason in map(strengthen, rows, verdicts_on):
+            if reason:
+                funnel.drop(reason, row)
+                continue
+            counts["functions kept"] += len(row["verifiers"])
+            write(row)
+            funnel.keep()
         funnel.refuse_empty("Do these functions look at the text at all?")
         write_settings(args, args.keep)
     funnel.finish(functions=sum(len(row["verifiers"]) for row in rows), **counts)
@@ -394,15 +373,12 @@ async def keep(verifiers: Verifiers, args: Flags) -> None:
 def main(args: Flags) -> None:
     verifiers = Verifiers.load(args.probe, **sandbox.options(args))
     for name, earned in probe(verifiers).items():
+        functions = f"{earned['functions']:,} of {earned['of_functions']:,} functions"
+        line = f"{name}: {functions}, {len(earned['ids']):,} of {earned['of_constraints']:,}"
         shown = ", ".join(earned["ids"][:5]) + " ..." * (len(earned["ids"]) > 5)
-        print(
-            f"{name}: {earned['functions']:,} of {earned['of_functions']:,} functions, "
-            f"{len(earned['ids']):,} of {earned['of_constraints']:,} constraints"
-            + f" ({shown})"
-            * bool(shown)
-        )
+        print(f"{line} constraints" + f" ({shown})" * bool(shown))
     if args.keep:
-        asyncio.run(keep(verifiers, args))
+        keep(verifiers, args)
 
 
 if __name__ == "__main__":

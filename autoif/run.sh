@@ -28,7 +28,7 @@ arguments() {  # ARGUMENT...: sets MODE, UNTIL, REDO
     MODE=full UNTIL=07 REDO=
     while [ $# -gt 0 ]; do
         case $1 in
-        --demo | --study | --check | --env) MODE=${1#--} ;;
+        --demo | --live | --study | --check | --env) MODE=${1#--} ;;
         --until=* | --redo-from=*) set -- - "${1%%=*}" "${1#*=}" "${@:2}" ;;
         --until | --redo-from)
             [[ ${2:-} =~ ^0[1-7]$ ]] || fail "$1 '${2:-}': name a stage, 01 to 07"
@@ -96,13 +96,10 @@ check() {  # what is missing or out of date, before anything is spent
         STAGE=SERVING make "" python -m autoif.serving.__main__ ${FLAGS_SERVING:-} MODEL -- COMMAND
         pipeline
     ) >"$plan"
-    if [ "$RECORDED" ]; then
-        make "$BASE" python demo/convert.py "$BASE"
-        for stage in 01_seed_augment 02_verifiers 03_backtranslate; do  # the client asks its store before a server
-            store=$OUT/completions/$stage.jsonl
-            [ -e "$store" ] || cat $(printf "%s/$stage.jsonl " $RECORDED) >"$store"
-        done
-        echo "supervisor: recorded completions ($RECORDED); to ask a live one, run without --$MODE"
+    [ -z "$STUDENT" ] || make "$BASE" python -m autoif.serving.convert "$STUDENT" "$BASE"
+    if [ "$PLAN" ]; then
+        echo "$PLAN"
+        [ -z "$RECORDED" ] || cp --no-clobber "$RECORDED"/*.jsonl "$OUT/completions"  # asked before a server is
     else
         python -m autoif.serving.preflight --supervisor "$SUPERVISOR" --judge "${JUDGE:-$SUPERVISOR}" --base "$BASE" \
             --queries "$QUERIES" --nli "$NLI" --data-dir "${DATA_DIR:-}" --out "$OUT" --until "$UNTIL" \
@@ -110,7 +107,7 @@ check() {  # what is missing or out of date, before anything is spent
             --plan "$plan" "${redo[@]}"
         [ "$MODE" != check ] || exit 0
     fi
-    [ -z "$RECORDED$REDO" ] || python -m autoif.chain "$plan" "${redo[@]}"
+    [ -z "$PLAN$REDO" ] || python -m autoif.chain "$plan" "${redo[@]}"
     again="the same command${REDO:+ without --redo-from} goes on from here"
     trap 'code=$?; [ $code = 0 ] || echo "run_all.sh: stopped with exit code $code; '"$again"'" >&2' EXIT
 }

@@ -17,10 +17,7 @@ EXPORTS = ("fp32", "bf16-stochastic", "bf16")
 
 
 def stored(model: str) -> dict:
-    """The tensors of a checkpoint's safetensors files by name, as slices that `[:]` reads.
-
-    Empty where the weights lie in another format.
-    """
+    """The tensors of a checkpoint by name, as slices that `[:]` reads; {} without safetensors."""
     from huggingface_hub import snapshot_download
     from safetensors import SafetensorError, safe_open
 
@@ -41,14 +38,12 @@ def stored(model: str) -> dict:
 def check_whole(model: str) -> None:
     """UserError unless a model can be trained and its folder has all that config.json describes.
 
-    Of safetensors the headers are read: what is cut off, and which tensors are missing or of
-    another shape, is known before a weight is loaded. Other files are left to whoever loads them.
+    Of safetensors the headers are read, before a weight is loaded; other files are not.
     """
     folder, config = Path(model), read_config(model)
     if getattr(config, "quantization_config", None):
-        raise UserError(
-            f"{model} is quantized, and cannot be trained; name the model it was made of"
-        )
+        text = f"{model} is quantized, and cannot be trained; name the model it was made of"
+        raise UserError(text)
     if not folder.is_dir():  # the hub's client checks what it downloads
         return
     refuse_pointers(model)
@@ -102,10 +97,8 @@ def exported(weights, form: str, generator):
     """float32 `weights` in one of EXPORTS; `generator` draws the stochastic rounding."""
     import torch
 
-    if form == "fp32":
-        return weights
-    if form == "bf16":
-        return weights.bfloat16()
+    if form != "bf16-stochastic":
+        return weights if form == "fp32" else weights.bfloat16()
     # bf16 is the upper half of float32's bits: what is added to the lower half carries into the
     # upper one as often as the weight is near the next step
     bits = weights.view(torch.int32)
@@ -141,10 +134,7 @@ class Kept:
 
 
 def half(model: str) -> str:
-    """`model`, or a bf16 copy of a folder with float32 weights, kept beside it.
-
-    For engines that compute in bf16: they would round what training learned to nearest.
-    """
+    """`model`, or, for engines that would round to nearest, a bf16 copy beside a float32 folder."""
     if not Path(model).is_dir() or "F32" not in {w.get_dtype() for w in stored(model).values()}:
         return model
     return str(beside(model, "bf16", lambda copy: write_half(Path(model), copy)))

@@ -5,7 +5,7 @@
 Then how long a million stored completions take to open. The server answers at once (or after
 200 ms) from a process of its own; each client runs in a fresh process, in turn, and the best of
 `--repeats` counts. There are two shortest loops: openai's default transport, and its aiohttp
-transport, which is the one that autoif.llm uses. --json writes the numbers for bench/compare.py.
+transport, which is the one that autoif.llm uses.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import compare
-from compare import ROOT, Time, alone, best, hand_over, save
+from compare import ROOT, Time, alone, hand_over, save
 
 from autoif.flags import Count, cli
 
@@ -62,17 +62,17 @@ async def loop(url: str, requests: int, concurrency: int, http=None) -> float:
     import openai
 
     async with openai.AsyncOpenAI(api_key="none", base_url=url, http_client=http) as client:
-        slots = asyncio.Semaphore(concurrency)
+        slots, settings = asyncio.Semaphore(concurrency), {"temperature": 0, "max_tokens": 64}
 
         async def ask(number: int) -> str:
             async with slots:
                 reply = await client.chat.completions.create(
-                    model="m", messages=conversation(number), temperature=0, max_tokens=64
+                    model="m", messages=conversation(number), **settings
                 )
                 return reply.choices[0].message.content
 
         began = time.perf_counter()
-        await asyncio.gather(*(ask(number) for number in range(requests)))
+        await asyncio.gather(*map(ask, range(requests)))
         return time.perf_counter() - began
 
 
@@ -92,7 +92,7 @@ def memory_gb() -> float:
 
 
 def compare_clients(delay: float, concurrency: int, args: Flags) -> dict[str, float]:
-    """What each client reaches against a server with this delay, printed too."""
+    """What each client reaches against a server with this delay."""
     command = [sys.executable, str(ROOT / "tests" / "fake_server.py"), "--port", "0"]
     command += ["--delay", str(delay)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -103,30 +103,19 @@ def compare_clients(delay: float, concurrency: int, args: Flags) -> dict[str, fl
         clock, cpu, memory[name] = alone(__file__, "--one", *words)
         return Time(clock, cpu)
 
+    where = f"server {delay * 1000:.0f} ms"
+    print(f"{where}, concurrency {concurrency}, {args.requests:,} requests; CPU with start-up")
     try:
         contestants = {name: functools.partial(run, name) for name in CLIENTS}
-        times = best(contestants, args.repeats)
+        amounts = dict.fromkeys(CLIENTS, args.requests)
+        numbers, per_request = compare.race(contestants, args.repeats, "requests", amounts)
     finally:
         server.terminate()
         server.wait()
-    line = f"server {delay * 1000:.0f} ms, concurrency {concurrency}, {args.requests:,} requests"
-    if delay:
-        line += f" (the server allows {concurrency / delay:,.0f}/s)"
-    print(line)
-    numbers, where = {}, f"server {delay * 1000:.0f} ms"
-    for name, (clock, cpu) in times.items():
-        ratio = clock / times["ours"].clock
-        numbers[f"{where} {name} requests_per_second"] = args.requests / clock
-        numbers[f"{where} {name} cpu_seconds"] = cpu
-        numbers[f"{where} {name} memory_gb"] = memory[name]
-        if name != "ours":
-            numbers[f"{where} ratio to {name}"] = ratio
-        print(
-            f"  {name:13} {args.requests / clock:7,.0f} requests/s | ours is {ratio:5.2f} of it | "
-            f"{cpu / args.requests * 1000:.2f} ms CPU a request with start-up | "
-            f"{memory[name] * 1024:,.0f} MB"
-        )
-    return numbers
+    for name in CLIENTS:
+        numbers[f"{name} cpu_seconds"] = per_request[name].cpu * args.requests
+        numbers[f"{name} memory_gb"] = memory[name]
+    return {f"{where} {name}": number for name, number in numbers.items()}
 
 
 def open_store(completions: int) -> dict[str, float]:
@@ -137,22 +126,15 @@ def open_store(completions: int) -> dict[str, float]:
         path = Path(folder) / "store.jsonl"
         with open(path, "w") as file:
             for number in range(completions):
-                record = {
-                    "key": hashlib.sha256(b"%d" % number).hexdigest(),
-                    "index": 0,
-                    "text": "x" * 1000,
-                    "finish_reason": "stop",
-                    "prompt_tokens": 9,
-                    "completion_tokens": 250,
-                }
+                key = hashlib.sha256(b"%d" % number).hexdigest()
+                record = {"key": key, "index": 0, "text": "x" * 1000, "finish_reason": "stop"}
+                record |= {"prompt_tokens": 9, "completion_tokens": 250}
                 file.write(json.dumps(record) + "\n")
         before = memory_gb()
         seconds = compare.timed(lambda: Store(path)).clock
-        memory, size = memory_gb() - before, path.stat().st_size / 1e6
-    print(
-        f"{completions:,} stored completions, {size:,.0f} MB: open in {seconds:.1f} s, "
-        f"{memory * 1024:.0f} MB more memory"
-    )
+        memory = memory_gb() - before
+    opened = f"open in {seconds:.1f} s, {memory * 1024:.0f} MB more memory"
+    print(f"{completions:,} stored completions: {opened}")
     return {"store open_seconds": seconds, "store memory_gb": memory}
 
 
@@ -161,10 +143,8 @@ def main(args: Flags) -> None:
         name, url, requests, concurrency = args.one
         seconds = asyncio.run(CLIENTS[name](url, requests, concurrency))
         return hand_over([seconds, time.process_time(), memory_gb()])
-    numbers = compare_clients(0.0, 64, args)
-    numbers |= compare_clients(0.2, 512, args)
-    numbers |= open_store(args.completions)
-    save(args.json, numbers)
+    numbers = compare_clients(0.0, 64, args) | compare_clients(0.2, 512, args)
+    save(args.json, numbers | open_store(args.completions))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,7 @@
     python bench/bench_reward.py                        64 constraints of four generated functions
     python bench/bench_reward.py --verifiers out/demo/03_instructions.jsonl
 
-The ways to call take turns, all with the same processes, and the best of --repeats counts. --json
-writes the numbers for bench/compare.py.
+The ways to call take turns, all with the same processes, and the best of --repeats counts.
 """
 
 import asyncio
@@ -68,10 +67,8 @@ class Flags(compare.Flags):
 
 
 def main(args: Flags) -> None:
-    if args.verifiers:
-        verifiers = Verifiers.load(args.verifiers, keep_mb=args.keep_mb)
-    else:
-        verifiers = generated(keep_mb=args.keep_mb)
+    load = partial(Verifiers.load, args.verifiers) if args.verifiers else generated
+    verifiers = load(keep_mb=args.keep_mb)
     rng = random.Random(0)
     ids = rng.choices(list(verifiers.rows), k=args.texts)
     texts = [" ".join(rng.choices(WORDS, k=rng.randint(5, 80))) for _ in ids]

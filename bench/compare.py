@@ -59,16 +59,30 @@ def timed(work: Callable[[], object]) -> Time:
 
 
 def best(contestants: dict[str, Callable[[], object]], repeats: int) -> dict[str, Time]:
-    """The least seconds of each contestant, by the clock and of the CPU; they take turns.
-
-    In turns, since a machine's speed changes from minute to minute; the CPU is disturbed less.
-    """
+    """The least seconds of each, by clock and CPU, in turns: a machine's speed changes."""
     least = {}
     for _ in range(repeats):
         for name, work in contestants.items():
             found = timed(work)
             least[name] = Time(*map(min, found, least.get(name, found)))
     return least
+
+
+def race(
+    contestants: dict[str, Callable[[], object]], repeats: int, unit: str, amounts: dict[str, int]
+) -> tuple[dict[str, float], dict[str, Time]]:
+    """(the rate of each and how "ours" relates to it, printed too; the seconds a unit of each)."""
+    numbers, per_unit = {}, {}
+    for name, time_of in best(contestants, repeats).items():
+        per_unit[name] = Time(*(seconds / amounts[name] for seconds in time_of))
+    for name, (clock, cpu) in per_unit.items():
+        ratio, cpu_ratio = clock / per_unit["ours"].clock, cpu / per_unit["ours"].cpu
+        line = f"  {name:13} {1 / clock:9,.0f} {unit}/s | ours is {ratio:5.2f} of it, by CPU"
+        print(f"{line} {cpu_ratio:5.2f} | {cpu * 1000:.3f} ms of CPU each")
+        numbers[f"{name} {unit}_per_second"] = 1 / clock
+        if name != "ours":
+            numbers |= {f"ratio to {name}": ratio, f"CPU ratio to {name}": cpu_ratio}
+    return numbers, per_unit
 
 
 def hand_over(numbers: object) -> None:

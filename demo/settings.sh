@@ -1,7 +1,9 @@
 # What `run_all.sh --demo` changes, each with its reason; everything else is the defaults, the paper's.
 OUT=${OUT:-out/demo}
-RECORDED=demo/completions             # answers in a strong model's form
-SUPERVISOR=recorded-supervisor BASE=$OUT/base WRITER=$OUT/base  # a recording; the model answers itself: self-alignment
+RECORDED=study/completions            # written by hand, in a strong model's form
+SUPERVISOR=recorded-supervisor STUDENT=smollm2 BASE=$OUT/base
+WRITER=$BASE WRITING=(served "$BASE")  # the model answers itself: self-alignment
+PLAN="supervisor: recorded completions ($RECORDED); a live one: --live"
 NLI=llm                              # no hub: mDeBERTa cannot be had
 QUERIES=demo/queries.txt HELDOUT_QUERIES=demo/heldout_queries.txt
 PROCESSES=1 ONLINE_ITERATIONS=1 ONLINE_FROM=$OUT/06_offline  # one iteration is little: it goes on from offline DPO
@@ -9,7 +11,7 @@ export HF_HUB_OFFLINE=1
 # on the CPU, where there is a GPU too; DEMO_GPU=1 is for one, with vLLM beside it
 [ "${DEMO_GPU:-}" = 1 ] || export DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES=
 FLAGS_SERVING="--slots 64 --context 512"   # short answers: more at a time
-FLAGS_01="--seeds demo/seeds.txt --k 4 --count 20"    # four recorded samples, not 100 of 50
+FLAGS_01="--seeds study/seeds.txt --k 4 --count 20"    # four recorded samples, not 100 of 50
 FLAGS_02="--k 4"                     # four recorded verifiers, not 8
 # Of 64 constraints a tenth would be too few to measure on. The seed was looked for among 0 to 59 on the constraints alone:
 # with most, one held out follows from a trained one ("End ... with an exclamation mark", "Include an exclamation mark").

@@ -1,14 +1,16 @@
 # What `run_all.sh --study` changes, each with its reason; everything else is the defaults, the paper's.
 SEED=${SEED:-1} OUT=${OUT:-out/study/seed_$SEED}     # of sampling and training; the split and the tests are the same
-RECORDED="demo/completions study/completions"        # of a strong model's form; the demo's and more
-SUPERVISOR=recorded-supervisor BASE=$OUT/base WRITER=$OUT/base  # the model answers itself: self-alignment
+RECORDED=study/completions           # written by hand, in a strong model's form
+SUPERVISOR=recorded-supervisor STUDENT=smollm2 BASE=$OUT/base
+WRITER=$BASE WRITING=(served "$BASE")  # the model answers itself: self-alignment
+PLAN="supervisor: recorded completions ($RECORDED)"
 NLI=llm                              # no hub: mDeBERTa cannot be had
 QUERIES=study/queries.txt HELDOUT_QUERIES=${HELDOUT_QUERIES:-study/heldout_queries.txt}
 # MORE_02 to MORE_04, MORE_06_PAIRS: flags of study/variants.sh; MORE_TRAIN: of all trainings
 PROCESSES=1 ONLINE_ITERATIONS=2 ONLINE_FROM=$OUT/05_sft  # from SFT on, as in the paper's tables
 export HF_HUB_OFFLINE=1 DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES=  # on the CPU, where there is a GPU too
 FLAGS_SERVING="--slots 64 --context 512"   # short answers: more at a time
-FLAGS_01="--seeds demo/seeds.txt --k 9 --count 20"  # the demo's four recorded samples and five more
+FLAGS_01="--seeds study/seeds.txt --k 9 --count 20"  # nine recorded samples, not 100 of 50
 FLAGS_02="--k 4 ${MORE_02:-}"                     # four recorded verifiers, not 8
 # A quarter, to measure on 24 families. The seed was looked for among 0 to 39, on the constraints alone, before any model
 # was trained: with most of them some held-out constraint follows from a trained one of another family ("End the answer

@@ -14,6 +14,7 @@ SLOW = {
     "test_serving.py": "llama.cpp serves real checkpoints",
     "test_study.py": "three stages on 133 constraints",
     "checkout": "README's commands, trainings among them",
+    "test_a_gguf_file_of_ones_own_supervises_a_live_run": "a model of 135M on two cores",
     "llama_cpp": "a server of the demo's model",
     "undisturbed": "a training in a process of its own",
     "whole_run": "every stage once, and three trainings",

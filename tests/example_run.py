@@ -2,7 +2,7 @@
 
 python tests/example_run.py OUT     # to look at a report or to try an export without a real run
 
-Stages 01 to 03 read the demo's recorded supervisor; 04 and 07 ask a server that answers with the
+Stages 01 to 03 read the study's recorded supervisor; 04 and 07 ask a server that answers with the
 constraints' own cases, hostile texts among them; 05 and 06 train a model of two layers.
 """
 
@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-import tiny_models  # noqa: E402  the checkout is on the path only now
+import recordings  # noqa: E402  the checkout is on the path only now
+import tiny_models  # noqa: E402
 from fake_server import FakeServer  # noqa: E402
 
 from autoif import files  # noqa: E402
@@ -79,11 +80,10 @@ def stage(name: str, *arguments: object) -> None:
 
 
 def constraints(out: Path) -> list[dict]:
-    """Stages 01 to 03, from the demo's recordings."""
-    demo = importlib.import_module("test_demo")
-    shutil.copytree(demo.DEMO / "completions", out / "completions", dirs_exist_ok=True)
-    for name in demo.FILES:
-        demo.run_stage(name, out)
+    """Stages 01 to 03, from the study's recordings."""
+    shutil.copytree(recordings.STUDY / "completions", out / "completions", dirs_exist_ok=True)
+    for name in recordings.FILES:
+        recordings.run_stage(name, out)
     return list(files.read(out / "03_instructions.jsonl"))
 
 

@@ -36,6 +36,11 @@ stage = importlib.import_module("01_seed_augment")
         '[{"id": 1, "rule": "Use no commas"}, {"id": 2, "rule": "End with a question"}]',
         '{"constraint": "Use no commas", "kind": "signs"}\n{"constraint": "End with a question"}',
         '[\n{"id": "A", "it": "Use no commas"},\n{"id": "B", "it": "End with a question"},\n{"i',
+        '{"it": {"list": [{"text": "Use no commas"}, {"text": "End with a question"}]}, "n": "2"}',
+        "# | Constraint\n---|:---\n1 | Use no commas\n2 | End with a question",
+        "<ul><li>Use no commas</li> <li>End with a question</li></ul>",
+        "- [ ] Use no commas\n- [ ] End with a question",
+        "Constraint 1: Use no commas\nConstraint 2: End with a question",
         "| # | Constraint |\n|---|:---|\n| 1 | Use no commas |\n| 2 | End with a question |",
         "<list>\n<item>Use no commas</item>\n<item>End with a question</item>\n</list>",
         "<item>\nUse no commas\n</item>\n<item>\nEnd with a question\n</item>",
@@ -66,7 +71,7 @@ def test_openings_closings_and_refusals_are_no_constraints_but_counted_drops(tmp
     texts = [
         "I'm sorry, but I can't help with that.",
         "Here are some constraints:\nUse no commas\nLet me know if you need more!",
-        "Sure! New constraints for you:\nUse no colons",
+        "Sure! New constraints for you:\nUse no colons\nI'm unable to write more.",
         "- I cannot write more than one.\n- Use no dashes",
     ]
     with FakeServer(lambda messages, request: texts[len(server.requests) % 4]) as server:
@@ -74,7 +79,15 @@ def test_openings_closings_and_refusals_are_no_constraints_but_counted_drops(tmp
     added = [row["instruction"] for row in rows if row["source"] == "augmented"]
     assert sorted(added) == ["Use no colons", "Use no commas", "Use no dashes"]
     stats = json.loads((tmp_path / "stats.json").read_text())["01_seed_augment"]
-    assert stats["dropped"] == {"prose": 5}
+    assert stats["dropped"] == {"prose": 6}
+
+
+def test_the_last_line_of_an_answer_that_was_cut_off_is_no_constraint(tmp_path):
+    with FakeServer(lambda messages, request: "- Use no commas\n- Use no co") as server:
+        server.finish_reason = "length"
+        rows = list(files.read(run(tmp_path, server)))
+    added = [row["instruction"] for row in rows if row["source"] == "augmented"]
+    assert added == ["Use no commas"]
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,16 @@ def test_a_function_and_its_cases_are_read_in_every_wrapping_that_models_write(t
     assert cases == completion()["cases"]
 
 
-@pytest.mark.parametrize("pattern", [r'r"\bcat\b"', r"R'\bcat\b'", r'"\bcat\b"', r'"""\bcat\b"""'])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r'r"\bcat\b"',
+        r"R'\bcat\b'",
+        r'"\bcat\b"',
+        r'"""\bcat\b"""',
+        "# it's a word\n        r'\\bcat\\b'",
+    ],
+)
 def test_backspaces_of_json_are_the_word_boundaries_that_the_code_meant(tmp_path, pattern):
     """They matched nothing, and cases that expect a failure kept the function."""
     code = f"import re\ndef evaluate(response):\n    return bool(re.search({pattern}, response))"
@@ -363,3 +372,43 @@ def test_the_released_settings_keep_the_released_functions_with_the_released_acc
     assert [
         (sorted(each["accuracy"] for each in row["verifiers"]), len(row["cases"])) for row in found
     ] == RELEASED
+
+
+def answers_of(text):
+    """A server whose samples differ, if only in white space."""
+    return FakeServer(lambda messages, request: [text + " " * n for n in range(request["n"])])
+
+
+def failing(kind):
+    """(finish reason, answer of a supervisor that is not able, the cause that is named)."""
+    return {
+        "cut": ("length", '{"func": "def evaluate(response):\\n', "give more --max-tokens"),
+        "prose": ("stop", "I would count the words.", "is it a chat model"),
+        "no Python": ("stop", json.dumps(completion("def evaluate(response: ???")), "Python"),
+        "contradiction": ("stop", json.dumps(completion(cases=[("ABC", True)])), "contradict"),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["cut", "prose", "no Python", "contradiction"])
+def test_a_supervisor_that_is_not_able_ends_the_run_after_twenty_constraints(tmp_path, kind):
+    finish_reason, text, cause = failing(kind)
+    source, out = tmp_path / "01.jsonl", tmp_path / "02.jsonl"
+    lines = [json.dumps({"id": f"i{n}", "instruction": f"Use {n} words"}) for n in range(30)]
+    source.write_text("\n".join(lines))
+    command = ["--model", "m", "--in", str(source), "--out", str(out), "--k", "2"]
+    with answers_of(text) as server:
+        server.finish_reason = finish_reason
+        with pytest.raises(UserError, match="20 in -> 0 kept") as error:
+            call(stage.main, [*command, "--base-url", server.url])
+    assert cause in str(error.value) and not out.exists()
+
+
+def test_an_able_supervisor_is_said_to_be_one(tmp_path, capsys):
+    source = tmp_path / "01.jsonl"
+    lines = [json.dumps({"id": f"i{n}", "instruction": f"Use {n} words"}) for n in range(21)]
+    source.write_text("\n".join(lines))
+    command = ["--model", "m", "--in", str(source), "--out", str(tmp_path / "02.jsonl"), "--k", "2"]
+    with answers_of(json.dumps(completion())) as server:
+        call(stage.main, [*command, "--base-url", server.url])
+    said = "of the first 20 constraints 20 are kept; of 40 completions 40 have a function"
+    assert said in capsys.readouterr().out

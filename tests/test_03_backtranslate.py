@@ -80,6 +80,8 @@ def test_only_contradiction_drops(tmp_path):
         ("neutral - there is no contradiction, and no entailment either", "neutral"),
         ("It does not contradict the premise and isn't an entailment: neutral", "neutral"),
         ("Not neutral but contradiction", "contradiction"),
+        ("I call it neutral rather than a contradiction", "neutral"),
+        ("The two are non-contradictory", None),
         (
             "Entailment, neutral and contradiction\nAnswer: **neutral** (no contradiction)",
             "neutral",

@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import tiny_models
 import torch
+from killed import killed
 
 from autoif.files import UserError
 from autoif.flags import call, parse
@@ -168,13 +168,12 @@ def test_two_nodes_have_the_losses_of_one(folder, undisturbed):
 
 
 def test_a_killed_run_ends_with_the_same_losses_and_weights(folder, undisturbed):
-    log = folder / "killed.state" / "metrics.jsonl"
-    process = tiny_models.start(*command(folder, "killed"))
-    while not log.exists() or len(log.read_text().splitlines()) < 5:
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.01)
-    process.kill()
-    process.communicate()
+    def five_steps(_):
+        log = folder / "killed.state" / "metrics.jsonl"
+        return log.exists() and log.read_text().count("\n") >= 5
+
+    stage = [sys.executable, *command(folder, "killed")]
+    assert killed(stage, five_steps, env=tiny_models.environment())
     assert "resumed after step" in tiny_models.finish(tiny_models.start(*command(folder, "killed")))
     assert (folder / "killed/model.safetensors").read_bytes() == (
         undisturbed / "model.safetensors"

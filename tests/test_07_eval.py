@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 from fake_server import FakeServer, always, but_not, command  # noqa: E402
+from killed import killed  # noqa: E402
 from shared_data import DATA, needs  # noqa: E402
 
 from autoif import relevance  # noqa: E402
@@ -754,23 +754,12 @@ def test_kill_9_and_resume_asks_nothing_twice(tmp_path, folder):
     )
     store = tmp_path / "out/completions/07_eval.jsonl"
     with FakeServer(everything, delay=0.05) as server:
-        process = subprocess.Popen(
-            [*started, "--base-url", server.url],
-            stderr=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )
-        deadline = time.monotonic() + 30
-        while (
-            not (store.exists() and store.read_text().count("\n") >= 15)
-            and time.monotonic() < deadline
-        ):
-            time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        started += ["--base-url", server.url]
+        assert killed(started, lambda _: store.exists() and store.read_text().count("\n") >= 15)
         time.sleep(0.2)
         kept, asked = store.read_text().count("\n"), len(server.requests)
         assert 15 <= kept < 60
-        done = subprocess.run([*started, "--base-url", server.url], capture_output=True, text=True)
+        done = subprocess.run(started, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert len(server.requests) - asked == 60 - kept
     assert json.loads((tmp_path / "out/07_results.json").read_text())[0]["n"] == 60

@@ -79,6 +79,8 @@ def run_tests(attempts: list[dict], **limits) -> list[dict]:
         ("The answer is not 25. It is 30", 30),
         ("The answer isn't 25, it is 30", 30),
         ("The answer is 30. The answer is not 25.", 30),
+        ("It is 30. The answer is not 25.", 30),
+        ("The answer is clearly not 25 but 30.", 30),
     ],
 )
 def test_gsm8k_reads_the_answer_as_a_number(text, number):
@@ -192,6 +194,12 @@ CHOICES = ["a lesion", "the moon", "seven", "none of these"]
         ("**A** or **B**", None),
         ("\\boxed{A or B}", None),
         ("答案是A或B", None),
+        ("Answer: A | B | C | D", None),
+        ("Answer: A B C D", None),
+        ("Answer: A\nB\nC\nD", None),
+        ("Answer: A (or B)", None),
+        ("Answer: A, maybe B", None),
+        ("Answer: A or possibly B", None),
         ("A or B is correct.", None),
         ("I choose A or B", None),
         ("A. a lesion\nB. the moon\nC. seven\nD. none of these", None),
@@ -199,6 +207,7 @@ CHOICES = ["a lesion", "the moon", "seven", "none of these"]
         ("Answer: B, A is wrong", "B"),
         ("Answer: B, C and D are wrong", "B"),
         ("A\n\nB is wrong.", "A"),
+        ("Answer: A\n\nB says too much.", "A"),
     ],
 )
 def test_choices_are_read_in_the_forms_models_write(text, letter):

@@ -4,10 +4,9 @@ import contextlib
 import pytest
 from shared_data import DATA, Scripted, needs, sample, values
 
-from autoif.evaluation.asking import Unanswered
 from autoif.evaluation.benchmarks import followbench
 from autoif.evaluation.benchmarks.source import Source
-from autoif.evaluation.judge import JUDGE_ATTEMPTS
+from autoif.evaluation.judge import JUDGE_ATTEMPTS, Unanswered
 
 
 def item(level: int, category="style", source="quora", target="", example_id=1) -> dict:

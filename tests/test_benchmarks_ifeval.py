@@ -51,8 +51,10 @@ def load(tmp_path, **fields) -> list[dict]:
 
 
 @pytest.mark.parametrize("dumped", [json.dumps, lambda kwargs: list(map(json.dumps, kwargs))])
-def test_kwargs_may_be_json_text(tmp_path, dumped):
+def test_ids_and_kwargs_may_be_json_text(tmp_path, dumped):
     assert load(tmp_path, kwargs=dumped(ROW["kwargs"])) == load(tmp_path)
+    ids = json.dumps(ROW["instruction_id_list"])
+    assert load(tmp_path, instruction_id_list=ids) == load(tmp_path)
     assert load(tmp_path)[0]["kwargs"] == [{"num_words": 3, "relation": "at least"}, {}]
 
 
@@ -62,6 +64,8 @@ def test_kwargs_may_be_json_text(tmp_path, dumped):
         ({"kwargs": [{}]}, "an object of kwargs for each of its 2 instructions"),
         ({"kwargs": "[{}, "}, "an object of kwargs for each of its 2 instructions"),
         ({"kwargs": [None, {}]}, "an object of kwargs for each of its 2 instructions"),
+        ({"instruction_id_list": "a:b"}, "an object of kwargs for each of its 0 instructions"),
+        ({"instruction_id_list": [], "kwargs": []}, "each of its 0 instructions"),
         ({"instruction_id_list": ["a:b", "c:d"]}, "the unknown instruction 'a:b'"),
         ({"kwargs": [{"words": 3}, {}]}, "number_words does not take {'words': 3}"),
     ],

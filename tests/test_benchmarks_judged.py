@@ -5,10 +5,9 @@ import random
 import pytest
 from shared_data import DATA, Scripted, needs, sample, values
 
-from autoif.evaluation.asking import ask
 from autoif.evaluation.benchmarks import arenahard, infobench, mtbench
 from autoif.evaluation.benchmarks.source import Source
-from autoif.evaluation.judge import JUDGE_ATTEMPTS
+from autoif.evaluation.judge import JUDGE_ATTEMPTS, ask
 from autoif.files import UserError
 
 

@@ -86,9 +86,9 @@ def test_a_wrong_input_is_named_with_its_line_and_the_next_step(
 QUERIES = [
     (jsonl({"question": QUERY}), "no record has 'query', nor a human turn"),
     (jsonl({"query": 5}), "no record has 'query', nor a human turn"),
-    ("short\n", "none is left of 0 .*'length': 1.*--min-chars"),
+    ("short\n", "none is left, 1 in -> 0 kept .*length 1.*--min-chars"),
     (jsonl({"query": QUERY, "split": "Train"}), "the split 'Train' is neither train nor heldout"),
-    (jsonl({"query": QUERY, "split": "heldout"}), "none is left of 1 .*--heldout-queries"),
+    (jsonl({"query": QUERY, "split": "heldout"}), "1 in -> 0 kept .held out 1.*--heldout-queries"),
     ("\0\1\2binary", "is no text in UTF-8"),
 ]
 

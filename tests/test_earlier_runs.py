@@ -44,6 +44,19 @@ RUNS = {
         "--no-score --seed 1",
     ),
 }
+WORDING = {
+    "VERIFIER_PROMPT": [
+        (
+            "short texts that obey the constraint and short texts",
+            "texts that obey the constraint and texts",
+        ),
+        (", no explanation and no comments in the code:", ":"),
+    ],
+    "SCORE_PROMPT": [
+        ("in\none sentence how", "in\na few sentences how"),
+        ("to do\nwith the", "to\ndo with the"),
+    ],
+}
 MOVED = ("function always", "function passes")  # to `python -m autoif.reward --probe`
 
 LOWER = "def evaluate(response):\n    return response == response.lower()"
@@ -158,6 +171,15 @@ def run(request, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     name, flags = RUNS[request.param]
+    # with the wording that those prompts had: it is a part of the store's keys
+    stage = importlib.import_module(name)
+    for prompt, changes in WORDING.items():
+        if hasattr(stage, prompt):
+            words = getattr(stage, prompt)
+            for now, before in changes:
+                assert now in words
+                words = words.replace(now, before)
+            monkeypatch.setattr(stage, prompt, words)
     return request.param, name, ["--model", "m", *flags.split()]
 
 

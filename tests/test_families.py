@@ -167,14 +167,13 @@ def test_siblings_that_join_a_family_change_neither_its_name_nor_its_side():
 
 
 def test_the_recorded_constraints_fall_into_the_families_that_they_fell_into():
-    """All of demo/ and study/ with all their functions: what runs have held out stays so."""
+    """All of study/ with all their functions: what runs have held out stays so."""
     functions = defaultdict(list)
-    for folder in ("demo", "study"):
-        for record in files.read(ROOT / folder / "completions" / "02_verifiers.jsonl"):
-            for answer in replies.objects(record["text"]):
-                if isinstance(answer, dict) and isinstance(answer.get("func"), str):
-                    functions[record["for"]].append({"code": answer["func"]})
-                    break
+    for record in files.read(ROOT / "study" / "completions" / "02_verifiers.jsonl"):
+        for answer in replies.objects(record["text"]):
+            if isinstance(answer, dict) and isinstance(answer.get("func"), str):
+                functions[record["for"]].append({"code": answer["func"]})
+                break
     recorded = [{"instruction": each, "verifiers": codes} for each, codes in functions.items()]
     for seed, names_digest, heldout_digest in (
         (0, "a6fbe641da61665d", "f9ff5319e2cb7e5e"),

@@ -233,6 +233,10 @@ LONG = "a/" * 150 + "b"
     "words, error",
     [
         ([], "the following arguments are required: --in; see --help"),
+        (
+            ["--inn", "x"],
+            "the following arguments are required: --in; unrecognized arguments: --inn",
+        ),
         (["--in", "x", "--inn", LONG], f"unrecognized arguments: --inn {LONG}; see --help"),
         (["--in", "x", LONG], f"unrecognized arguments: {LONG}; see --help"),
         (["--in"], "argument --in: expected 1 value"),
@@ -254,6 +258,12 @@ def test_wrong_flags_are_told_in_one_line(words, error):
     with pytest.raises(UserError) as raised:
         flags.parse(now, words)
     assert str(raised.value).startswith(error) and "\n" not in str(raised.value)
+
+
+def test_a_package_that_runs_is_called_by_its_name(monkeypatch):
+    for path, name in (("x/autoif/report/__main__.py", "report"), ("02_verifiers.py",) * 2):
+        monkeypatch.setattr(sys, "argv", [path])
+        assert flags.program() == name
 
 
 def test_one_of_several_commands_is_named(capsys):

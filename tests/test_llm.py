@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from fake_server import FAULTS, FakeServer, always, at_random, but_not, script, without
+from killed import killed
 
 from autoif import llm, models
 from autoif.files import UserError
@@ -912,7 +913,21 @@ def test_an_address_that_is_none_names_its_variable(path, host):
             "<|channel|>final<|message|>answer",
             "answer",
         ),
-        ("<|channel|>final<|message|>answer", "answer"),
+        ("<|channel|>final<|message|>answer<|return|>", "answer"),
+        (
+            "<|channel|>analysis<|message|>hm<|end|><|start|>assistant"
+            "<|channel|>final <|constrain|>json<|message|>answer",
+            "answer",
+        ),
+        (
+            "<|begin_of_thought|>hm<|end_of_thought|>\n\n"
+            "<|begin_of_solution|>\nanswer\n<|end_of_solution|>",
+            "answer",
+        ),
+        (
+            "<|START_THINKING|>hm<|END_THINKING|><|START_RESPONSE|>answer<|END_RESPONSE|>",
+            "answer",
+        ),
         ("<|channel|>analysis<|message|>never closed", ""),
         ("Use <think> to open and </think> to close.",) * 2,
         ("The closing tag is </think>, put it last.",) * 2,
@@ -1239,27 +1254,20 @@ def test_kill_9_at_any_moment_loses_nothing_stored_and_asks_for_nothing_twice(pa
             capture_output=True,
             check=True,
         ).stdout
+
+    def under_way(asked, seconds):
+        return lambda _: len(server.requests) > asked and not time.sleep(seconds)
+
     rng = random.Random(1)
     with FakeServer(answer, faults=at_random(0.3, seed=2), delay=0.03) as server:
+        command = [sys.executable, "-c", RUN, server.url, str(path)]
         for _ in range(4):
-            known = {json.dumps(user(str(i))) for i in range(40)} & stored_prompts(path)
+            known = stored_prompts(path)
             before = dict(server.answered)
-            run = subprocess.Popen(
-                [sys.executable, "-c", RUN, server.url, str(path)],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-            asked = len(server.requests)
-            while len(server.requests) == asked and run.poll() is None:
-                time.sleep(0.01)
-            time.sleep(rng.random() * 0.2)
-            run.kill()
-            run.wait()
+            killed(command, under_way(len(server.requests), rng.random() * 0.2))
             assert all(server.answered.get(prompt) == before.get(prompt) for prompt in known)
         known, before = stored_prompts(path), dict(server.answered)
-        final = subprocess.run(
-            [sys.executable, "-c", RUN, server.url, str(path)], capture_output=True, check=True
-        )
+        final = subprocess.run(command, capture_output=True, check=True)
         assert all(server.answered.get(prompt) == before.get(prompt) for prompt in known)
         assert server.faulted and final.stdout == undisturbed
 

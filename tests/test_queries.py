@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from langdetect import detector_factory
 
 from autoif import queries
 from autoif.files import UserError
@@ -107,3 +108,16 @@ def test_an_array_that_breaks_off_within_a_character_gives_its_whole_records(tmp
     text = json.dumps([ASKED[0], "Où est le café?"], ensure_ascii=False).encode()
     assert read(tmp_path, "array.json", text[: text.index(b"\xa9")]) == ASKED[:1]
     assert "breaks off after 1 whole records" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_languages_are_loaded_is_no_language(tmp_path, monkeypatch):
+    """langdetect takes any exception there for a broken profile, and the query went as foreign."""
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(detector_factory, "_factory", None)
+    monkeypatch.setattr(detector_factory, "LangProfile", interrupt)
+    (tmp_path / "queries.txt").write_text("What is the tallest mountain on earth?\n")
+    with pytest.raises(KeyboardInterrupt):
+        queries.load(str(tmp_path / "queries.txt"), 20, 300, "en", 0.1)

@@ -1,9 +1,11 @@
 """What README says: its own-data commands run as they stand, its flags are the released code's,
 and the files and functions that it and its neighbours name are there."""
 
+import importlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +15,8 @@ import pytest
 import tiny_models
 from fake_server import FakeServer
 
-from autoif import flags
+from autoif import chain, flags
+from autoif.training import engine
 
 ROOT = tiny_models.ROOT
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -45,6 +48,10 @@ def test_every_function_that_readme_names_is_in_its_stage():
     for pattern, name in named:
         (path,) = ROOT.glob(pattern)
         assert re.search(rf"^(async )?(def {name}\(|{name} = )", path.read_text(), re.M), name
+
+
+def test_readme_names_the_models_that_can_be_trained():
+    assert re.search(rf"a {', '.join(engine.MODELS[:-1])} or {engine.MODELS[-1]} model", README)
 
 
 def test_readme_is_120_columns_wide():
@@ -114,6 +121,16 @@ def test_the_section_has_commands_for_every_stage():
 def test_a_command_for_ones_own_data_runs_as_it_stands(checkout, command):
     done = subprocess.run(command, shell=True, capture_output=True, text=True, **checkout)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    if command.startswith("python 0"):  # a stage: what it says comes next can be called
+        line = done.stdout.splitlines()[-1]
+        wrote, _, step = line.partition("; next: ")
+        assert wrote.startswith("wrote own/"), line
+        name, argv = chain.command_of(shlex.split(step))
+        module = importlib.import_module(name)
+        flags.parse(getattr(module, "COMMANDS", None) or module.main, argv)
+        # the files that it names are there, or are what the user gives or it makes
+        files_of = re.findall(r" (own/0[1-4]_\S+)", step.partition(" --out ")[0])
+        assert [path for path in files_of if not (checkout["cwd"] / path).exists()] == []
 
 
 def released(stage: str) -> list[str]:

@@ -1,3 +1,5 @@
+import asyncio
+
 import pytest
 from shared_data import needs, rows
 
@@ -79,3 +81,24 @@ def test_gpt4s_answers_to_ifeval_are_nearest_to_their_own_prompts_and_to_no_othe
     neighbours = [place == number - 1 for number, place in enumerate(nearest)]
     assert sum(own) >= 0.8 * len(pairs)  # 90 % by embeddings, 83 % by TF-IDF
     assert sum(neighbours) <= 2
+
+
+def auc(scores):
+    """`judge_auc` of four answers; `scores` has own query's first, then those of another query."""
+    rows = [{"query": f"query {n}"} for n in range(4)]
+    own = {(f"query {n}", f"answer {n}"): scores[0][n] for n in range(4)}
+    strange = iter(scores[1])
+
+    async def judge(row, text):
+        return own[row["query"], text] if (row["query"], text) in own else next(strange)
+
+    return asyncio.run(relevance.judge_auc(rows, [f"answer {n}" for n in range(4)], judge))
+
+
+def test_a_judges_auc_says_whether_it_tells_own_queries_from_others():
+    assert auc([[9, 8, 9, 9], [1, 0, 2, 7]])[0] == 1.0
+    assert auc([[8, 8, 8, 8], [8, 8, 8, 8]]) == (0.5, {"8": 8})  # a constant judge
+    assert (
+        auc([[9, 2, None, None], [5, None, 5, None]])[0] == 0.5
+    )  # what it does not say is left out
+    assert auc([[9, 9, 9, 9], [None] * 4])[0] is None

@@ -400,8 +400,34 @@ def test_the_data_alone_need_no_model_and_no_benchmark(tmp_path, smollm2):  # no
 def test_help_answers_at_once_and_a_typo_ends_with_exit_code_2(tmp_path):
     settings = {"VENV": str(tmp_path / "none")}
     shown = run_all(tmp_path, "--help", **settings)
-    assert shown.returncode == 0 and "--until 04" in shown.stdout
+    assert shown.returncode == 0 and "--until 04" in shown.stdout and "VENV=" in shown.stdout
     for wrong in (["--dmeo"], ["--until", "8"], ["--until"]):
         refused = run_all(tmp_path, *wrong, **settings)
         assert refused.returncode == 2 and "error" in refused.stderr
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    "constraints, queries, held_out",
+    [("heldout", "heldout", True), ("train", "heldout", False), ("heldout", "train", False)],
+)
+def test_only_what_holds_out_constraints_and_queries_measures_them(
+    tmp_path, constraints, queries, held_out
+):
+    for name, split in (("03_instructions", constraints), ("04_queries", queries)):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"split": split}) + "\n")
+    script = "source autoif/run.sh; OUT=$1 HELDOUT_QUERIES=$1/04_queries.jsonl; held_out"
+    done = subprocess.run(["bash", "-c", script, "bash", tmp_path], cwd=ROOT)
+    assert (done.returncode == 0) == held_out
+
+
+def test_the_servers_copies_of_models_are_named_with_the_command_that_deletes_them(tmp_path):
+    for name in ("report.html", ".05_sft.0123.q8_0.gguf", "online_1/.06_dpo.4567.bf16/weights"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    command = ["bash", "-c", "source autoif/run.sh; OUT=$0 UNTIL=07; finish", str(tmp_path)]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "the models' copies for the servers" in said
+    subprocess.run(said.partition("to delete them: ")[2], shell=True, check=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "online_1"}
+    assert not list((tmp_path / "online_1").iterdir())

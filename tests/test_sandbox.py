@@ -23,6 +23,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+from killed import after, killed
 from sandbox_run import run
 from shared_data import DATA, needs
 
@@ -1030,9 +1031,7 @@ def texts_of(value):
 
 def test_20_000_calls_of_functions_that_models_wrote_agree_with_plain_python():
     """Those of the authors' sample, where it is, and of the recorded runs."""
-    recorded = [
-        ROOT / folder / "completions" / "02_verifiers.jsonl" for folder in ("demo", "study")
-    ]
+    recorded = [ROOT / "study" / "completions" / "02_verifiers.jsonl"]
     codes, texts = [], []
     for path in [*recorded, *(DATA / "autoif_sample").glob("*.jsonl")]:
         for line in path.read_text().splitlines():
@@ -1242,19 +1241,10 @@ def test_nothing_is_left_running_when_the_parent_is_killed():
         f"job = {{'id': 0, 'code': {function('while True: pass')!r}, 'inputs': ['a']}}\n"
         "list(run([job] * 8, workers=2, cpu_seconds=60))"
     )
-    parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
-    deadline = time.monotonic() + 20
-    most = 0
-    while (
-        most < 5 and time.monotonic() < deadline
-    ):  # parent, two workers, two children; children come and go
-        most = max(most, len(processes_with(marker.encode())))
-    assert most >= 5
-    parent.kill()
-    parent.wait()
-    while processes_with(marker.encode()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert processes_with(marker.encode()) == []
+    # parent, two workers, two children; children come and go
+    command = [sys.executable, "-c", program]
+    assert killed(command, lambda _: len(processes_with(marker.encode())) >= 5)
+    settled(lambda: not processes_with(marker.encode()))
 
 
 def test_nothing_outlives_a_parent_that_is_killed_at_any_point():
@@ -1273,10 +1263,7 @@ def test_nothing_outlives_a_parent_that_is_killed_at_any_point():
             f"jobs = [{{'id': 0, 'code': code, 'inputs': ['a'] * 9}} for code in {codes!r} * 99]\n"
             f"list(run(jobs, workers=2, keep_mb={number % 2 * 50}))"
         )
-        parent = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
-        time.sleep(rng.uniform(0.05, 0.8))
-        parent.kill()
-        parent.wait()
+        killed([sys.executable, "-c", program], after(rng.uniform(0.05, 0.8)))
         left.append(marker.encode())
     settled(lambda: not any(processes_with(marker) for marker in left))
 

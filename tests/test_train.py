@@ -403,6 +403,8 @@ def test_a_folder_that_is_not_there_is_not_said_to_lack_a_tokenizer(tmp_path, mo
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError, match="there is no folder .*no-such, and no tokenizer of that"):
         models.chat_tokenizer(str(tmp_path / "no-such"))
+    with pytest.raises(UserError, match="no-such is no folder here, and no model that was found"):
+        models.read_config(str(tmp_path / "no-such"))
     tiny_models.model().save_pretrained(tmp_path / "model")
     with pytest.raises(UserError, match="model .*model has no tokenizer"):
         models.chat_tokenizer(str(tmp_path / "model"))
@@ -739,6 +741,15 @@ def test_a_finished_model_is_not_overwritten(tmp_path):
     (tmp_path / "model" / "config.json").touch()
     with pytest.raises(UserError, match="exists; delete it"):
         checkpoints(tmp_path)
+
+
+def test_a_second_training_into_the_same_folder_is_refused_until_the_first_has_ended(tmp_path):
+    first = checkpoints(tmp_path)
+    with pytest.raises(UserError, match="another training is at work on .*model; wait for it"):
+        checkpoints(tmp_path)
+    checkpoints(tmp_path, rank=1)  # a process of the same training
+    del first
+    checkpoints(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,11 @@ def write(path: Path, rows: list[dict]) -> str:
     return str(path)
 
 
+def environment() -> dict[str, str]:
+    paths = f"{ROOT}:{ROOT / 'tests'}"
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+
+
 def start(
     stage: str, *arguments: str, node: int = 0, nodes: int = 1, port: int = 0, processes: int = 1
 ) -> subprocess.Popen:
@@ -178,12 +183,7 @@ def start(
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env={
-            **os.environ,
-            "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
-        },
+        env=environment(),
     )
 
 

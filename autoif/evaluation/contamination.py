@@ -3,17 +3,15 @@
     python -m autoif.evaluation.contamination out/04_sft.jsonl --benchmarks ifeval,followbench \\
         --data-dir DIR --judge-model NAME
 
-Prints, for each benchmark, how many of its tests (and what share) overlap with the training texts
-and how many are rephrased there, and writes the pairs to look at into --out. Without a judge the
-nearest pairs are only listed.
+Prints, for each benchmark, how many of its tests overlap with the training texts and how many are
+rephrased there, and writes the pairs to look at into --out; without a judge these are only listed.
 
 Overlap (our definition of 13-grams): texts are lower-cased and cut into words, which are runs of
 letters and digits, and single characters where no blanks part them (Chinese, Japanese); a test is
 flagged when any 13 words in a row of it stand in one training text, a test of fewer words when all
 of it does. This sees copies, and no paraphrase. Rephrased, as LM-Sys's decontaminator finds it
-(arXiv 2311.04850): the training texts nearest to a test (here by TF-IDF of words and pairs of
-words, theirs by a sentence encoder) go to a judge, who says whether one of the two is a rephrasing
-of the other.
+(arXiv 2311.04850): a judge says it of the training texts nearest to a test (here by TF-IDF of words
+and pairs of words, theirs by a sentence encoder).
 """
 
 import json
@@ -28,7 +26,7 @@ import tyro
 
 from autoif import files
 from autoif.evaluation import benchmarks, judge, table
-from autoif.evaluation.asking import Unanswered, user
+from autoif.evaluation.judge import Unanswered, user
 from autoif.files import UserError, write_whole
 from autoif.flags import cli
 from autoif.settings import write_settings
@@ -91,7 +89,7 @@ def training_text(row: dict) -> str:
 
 
 def read_training(path: str) -> list[str]:
-    training = [training_text(row) for row in files.read(path)]
+    training = list(map(training_text, files.read(path)))
     if not any(map(words, training)):
         raise UserError(f"{path} holds no training text; its rows need one of {', '.join(FIELDS)}")
     return training
@@ -110,10 +108,7 @@ def grams(tokens: list[str]) -> set[str]:
 
 
 def overlapping(tests: list[str], training: Iterable[str]) -> dict[int, int]:
-    """{test: first training text that shares a 13-gram with it}.
-
-    Only the tests' grams are held in memory.
-    """
+    """{test: first training text that shares a 13-gram with it}; only the tests' grams are held."""
     owners: dict[str, list[int]] = {}
     for number, test in enumerate(tests):
         for gram in grams(words(test)):
@@ -175,54 +170,38 @@ async def check(name: str, items: list[dict], training: list[str], judging) -> d
     tests = [item.get("text", item["prompt"]) for item in items]
     kind, top = ("code", NEAREST_CODE) if name == "humaneval" else ("text", NEAREST)
     copied, near = overlapping(tests, training), nearest(tests, training, top)
-    report = {
-        "tests": len(tests),
-        "training rows": len(training),
-        "overlap": len(copied),
-        "overlap share": len(copied) / len(tests),
-        "rephrased": None,
-        "rephrased share": None,
-        "undecided": None,
-    }
-    verdicts = [None] * len(tests)
+    verdicts, counts = [None] * len(tests), {"overlap": len(copied), "rephrased": None}
     if judging:
         pairs = []
         for test, places in zip(tests, near):
             pairs.append((test, [training[place] for place, _ in places]))
         work = partial(rephrased, kind=kind, client=judging)
         verdicts = [verdict async for verdict in in_order(work, pairs, judging.ahead)]
-        report["rephrased"] = verdicts.count(True)
-        report["rephrased share"] = verdicts.count(True) / len(tests)
-        report["undecided"] = verdicts.count(None)
+        counts |= {"rephrased": verdicts.count(True), "undecided": verdicts.count(None)}
+    report = {"tests": len(tests), "training rows": len(training), "undecided": None, **counts}
+    for name in ("overlap", "rephrased"):
+        report[f"{name} share"] = None if counts[name] is None else counts[name] / len(tests)
     report["pairs"] = []
-    for number, (item, verdict, places) in enumerate(zip(items, verdicts, near)):
-        place, cosine = places[0]
-        report["pairs"].append(
-            {
-                "test": item["id"],
-                "nearest row": place + 1,
-                "cosine": round(cosine, 3),
-                "rephrased": verdict,
-                "overlap in row": copied[number] + 1 if number in copied else None,
-            }
-        )
+    for number, (item, verdict, [(place, cosine), *_]) in enumerate(zip(items, verdicts, near)):
+        pair = {"test": item["id"], "nearest row": place + 1, "cosine": round(cosine, 3)}
+        row = copied.get(number, -1) + 1 or None
+        report["pairs"].append({**pair, "rephrased": verdict, "overlap in row": row})
     return report
 
 
 def markdown(reports: dict[str, dict]) -> str:
     """Table 4's columns: a count and, in per cent, the share of the tests."""
-    lines = []
+    header, lines = ["tests", "training rows", "overlap", "rephrased", "undecided"], []
     for name, report in reports.items():
-        line = [name, report["tests"], report["training rows"]]
-        for column in ("overlap", "rephrased"):
-            if report[column] is None:
-                line.append("no judge")
-            else:
-                line.append(f"{report[column]} ({report[f'{column} share']:.1%})")
-        undecided = "no judge" if report["undecided"] is None else report["undecided"]
-        lines.append([*line, undecided])
-    header = ["benchmark", "tests", "training rows", "overlap", "rephrased", "undecided"]
-    return table.markdown(header, lines)
+        lines.append([name])
+        for column in header:
+            cell = report[column]
+            if cell is None:
+                cell = "no judge"
+            elif f"{column} share" in report:
+                cell = f"{cell} ({report[f'{column} share']:.1%})"
+            lines[-1].append(cell)
+    return table.markdown(["benchmark", *header], lines)
 
 
 async def main(args: Flags) -> None:
@@ -234,22 +213,17 @@ async def main(args: Flags) -> None:
     training = read_training(args.training)
     loaded, gaps = benchmarks.load(names, args)
     if not loaded:
-        reasons = [f"{name}: {gap}" for name, gap in gaps.items()]
+        reasons = "; ".join(f"{name}: {gap}" for name, gap in gaps.items())
         raise UserError(
-            "nothing to check "
-            f"{args.training} against ({'; '.join(reasons) or 'heldout is of the same run'}); "
-            "give --data-dir with the benchmarks' data and name them by --benchmarks"
+            f"nothing to check {args.training} against "
+            f"({reasons or 'heldout is of the same run'}); give --data-dir and --benchmarks"
         )
     reports = {}
     async with judge.client(args) as judging:
         for name, data in loaded.items():
             reports[name] = await check(name, data.items, training, judging)
-    report = {
-        "file": args.training,
-        "judge": args.judge_model,
-        "benchmarks": reports,
-        "not checked": {name: str(gap) for name, gap in gaps.items()},
-    }
+    report = {"file": args.training, "judge": args.judge_model, "benchmarks": reports}
+    report["not checked"] = dict(zip(gaps, map(str, gaps.values())))
     write_settings(args, args.out)
     write_whole(args.out, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     print(markdown(reports))

@@ -7,12 +7,14 @@ sum(numerators) / sum(denominators):
     pooled instructions        one stratum, met over asked of each prompt
     FollowBench's average      a stratum for each of six categories
 
-Points that share a cluster (a prompt, a question, a group of levels) are resampled together. Of one
-cluster nothing can be resampled, nor of values that are all equal (a share of 0 or 1 apart): the
-interval is (None, None), which the table shows as n/a.
+Points that share a cluster (a prompt, a question, a group of levels) are resampled together. Where
+nothing can be (one cluster, lengths that are all equal) the interval is (None, None), shown as n/a.
 
 Shapes: C clusters, S strata, R resamples.
 """
+
+from collections import Counter
+from operator import truediv
 
 import numpy as np
 
@@ -31,12 +33,11 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
 def mean(points: list[Point]) -> float:
     """The mean over strata of sum(numerators) / sum(denominators)."""
-    totals: dict[str, list[float]] = {}
+    above, below = Counter(), Counter()
     for stratum, _, numerator, denominator in points:
-        total = totals.setdefault(stratum, [0.0, 0.0])
-        total[0] += numerator
-        total[1] += denominator
-    return sum(above / below for above, below in totals.values()) / len(totals)
+        above[stratum] += numerator
+        below[stratum] += denominator
+    return sum(above[stratum] / below[stratum] for stratum in below) / len(below)
 
 
 def clusters_of(points: list[Point]) -> set[str]:
@@ -51,33 +52,23 @@ def is_plain(points: list[Point]) -> bool:
 
 
 def interval(points: list[Point], share: bool = True) -> dict:
-    """`{value, low, high, n, clusters, interval}` of a metric.
+    """`{value, low, high, n, clusters, interval}` of a metric; n is the sum of denominators.
 
     Wilson for a plain share of independent items, and for one of 0 or 1 as if each cluster were an
     item: all draws of a bootstrap would be equal. Else the cluster bootstrap. A mean of lengths is
-    no share, though each be 0 or 1. n is the sum of the denominators: prompts, instructions,
-    questions, games by weight.
+    no share, though each be 0 or 1.
     """
     clusters, value = clusters_of(points), mean(points)
     _, _, above, below = zip(*points)
-    if len(clusters) == 1:
-        low, high, kind = None, None, "n/a"
-    elif share and (is_plain(points) or value in (0, 1)):
+    low, high, kind = None, None, "n/a"
+    if len(clusters) > 1 and share and (is_plain(points) or value in (0, 1)):
         low, high = wilson(round(value * len(clusters)), len(clusters))
         kind = "Wilson"
-    elif len({numerator / denominator for _, _, numerator, denominator in points}) == 1:
-        low, high, kind = None, None, "n/a"
-    else:
+    elif len(clusters) > 1 and len(set(map(truediv, above, below))) > 1:
         low, high = middle(bootstrap(points, sorted(clusters)))
         kind = "cluster bootstrap"
-    return {
-        "value": value,
-        "n": sum(below),
-        "clusters": len(clusters),
-        "low": low,
-        "high": high,
-        "interval": kind,
-    }
+    measured = {"value": value, "n": sum(below), "clusters": len(clusters)}
+    return {**measured, "low": low, "high": high, "interval": kind}
 
 
 def middle(values_R: np.ndarray) -> tuple[float, float]:
@@ -110,22 +101,14 @@ def bootstrap(points: list[Point], clusters: list[str], seed: int = 0) -> np.nda
 
 
 def paired(first: list[Point], second: list[Point]) -> dict | None:
-    """`{difference, low, high, clusters}` of second - first, their shared clusters drawn together.
-
-    None when the two share no cluster.
-    """
+    """`{difference, low, high, clusters}` of second - first on shared clusters, None without."""
     shared = clusters_of(first) & clusters_of(second)
     if not shared:
         return None
     first = [point for point in first if point[1] in shared]
     second = [point for point in second if point[1] in shared]
-    low, high = None, None
-    if len(shared) > 1:
-        clusters = sorted(shared)
+    clusters, low, high = sorted(shared), None, None
+    if len(clusters) > 1:
         low, high = middle(bootstrap(second, clusters) - bootstrap(first, clusters))
-    return {
-        "difference": mean(second) - mean(first),
-        "low": low,
-        "high": high,
-        "clusters": len(shared),
-    }
+    difference = mean(second) - mean(first)
+    return {"difference": difference, "low": low, "high": high, "clusters": len(clusters)}

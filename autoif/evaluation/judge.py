@@ -1,17 +1,45 @@
-"""The judge of a run: its flags, the client that asks it, and how a verdict is got out of it."""
+"""One question, one answer: of a model or of a judge, and how a verdict is got out of a judge."""
 
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from autoif import llm
-from autoif.evaluation.asking import ask
 
 JUDGE_ATTEMPTS = 3
 # A judge at temperature 0 would say the same unreadable thing again.
 RETRY_TEMPERATURE = 0.5
 LIMITS = ("concurrency", "timeout", "max_failed")
+
+
+class Unanswered(Exception):
+    """A request kept failing or was refused: what needs its answer stays open."""
+
+
+def turn(role: str, text: str) -> dict:
+    return {"role": role, "content": text}
+
+
+system = partial(turn, "system")
+user = partial(turn, "user")
+assistant = partial(turn, "assistant")
+
+
+async def ask(client: llm.Client, messages: list[dict], **sampling) -> dict:
+    """The answer, {"text": "...", "finish_reason": "stop"}; Unanswered where there is none."""
+    samples = await client.ask(messages, k=1, **sampling)
+    if not samples:
+        raise Unanswered
+    return samples[0]
+
+
+async def stored(client, messages: list[dict], **sampling) -> dict:
+    """The answer that is in the store; Unanswered where there is none."""
+    if client.lacks(messages, **sampling):
+        raise Unanswered
+    return await ask(client, messages, **sampling)
 
 
 @dataclass(kw_only=True)
@@ -51,12 +79,11 @@ async def verdict(
 
     An unreadable judgement is asked for again, as another sample: JUDGE_ATTEMPTS times in all.
     """
+    sampling = {"max_tokens": max_tokens}
     for attempt in range(JUDGE_ATTEMPTS):
-        sampling = {"max_tokens": max_tokens, "first": attempt}
-        if attempt > 0:
-            sampling["temperature"] = RETRY_TEMPERATURE
-        judgement = await ask(client, messages, **sampling)
+        judgement = await ask(client, messages, first=attempt, **sampling)
         found = read(judgement["text"])
         if found is not None:
             break
+        sampling["temperature"] = RETRY_TEMPERATURE
     return found, judgement["text"]

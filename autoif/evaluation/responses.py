@@ -31,8 +31,7 @@ def read(path: str | Path) -> dict[str, list[list[str]]]:
 def add_answers(path: str | Path, attempts: list[dict], strip: Callable[[str], str]) -> None:
     """Add to each attempt its `answers` out of the file, without what `strip` takes off (thoughts).
 
-    A prompt that the file lacks has failed, as in published scores: its answers are empty, with the
-    finish reason "missing".
+    A prompt that the file lacks has failed: its answers are empty, their finish reason "missing".
     """
     samples = read(path)
     if not any(attempt["item"]["prompt"].strip() in samples for attempt in attempts):

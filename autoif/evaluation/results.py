@@ -52,25 +52,18 @@ def read(path: str | Path) -> list[dict]:
 
 
 def replace(path: str | Path, row: dict) -> None:
-    """Put `row` in the place of the same model's same benchmark, or at the end.
-
-    A gap replaces no measured row.
-    """
-    rows = read(path)
-    place = len(rows)
-    for i, old in enumerate(rows):
-        if (old["model"], old["benchmark"]) == (row["model"], row["benchmark"]):
-            place = i
-    if "gap" in row and rows[place:] and "metrics" in rows[place]:
-        return
-    rows[place : place + 1] = [row]
-    write_whole(path, json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+    """Put `row` in the place of the same model's same benchmark; a gap replaces no measured row."""
+    rows, name = {}, (row["model"], row["benchmark"])
+    for old in read(path):
+        rows[old["model"], old["benchmark"]] = old
+    if "gap" not in row or "metrics" not in rows.get(name, {}):
+        rows[name] = row
+        write_whole(path, json.dumps([*rows.values()], indent=1, ensure_ascii=False) + "\n")
 
 
 def items_path(out: str | Path, model: str, benchmark: str) -> Path:
     """out/07_items/MODEL/BENCHMARK.jsonl beside out/07_results.json."""
-    folder = Path(out).with_suffix("")
-    folder = folder.with_name(folder.name.replace("results", "items"))
+    folder = Path(out).with_name(Path(out).stem.replace("results", "items"))
     return folder / model.replace("/", "_") / f"{benchmark}.jsonl"
 
 
@@ -109,8 +102,7 @@ def record(out: str | Path, result: dict, attempts: list[dict], rows: list[dict]
     """Write a benchmark's object into the results file, its items beside it; whether it is done.
 
     Requests that kept failing leave it open, since a rerun asks them again, and its items are named
-    BENCHMARK.incomplete.jsonl, so that nobody takes them for finished. What a server refuses it
-    refuses for good.
+    BENCHMARK.incomplete.jsonl. What a server refuses it refuses for good.
     """
     done = result["unanswered"] <= result["refused"]
     finished = items_path(out, result["model"], result["benchmark"])
@@ -129,11 +121,10 @@ def record(out: str | Path, result: dict, attempts: list[dict], rows: list[dict]
 
 def compare(path: str | Path, first: str, second: str) -> str:
     """The paired differences second - first of every metric that both models have, as a table."""
-    measured = {}
+    measured, lines = {}, []
     for row in read(path):
         if "metrics" in row:
             measured[row["model"], row["benchmark"]] = row
-    lines = []
     for name in benchmarks.NAMES:
         if (first, name) in measured and (second, name) in measured:
             pair = measured[first, name], measured[second, name]
@@ -143,9 +134,8 @@ def compare(path: str | Path, first: str, second: str) -> str:
             f"{path} has no benchmark of both {first!r} and {second!r} "
             f"(it has {sorted({model for model, _ in measured})})"
         )
-    interval = "95 % paired bootstrap"
-    header = ["benchmark", "metric", f"{second} - {first}", interval, "clusters", "beyond noise"]
-    return table.markdown(header, lines)
+    header = ["benchmark", "metric", f"{second} - {first}", "95 % paired bootstrap"]
+    return table.markdown([*header, "clusters", "beyond noise"], lines)
 
 
 def differences(folder: Path, benchmark: str, first: dict, second: dict) -> list[list]:

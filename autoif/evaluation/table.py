@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 from autoif.evaluation import benchmarks
@@ -46,8 +47,7 @@ def show(cell: Cell) -> str:
     """`44.0 [39.9, 48.2]`: value and interval; a star where a part of the items was measured."""
     factor = scale(cell.benchmark, cell.metric)
     digits = 1 if factor == 100 else 2
-    mark = "*" if cell.partial else ""
-    value = f"{cell.measured['value'] * factor:.{digits}f}{mark}"
+    value = f"{cell.measured['value'] * factor:.{digits}f}{'*' * cell.partial}"
     low, high = cell.measured["low"], cell.measured["high"]
     if low is None:
         return f"{value} [n/a]"
@@ -93,25 +93,22 @@ def grid(cells: dict[tuple[str, str], Cell], columns: list[str], bold: str = "")
 def beside_paper(
     cells: dict[tuple[str, str], Cell], paper: dict[str, list], paper_columns: list[str]
 ) -> str:
-    """Ours above the paper's rows; "" when none of ours can stand there.
+    """Ours above the paper's rows, "" when none of ours can stand there.
 
-    A judged figure stands in the paper's column only when the owners' judge gave it. Under any
-    other judge it has its own column in the first table, which names that judge.
+    Of judged figures those of the owners' judge do; others have a column in the first table.
     """
-    comparable = {}
+    comparable, names, theirs = {}, {}, []
     for (model, _), cell in cells.items():
         if cell.metric in paper_columns and cell.owners_judge:
             comparable[model, cell.metric] = cell
+            names[cell.metric] = cell.column
     ours = grid(comparable, paper_columns, "**")
     if not ours:
         return ""
-    columns = {cell.metric: cell.column for cell in comparable.values()}
-    header, theirs = ["model"], []
-    for name in paper_columns:
-        header.append(columns.get(name, name))
+    header = [names.get(name, name) for name in paper_columns]
     for model, values in paper.items():
         theirs.append([model, *("" if value is None else value for value in values)])
-    return "Ours (bold) beside the paper's:\n\n" + markdown(header, ours + theirs)
+    return "Ours (bold) beside the paper's:\n\n" + markdown(["model", *header], ours + theirs)
 
 
 def conditions(rows: list[dict]) -> str:
@@ -133,15 +130,13 @@ def write(
 ) -> str:
     """Write and return the Markdown beside `path`; without `paper` all columns are in one table."""
     measured = [row for row in rows if "metrics" in row]
-    cells = cells_of(rows)
+    cells, others = cells_of(rows), {}
     parts = ["Shares in per cent, with 95 % intervals; * only a part of the benchmark's items.\n"]
-    others = []
     for (_, column), cell in cells.items():
-        published = paper and cell.metric in paper_columns and cell.owners_judge
-        if column not in others and not published:
-            others.append(column)
+        if not (paper and cell.metric in paper_columns and cell.owners_judge):
+            others[column] = None
     if others:
-        parts.append(markdown(["model", *others], grid(cells, others)))
+        parts.append(markdown(["model", *others], grid(cells, list(others))))
     if paper and (published := beside_paper(cells, paper, paper_columns)):
         parts.append(published)
     if measured:
@@ -166,29 +161,25 @@ def write_bars(path: str | Path, rows: list[dict]) -> None:
     """The table's shares as bars with their intervals, a colour a model, beside `path`."""
     from matplotlib.figure import Figure
 
-    shares = {}
-    for key, cell in cells_of(rows).items():
-        if scale(cell.benchmark, cell.metric) == 100:
-            shares[key] = cell
+    cells = cells_of(rows)
+    shares = [key for key, cell in cells.items() if scale(cell.benchmark, cell.metric) == 100]
     if not shares:
         return
-    columns = list(dict.fromkeys(column for _, column in shares))
-    models = list(dict.fromkeys(row["model"] for row in rows))
+    columns = list(dict.fromkeys(map(itemgetter(1), shares)))
+    models = list(dict.fromkeys(map(itemgetter("model"), rows)))
     width = max(5, 0.35 * len(columns) * (len(models) + 1))
     figure = Figure(figsize=(width, 4), layout="constrained")
     axes = figure.subplots()
-    for place, model in enumerate(models):
+    for model, column in shares:
         # the bars of one column stand side by side and take 0.8 of its width
-        offset = (place - (len(models) - 1) / 2) * 0.8 / len(models)
-        for x, column in enumerate(columns):
-            cell = shares.get((model, column))
-            if cell is not None:
-                value = 100 * cell.measured["value"]
-                axes.bar(x + offset, value, 0.8 / len(models), color=f"C{place}")
-                if cell.measured["low"] is not None:
-                    low, high = 100 * cell.measured["low"], 100 * cell.measured["high"]
-                    error = [[value - low], [high - value]]
-                    axes.errorbar(x + offset, value, yerr=error, capsize=2, color="black")
+        place, measured = models.index(model), cells[model, column].measured
+        x = columns.index(column) + (place - (len(models) - 1) / 2) * 0.8 / len(models)
+        value = 100 * measured["value"]
+        axes.bar(x, value, 0.8 / len(models), color=f"C{place}")
+        if measured["low"] is not None:
+            error = [[value - 100 * measured["low"]], [100 * measured["high"] - value]]
+            axes.errorbar(x, value, yerr=error, capsize=2, color="black")
+    for place, model in enumerate(models):
         axes.bar(0, 0, color=f"C{place}", label=model)  # for the legend
     axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
     axes.set_ylabel("per cent, 95 % interval")

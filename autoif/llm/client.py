@@ -59,10 +59,7 @@ class Flags:
 
 
 def key(model: str, messages: list[dict], temperature: float, max_tokens: int, **more) -> str:
-    """The store's name of a request: a digest of what shapes its samples, but for their index.
-
-    Without `response_format`: not every server takes it, and what was stored without it counts.
-    """
+    """The store's name of a request: a digest of what shapes its samples, but for their index."""
     more.pop("response_format", None)
     temperature = float(temperature)
     if temperature == 0:  # greedy: nothing is drawn, so another seed would buy the same answer
@@ -101,13 +98,8 @@ class Client:
         self._alike = 0  # prompts with equal samples; None: the server samples
 
     async def __aenter__(self) -> "Client":
-        self._bar = tqdm(
-            desc=self.name,
-            unit=" prompts",
-            file=sys.stderr,
-            dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 30,
-        )
+        often = {"mininterval": 0.5 if sys.stderr.isatty() else 30, "dynamic_ncols": True}
+        self._bar = tqdm(desc=self.name, unit=" prompts", file=sys.stderr, **often)
         return self
 
     async def __aexit__(self, kind, error, trace) -> None:
@@ -131,11 +123,10 @@ class Client:
     ) -> list[dict]:
         """Samples `first` .. `first + k - 1` of a user's text, or of a list of messages.
 
-        `more` is of this request alone: temperature, max_tokens, any parameter of the server. A
-        sample is `{"index", "text", "finish_reason"}`, where the reason is "stop" or, of an answer
-        that was cut off, "length"; one that failed, or has no text (unless `keep_empty`), is not in
-        the list, only in `counts`. `max_failed` is a share of each `part`: answers that failed do
-        not hide among scores that came. UserError where the run has ended.
+        {"index": 0, "text": "...", "finish_reason": "stop"}, or "length" of one that was cut off;
+        what failed or has no text (unless `keep_empty`) is only in `counts`. `more` is of this
+        request alone: any parameter of the server. `max_failed` is a share of each `part`: answers
+        that failed do not hide among scores that came.
         """
         request, name = self._request(prompt, more)
         with self._ending_together():
@@ -228,10 +219,7 @@ class Client:
         return samples
 
     def _check_sampling(self, request: dict, name: str, k: int) -> None:
-        """UserError when all samples of each of the first prompts are equal at a temperature > 0.
-
-        Looks at all that are stored: 07_eval asks for a prompt's samples one by one.
-        """
+        """UserError when each of the first prompts has equal samples at a temperature above 0."""
         temperature = request["temperature"]
         if self._alike is None or not temperature or k == 1:
             return

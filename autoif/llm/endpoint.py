@@ -60,15 +60,8 @@ class Failure(Exception):
         return f"{self}; {ADVICE[self.status]}" if self.status in ADVICE else str(self)
 
 
-class ErrorInReply(openai.APIStatusError):
-    """An error that came with status 200; it has the status of its own code, or 500."""
-
-
 class Endpoint:
-    """An OpenAI-compatible server; what it answers goes into `store`, what it bills in `counts`.
-
-    UserError, out of any of its requests, ends the run.
-    """
+    """A server; what it answers goes into `store`, what it bills into `counts`."""
 
     def __init__(self, args, store: Store, counts: Counter):
         self._model, self._store, self._counts = args.model, store, counts
@@ -339,21 +332,20 @@ class Endpoint:
 
 def address(base_url: str) -> str:
     """The server's address without the white space around it; UserError where it is none."""
-    base_url = base_url.strip()
-    wanted = (
-        "$OPENAI_BASE_URL or --base-url must begin with http:// or https:// and hold no password "
-        "(that goes into $OPENAI_API_KEY), for example http://localhost:8000/v1"
-    )
-    if "@" in base_url:
-        raise UserError(wanted)
-    if not re.match(r"https?://[^/\s]", base_url, re.IGNORECASE):
-        raise UserError(f"{wanted}; it is {base_url!r}")
+    base_url, flag = base_url.strip(), "$OPENAI_BASE_URL or --base-url"
+    if "@" in base_url or not re.match(r"https?://[^/\s]", base_url, re.IGNORECASE):
+        raise UserError(
+            f"{flag} must begin with http:// or https:// and hold no password (that goes into "
+            "$OPENAI_API_KEY), for example http://localhost:8000/v1"
+            + f"; it is {base_url!r}"
+            * ("@" not in base_url)
+        )
     try:
         port = httpx2.URL(base_url).port
     except httpx2.InvalidURL as error:
-        raise UserError(f"$OPENAI_BASE_URL or --base-url {base_url!r}: {error}") from None
+        raise UserError(f"{flag} {base_url!r}: {error}") from None
     if port is not None and not 0 < port < 65536:
-        raise UserError(f"$OPENAI_BASE_URL or --base-url {base_url!r}: there is no port {port}")
+        raise UserError(f"{flag} {base_url!r}: there is no port {port}")
     return base_url
 
 
@@ -374,22 +366,18 @@ def retry_after(response: httpx2.Response) -> float:
 
 
 def raise_error_in(reply) -> None:
-    """Raise the error that a reply with status 200 holds instead of choices."""
-    error = getattr(reply, "error", None)
-    if not error:
-        return
-    body = error if isinstance(error, dict) else {"message": error}
-    code = str(body.get("code"))
-    status = int(code) if re.fullmatch(r"[45]\d\d", code) else 500
-    response = httpx2.Response(status, request=httpx2.Request("POST", "http://server"))
-    raise ErrorInReply(f"Error code: {status} - {error}", response=response, body=body)
+    """Raise the error that a reply with status 200 holds, with the status of its code, or 500."""
+    if error := getattr(reply, "error", None):
+        body = error if isinstance(error, dict) else {"message": error}
+        code = str(body.get("code"))
+        status = int(code) if re.fullmatch(r"[45]\d\d", code) else 500
+        response = httpx2.Response(status, request=httpx2.Request("POST", "http://server"))
+        words = f"Error code: {status} - {error}"
+        raise openai.APIStatusError(words, response=response, body=body)
 
 
 def refused_parameter(words: str, status: int | None, body: dict) -> str | None:
-    """The parameter of `body` that a refusal is about and that can be left out.
-
-    It was that one only if the request is taken without it.
-    """
+    """The parameter that a refusal may be about: it is, if the request is taken without it."""
     words = words.lower()
     template = "system" in words and "role" in words or "roles must alternate" in words
     # some servers make a 500 of what a chat template raises

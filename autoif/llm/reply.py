@@ -19,7 +19,13 @@ THINK_TAGS = (
     ("<seed:think>", "</seed:think>"),  # Seed-OSS
     ("<|begin_of_thought|>", "<|end_of_thought|>"),  # Sky-T1
     ("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A
-    ("<|channel|>", "<|channel|>final<|message|>"),  # gpt-oss: all its channels before the last
+    ("<|channel|>", "<|channel|>final"),  # gpt-oss: all its channels before the last
+)
+# What these put around the answer behind their thoughts.
+ANSWER_TAGS = re.compile(
+    r"\A(?:<\|constrain\|>\w+)?<\|(?:message|begin_of_solution|start_response)\|>\s*|"
+    r"\s*<\|(?:return|end_of_solution|end_response)\|>\s*\Z",
+    re.IGNORECASE,
 )
 
 
@@ -41,7 +47,7 @@ def strip_think(text: str, tags: Sequence[str] | None = None) -> str:
     """
     thoughts, opening, closing, names = patterns(tuple(tags or ()))
     if match := thoughts.match(text):
-        return text[match.end() :]
+        return ANSWER_TAGS.sub("", text[match.end() :])
     lowered = text.lower()
     if not any(name in lowered for name in names):  # ten times as fast as the search
         return text

@@ -21,6 +21,7 @@ from autoif.llm.reply import is_answer
 # `put` writes these fields first: parsing every text would double the time to open a store. A text
 # that begins with a quote (is empty) or white space is parsed.
 HEAD = re.compile(rb'\{"key": "([0-9a-f]{64})", "index": (\d+), "text": "(?:[^" \\]|\\[^nrt])')
+AGAIN = "run the same command, what is stored is kept"
 
 
 class Store:
@@ -96,42 +97,30 @@ class Store:
         try:
             written = os.write(self._file, data)
         except OSError as error:
-            raise UserError(
-                f"{self.path} cannot be written: {error.strerror}; mend that and run the same "
-                "command, what is stored is kept"
-            ) from None
+            wrong = f"{self.path} cannot be written: {error.strerror}; mend that"
+            raise UserError(f"{wrong} and {AGAIN}") from None
         if written < len(data):
             os.ftruncate(self._file, self._end)
-            raise UserError(
-                f"{self.path} cannot grow, the disk is full; make room and run the same command, "
-                "what is stored is kept"
-            )
+            raise UserError(f"{self.path} cannot grow, the disk is full; make room and {AGAIN}")
         for record, line in zip(records, lines):
             self._index(sample(record["key"], record["index"]), is_answer(record), len(line))
         return len(records)
 
     def lock(self) -> None:
-        """Become the one writer; index what an earlier one wrote since, repair what it left torn.
-
-        UserError when another process is the writer.
-        """
+        """Become the one writer; index what an earlier one wrote, repair what it left torn."""
         if self._file is not None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError as error:
             os.close(file)
-            raise UserError(
-                f"{self.path} is being written by another run; wait for it or give another --store"
-            ) from None
-        except OSError as error:  # Lustre without -o flock
-            os.close(file)
-            raise UserError(
-                f"{self.path} cannot be locked ({error.strerror}); "
-                "give a --store on a file system with locks"
-            ) from None
+            wrong = "is being written by another run; wait for it or give another --store"
+            if not isinstance(error, BlockingIOError):  # Lustre without -o flock
+                wrong = f"cannot be locked ({error.strerror}); "
+                wrong += "give a --store on a file system with locks"
+            raise UserError(f"{self.path} {wrong}") from None
         self._file = file
         self._scan()
         os.ftruncate(file, self._end)

@@ -258,10 +258,7 @@ WORD = re.compile(r"\w+")
 
 
 def reaches_out(program: types.CodeType, powers: set[str]) -> bool:
-    """Whether the code names one of `powers`: as a global, an attribute, an import or a keyword.
-
-    In its text those with an underscore count: formats and class patterns have attributes there.
-    """
+    """Whether the code names one of `powers`; in its texts those with an underscore count."""
     names, values = set(), [program]
     for value in values:  # grows while it is walked
         if type(value) is types.CodeType:
@@ -558,10 +555,7 @@ def load_sentence_model() -> None:
 
 
 def fill_gaps() -> list[bytes]:
-    """Blocks in the gaps between others: what a child makes then lies in pages of its own.
-
-    Without them it copies a quarter more of this process's pages, and takes a tenth longer.
-    """
+    """Blocks in the gaps between others: what a child makes then lies in pages of its own."""
     blocks = []
     for size in range(2, 480, 16):  # one of each that Python allocates in pools
         block = bytes(size)

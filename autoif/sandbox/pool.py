@@ -121,10 +121,7 @@ class Sandbox(AbstractContextManager, AbstractAsyncContextManager):
         self.warned = self.over = False
 
     async def run(self, jobs: Iterable[dict]) -> list[dict]:
-        """`{"verdicts", "error"}` of each job `{"code", "inputs"}`, in order.
-
-        UserError where isolation cannot be had (unless `unsafe_no_sandbox`).
-        """
+        """`{"verdicts", "error"}` of each job `{"code", "inputs"}`, in order."""
         # in threads: to pack and to send texts here would hold up all else that the loop does
         return await asyncio.gather(*[asyncio.wrap_future(self.submit(job)) for job in jobs])
 

@@ -76,7 +76,9 @@ def cache() -> Path:
 
 
 def progress(what: str, size: int) -> tqdm:
-    return tqdm(desc=what, total=size, unit="B", unit_scale=True, file=sys.stderr)
+    seconds = 0.5 if sys.stderr.isatty() else 30  # a log needs no line every tenth of a second
+    bar = dict(desc=what, total=size, unit="B", unit_scale=True, mininterval=seconds)
+    return tqdm(file=sys.stderr, **bar)
 
 
 def refuse_other(found: str, model: Model, what: str) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -59,6 +60,7 @@ class Checkpoints:
                 "go back to those, or delete it to begin again"
             )
         if rank == 0:
+            self._lock()
             write_settings(args, args.out)
 
     def _begun(self) -> tuple[int, dict | None]:
@@ -68,6 +70,20 @@ class Checkpoints:
         done = max(self._steps(), default=0)
         # settings without a resume point bind nobody: that run had nothing to lose
         return done, json.loads(self.file.read_text()) if done and self.file.exists() else None
+
+    def _lock(self) -> None:
+        """Become the one training into `out`, until this process ends, however it does."""
+        self.state.mkdir(parents=True, exist_ok=True)
+        self.locked = open(self.state / "lock", "w")
+        try:
+            fcntl.flock(self.locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another training is at work on {self.out}; wait for it, end it, or give another "
+                "--out"
+            ) from None
+        except OSError as error:  # Lustre without -o flock
+            print(f"warning: {self.state} cannot be locked ({error.strerror})", flush=True)
 
     def _steps(self) -> list[int]:
         return sorted(int(path.name[5:]) for path in self.state.glob("step-*"))

@@ -124,21 +124,25 @@ def attempts(name: str, items: list[dict], conditions: dict) -> list[dict]:
     return every
 
 
+def right_or_wrong(
+    attempt: dict, metric: str, right: bool, reason: str, stratum: str = "", **more
+) -> dict:
+    """The row of an answer that either is right or is not."""
+    points = {metric: [(stratum, attempt["item"]["cluster"], right, 1)]}
+    return {"verdict": right, "reason": reason, **more, "points": points}
+
+
 def undecided(reason: str = "the judge did not answer") -> dict:
     """The row of an attempt without a verdict: counted as unparsable, and in no metric."""
     return {"verdict": None, "reason": reason, "unparsable": True, "points": {}}
 
 
 def load(names: list[str], args: Flags) -> tuple[dict[str, Data], dict[str, NotSetUp]]:
-    """The data of the benchmarks that have some, and why the others have none.
-
-    What is absent is a gap; what is there and broken is an error.
-    """
+    """The benchmarks that have data, and why others have none; what is broken is an error."""
     loaded: dict[str, Data] = {}
     gaps: dict[str, NotSetUp] = {}
     for name in names:
-        source = Source(args.data_dir)
-        values = [source]
+        values = [source := Source(args.data_dir)]
         if name == "heldout":  # it has no owners' files, but rows of this run
             values = [args.heldout, args.queries, args.queries_per_instruction, args.seed]
         try:
@@ -147,19 +151,15 @@ def load(names: list[str], args: Flags) -> tuple[dict[str, Data], dict[str, NotS
             gaps[name] = gap
             continue
         except KeyError as field:
-            raise UserError(
-                f"{source.used[-1]} has a row without {field}; fetch it again"
-            ) from None
+            text = f"{source.used[-1]} has a row without {field}; fetch it again"
+            raise UserError(text) from None
         items = spread(every, args.limit)
         loaded[name] = Data(items, source.used, partial=len(items) < len(every))
     return loaded, gaps
 
 
 def spread(items: list[dict], limit: int | None) -> list[dict]:
-    """About `limit` items in whole clusters, evenly over the benchmark.
-
-    Its first ones may all be of one subject.
-    """
+    """About `limit` items in whole clusters, evenly: the first ones may all be of one subject."""
     clusters = list(dict.fromkeys(item["cluster"] for item in items))
     if limit is None or limit >= len(items):
         return items

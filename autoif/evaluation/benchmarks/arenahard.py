@@ -12,9 +12,8 @@ Bradley-Terry fit gives, so nothing is fitted. Departures:
 import re
 from collections.abc import Iterator
 
-from autoif.evaluation.asking import system, user
 from autoif.evaluation.benchmarks import Settings, undecided
-from autoif.evaluation.judge import verdict
+from autoif.evaluation.judge import system, user, verdict
 
 SETTINGS = Settings(
     temperature=0.0,
@@ -79,10 +78,7 @@ def read_verdict(text: str) -> str | None:
 
 
 async def judge(item: dict, answers: list[dict], client) -> list[tuple[str | None, str]]:
-    """[(verdict or None, the judge's words)] of both games.
-
-    The baseline is A in the first game, B in the second.
-    """
+    """[(verdict or None, the judge's words)] of both games: the baseline is A, then B."""
     baseline, model = item["baseline"], answers[0]["text"]
     games = []
     for first, second in [(baseline, model), (model, baseline)]:
@@ -100,11 +96,7 @@ def score(attempt: dict) -> dict:
     reason = "\n---\n".join(words for _, words in games)
     if None in verdicts:
         return undecided(reason)
-    won, weight = 0.0, 0
-    for game, outcome in enumerate(verdicts):
-        for_a, times = OUTCOMES[outcome]
-        for_model = for_a if game == 1 else 1 - for_a  # the model is B, then A
-        won += times * for_model
-        weight += times
+    (for_baseline, first), (for_model, second) = map(OUTCOMES.get, verdicts)  # who is A
+    won, weight = first * (1 - for_baseline) + second * for_model, first + second
     points = {"Arena-Hard": [("", attempt["item"]["cluster"], won, weight)]}
     return {"verdict": verdicts, "reason": reason, "points": points}

@@ -5,6 +5,8 @@ Log-likelihoods give other numbers for the same model; lm-eval computes these.
 
 import re
 
+from autoif.evaluation.benchmarks import right_or_wrong
+
 LETTERS = "ABCD"
 # what may stand before a letter: blanks, marks, LaTeX
 FORM = r"(?:[\s*_$\"'`(（\[{]|\\(?:text\w*|math\w+|boxed)\{|\\\()*"
@@ -46,7 +48,8 @@ SMALL = re.compile(r"[\s*(\[]*([a-d])[\s*)\].]*")
 # "A or B", "A, B, C or D": no letter is settled on, unless the others have a verb of their own
 HEDGE = re.compile(
     rf"""[\s*_)）\]}}$"'`]*
-         (?:(?:\s*(?:[,/&、]|\b(?:or|and)\b|或者?|和))+{FORM}(?i:option\s|choice\s|选项)?
+         (?:(?:\s*(?:[,/&、|+]|[(（]?\b(?:or|and|maybe|perhaps|possibly|also|else)\b|或者?|和)
+            |\s+(?=[B-D](?:\s+[A-D]\b|\s*$)))+{FORM}(?i:option\s|choice\s|选项)?
             {FORM}[A-D](?![A-Za-z0-9'’])[*_)）\]}}]*)++
          (?!\s+(?:is|are|was|were|does|do|has|have|can|would)\b)""",
     re.VERBOSE,
@@ -86,11 +89,10 @@ def read_choice(text: str, choices: list[str]) -> str | None:
     if settled := max(announced, key=lambda found: found.end(found.lastindex), default=first):
         hedged = HEDGE.match(text, settled.end(settled.lastindex))
         return None if hedged else settled.group(settled.lastindex).upper()
-    alone = set()
+    alone, said = set(), set()
     for line in text.splitlines():
         for form in ALONE:
             alone.update(form.findall(line))
-    said = set()
     for letter, choice in zip(LETTERS, choices):
         if choice.strip() and choice.strip().lower() in text.lower():
             said.add(letter)
@@ -101,11 +103,6 @@ def score(attempt: dict, metric: str, stratum: str) -> dict:
     """The row of a question: the letter that its answer settles on beside the right one."""
     item = attempt["item"]
     letter = read_choice(attempt["answers"][0]["text"], item["choices"])
-    right = letter == item["target"]
-    return {
-        "verdict": right,
-        "reason": f"{letter}, expected {item['target']}",
-        "unparsable": letter is None,
-        "subject": item["subject"],
-        "points": {metric: [(stratum, item["cluster"], right, 1)]},
-    }
+    more = {"unparsable": letter is None, "subject": item["subject"]}
+    reason = f"{letter}, expected {item['target']}"
+    return right_or_wrong(attempt, metric, letter == item["target"], reason, stratum, **more)

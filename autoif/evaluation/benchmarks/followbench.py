@@ -7,8 +7,8 @@ rules. A rule gives one verdict, which counts as both hard and soft.
     SSR   mean share of constraints met
     CSL   consecutive levels met, counted from 1: 0 to 5
 
-HSR and SSR of a level are the mean over the categories, "FB HSR" and "FB SSR" the mean over the
-levels too. Departures:
+HSR and SSR of a level are the mean over categories, "FB HSR" and "FB SSR" over levels too.
+Departures:
  1. The judge's prompt asks the same question in our words; its answer format, a list of YES and NO
     in the last line, is theirs.
  2. Where theirs scores an unreadable judgement as -1, the judge is asked again, then the item is
@@ -23,9 +23,8 @@ import re
 import string
 from collections.abc import Callable, Iterator
 
-from autoif.evaluation.asking import user
 from autoif.evaluation.benchmarks import Settings, undecided
-from autoif.evaluation.judge import verdict
+from autoif.evaluation.judge import user, verdict
 
 SETTINGS = Settings(
     temperature=0.0,
@@ -70,17 +69,11 @@ def load(source) -> Iterator[dict]:
             history.setdefault(row["example_id"], []).append(row["instruction"])
             group = f"{category}-{row['example_id']}"
             if row["level"] > 0:
-                yield {
-                    "id": f"{group}-{row['level']}",
-                    "cluster": group,
-                    "prompt": row["instruction"],
-                    "category": category,
-                    "level": row["level"],
-                    "source": row["source"],
-                    "example_id": row["example_id"],
-                    "target": row["target"],
-                    "history": list(history[row["example_id"]]),
-                }
+                item = {"id": f"{group}-{row['level']}", "cluster": group}
+                item |= {"prompt": row["instruction"], "category": category, "level": row["level"]}
+                item |= {"source": row["source"], "example_id": row["example_id"]}
+                item["target"] = row["target"]
+                yield {**item, "history": list(history[row["example_id"]])}
 
 
 # ---- rules; those of a summary are cumulative: level n asks the first n ----
@@ -94,31 +87,23 @@ def has_word(text: str, word: str) -> bool:
     return re.search(rf"\b{re.escape(word)}\b", text) is not None
 
 
-def nth_matches(text: str, n: int, pattern: str) -> bool:
-    """Whether the text has an n-th sentence and the pattern occurs in it."""
-    found = sentences(text)
-    return len(found) >= n and re.search(pattern, found[n - 1]) is not None
-
-
-def nth_has_word(text: str, n: int, word: str) -> bool:
-    return nth_matches(text, n, rf"\b{re.escape(word)}\b")
+def nth(text: str, n: int) -> str:
+    """The n-th sentence, "" where there are fewer."""
+    return "".join(sentences(text)[n - 1 : n])
 
 
 def punctuation(text: str) -> int:
     return sum(char in string.punctuation for char in text)
 
 
+NAMED = ("Potter", "actor", "films")  # in the first, second and third sentence
 SUMMARY_RULES: dict[str, list[Callable[[str], bool]]] = {
     "cnn_dailymail": [
         lambda text: len(sentences(text)) == 3,
         lambda text: all(len(sentence.split()) < 15 for sentence in sentences(text)),
-        lambda text: (
-            nth_has_word(text, 1, "Potter")
-            and nth_has_word(text, 2, "actor")
-            and nth_has_word(text, 3, "films")
-        ),
-        lambda text: not nth_has_word(text, 2, "lavish"),
-        lambda text: nth_matches(text, 3, r"\b(has|have)\s+\w+"),
+        lambda text: all(map(has_word, map(nth, [text] * 3, (1, 2, 3)), NAMED)),
+        lambda text: not has_word(nth(text, 2), "lavish"),
+        lambda text: re.search(r"\b(has|have)\s+\w+", nth(text, 3)) is not None,
     ],
     "xsum": [
         lambda text: len(sentences(text)) == 1,
@@ -172,9 +157,8 @@ TARGET_RULES: dict[str, Callable[[str, str], bool]] = {
 def advice_rule(text: str, level: int) -> bool:
     """Format example 22: paragraphs, short, of long sentences, numbered, with a closing phrase."""
     paragraphs = text.split("\n\n")
-    wanted = 4 if level == 5 else 3  # the closing phrase is a paragraph of its own
     verdicts = [
-        len(paragraphs) == wanted,
+        len(paragraphs) == 3 + (level == 5),  # the closing phrase is a paragraph of its own
         all(len(sentences(paragraph)) < 3 for paragraph in paragraphs[:3]),
         all(len(sentence.split()) > 20 for sentence in sentences(text)),
         all(re.match(r"\s*\d+\.|\s*$", paragraph) for paragraph in paragraphs),
@@ -184,10 +168,7 @@ def advice_rule(text: str, level: int) -> bool:
 
 
 def outline_rule(text: str, level: int) -> bool:
-    """Format example 30: bold marks, five keywords, short points, 10 to 15 words a sentence.
-
-    At level 5 no word may end in "-ly".
-    """
+    """Format example 30: bold, five keywords, short points, 10 to 15 words a sentence, no "-ly"."""
     parts = re.split(r"(?<!\w\.\w.)(?<![A-Z][a-z]\.)(?<=\.|\?)\s", text)
     numbered = [part for part in parts if re.search(r"[1-5]\.", part)]
     verdicts = [
@@ -204,10 +185,7 @@ FORMAT_RULES = {22: advice_rule, 30: outline_rule}
 
 
 def matches_template(text: str, target: str) -> bool:
-    """The example category: the answer has the form of the target.
-
-    {answer} there stands for one line of anything.
-    """
+    """The example category: the target's form, where {answer} stands for one line of anything."""
     template = target.replace("{instruction}\n", "").replace("{{", "{").replace("}}", "}")
     pattern = ".*".join(map(re.escape, template.split("{answer}")))
     return re.fullmatch(pattern, text) is not None
@@ -254,10 +232,7 @@ WORDS = ("YES", "NO", "PARTIAL", "MAYBE", "UNKNOWN", "N/A")
 
 
 def read_judgement(text: str, level: int) -> list[bool] | None:
-    """The YES and NO of the last line, None unless there are exactly `level`.
-
-    The judge's text is parsed, never run.
-    """
+    """The YES and NO of the last line, None unless there are exactly `level`."""
     last = text.strip().strip("`").strip().split("\n")[-1]
     if level == 1:
         if "YES" in last:
@@ -299,14 +274,11 @@ def score(attempt: dict) -> dict:
     else:
         verdicts, reason = judgement["verdicts"], judgement["words"]
         soft = sum(verdicts) / len(verdicts)
-    category, level, cluster = item["category"], item["level"], item["cluster"]
-    hard = soft == 1
-    points = {
-        f"FB L{level}": [(category, cluster, soft, 1)],
-        "FB SSR": [(f"{category} {level}", cluster, soft, 1)],
-        "FB HSR": [(f"{category} {level}", cluster, hard, 1)],
-        f"FB HSR L{level}": [(category, cluster, hard, 1)],
-    }
+    category, level, hard, points = item["category"], item["level"], soft == 1, {}
+    for metric, met in ((f"FB L{level}", soft), (f"FB HSR L{level}", hard)):
+        points[metric] = [(category, item["cluster"], met, 1)]
+    for metric, met in (("FB SSR", soft), ("FB HSR", hard)):
+        points[metric] = [(f"{category} {level}", item["cluster"], met, 1)]
     return {"verdict": hard, "soft": soft, "reason": reason, "points": points}
 
 
@@ -317,10 +289,7 @@ def add_levels(attempts: list[dict], rows: list[dict]) -> None:
         item = attempt["item"]
         groups.setdefault((item["cluster"], attempt["sample"]), {})[item["level"]] = row
     for (cluster, _), by_level in groups.items():
-        verdicts = []
-        for level in LEVELS:
-            verdicts.append(by_level[level]["verdict"] if level in by_level else None)
-        levels = consecutive(verdicts)
+        levels = consecutive([by_level.get(level, {}).get("verdict") for level in LEVELS])
         if levels is not None:
             point = (cluster.split("-")[0], cluster, levels, 1)
             by_level[max(by_level)]["points"]["FB CSL"] = [point]

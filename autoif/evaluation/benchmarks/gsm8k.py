@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from decimal import Decimal
 
-from autoif.evaluation.benchmarks import Settings
+from autoif.evaluation.benchmarks import Settings, right_or_wrong
 
 SETTINGS = Settings(temperature=0.0, max_tokens=1024, columns=("GSM8K",))
 
@@ -20,6 +20,8 @@ Think step by step, then end with a line "The answer is N.", where N is a number
 NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?|(?<![\w.])-?\.\d+")
 STRONG = re.compile(r"####(?=[\s*]*[-$€£\\]*\s*\d)|\\boxed\s*\{|answer[\s*_]*is", re.IGNORECASE)
 WEAK = re.compile(r"answer[\s*_]*[:=](?=[\s*_$€£\\(-]*\d)", re.IGNORECASE)
+# what the answer is not
+DENIED = re.compile(r"(?:\bnot|n['’]t)[\s*_$€£\\(]+-?\d[\d,]*(?:\.\d+)?")
 # where a base model runs on
 NEXT_QUESTION = re.compile(r"\n\s*(?:Question|Q|Problem)\s*\d*\s*[:.]")
 # what stands around a number and is no part of it
@@ -54,10 +56,10 @@ def numbers(text: str) -> list[Decimal]:
 
 def read_answer(text: str) -> Decimal | None:
     """The number that the text gives as its answer, None when it holds no number."""
-    text = NEXT_QUESTION.split(text)[0]
+    text = DENIED.sub("", NEXT_QUESTION.split(text)[0])
     for marker in reversed([*WEAK.finditer(text), *STRONG.finditer(text)]):
         line = text[marker.end() :].lstrip(" *:\n").split("\n")[0]
-        if re.match(r"(?:not|n['’]t)\b", line):  # "The answer is not 20. It is 18."
+        if re.match(r"(?:not|n['’]t)\b", line):  # "The answer is not simply 20. It is 18."
             continue
         line = re.sub(r"^(?:minus|negative)\s+", "-", line)
         if marker.group().startswith("\\boxed"):
@@ -75,9 +77,5 @@ def read_answer(text: str) -> Decimal | None:
 def score(attempt: dict) -> dict:
     item, number = attempt["item"], read_answer(attempt["answers"][0]["text"])
     right = number is not None and number == Decimal(item["target"].replace(",", ""))
-    return {
-        "verdict": right,
-        "reason": f"{number}, expected {item['target']}",
-        "unparsable": number is None,
-        "points": {"GSM8K": [("", item["cluster"], right, 1)]},
-    }
+    reason = f"{number}, expected {item['target']}"
+    return right_or_wrong(attempt, "GSM8K", right, reason, unparsable=number is None)

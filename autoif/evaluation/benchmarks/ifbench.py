@@ -26,6 +26,5 @@ def score(attempt: dict) -> dict:
     try:
         strict, loose = ifeval.check(item, text, ifeval.checkers(*PACKAGES))
     except LookupError as error:
-        lacking = str(error).strip("*\n ").split("\n")[0]
-        return undecided(f"NLTK data is missing: {lacking}")
+        return undecided(ifeval.lacking(error))
     return ifeval.scored(item, strict, loose, "IFB ")

@@ -49,25 +49,21 @@ def items(rows: list[dict], where: str = "the file") -> list[dict]:
     for row in rows:
         ids, kwargs = row["instruction_id_list"], []
         try:
+            ids = from_json(ids)
             for given in map(from_json, from_json(row["kwargs"])):
                 kwargs.append({name: value for name, value in given.items() if value is not None})
         except (ValueError, TypeError, AttributeError):
             kwargs = []  # no list of objects
-        if len(ids) != len(kwargs):
+        count = len(ids) if isinstance(ids, list) else 0
+        if count == 0 or count != len(kwargs):
             raise UserError(
                 f"{where}: the row with the key {row['key']!r} needs an object of kwargs for each "
-                f"of its {len(ids)} instructions, and has {str(row['kwargs'])[:80]!r}; fetch the "
+                f"of its {count} instructions, and has {str(row['kwargs'])[:80]!r}; fetch the "
                 "file again, or leave the row out"
             )
-        read.append(
-            {
-                "id": str(row["key"]),
-                "cluster": str(row["key"]),
-                "prompt": row["prompt"],
-                "instruction_ids": ids,
-                "kwargs": kwargs,
-            }
-        )
+        key = str(row["key"])
+        item = {"id": key, "cluster": key, "prompt": row["prompt"]}
+        read.append({**item, "instruction_ids": ids, "kwargs": kwargs})
     return read
 
 
@@ -106,9 +102,8 @@ def seeded(seed: str):
 def checkers(*packages: str) -> dict[str, type]:
     """The checker classes by instruction id, out of the last of `packages`.
 
-    They are imported without what they do not use. The packages around the checkers import every
-    dataset library, and NLTK imports SciPy and scikit-learn where it finds them: seconds. While the
-    checkers load, empty modules stand in for the former, and the latter are not to be found.
+    The packages around them import every dataset library, and NLTK imports SciPy and scikit-learn:
+    seconds. Meanwhile empty modules stand in for the former, and the latter are not to be found.
     """
     from langdetect import DetectorFactory
 
@@ -135,9 +130,8 @@ def checkers(*packages: str) -> dict[str, type]:
 def loose_variants(response: str) -> list[str]:
     """The answer; without its first line, its last, both; each also without asterisks."""
     lines = response.split("\n")
-    variants = [response]
-    for part in (lines[1:], lines[:-1], lines[1:-1]):
-        variants.append("\n".join(part).strip())
+    parts = map("\n".join, (lines[1:], lines[:-1], lines[1:-1]))
+    variants = [response, *map(str.strip, parts)]
     variants += [text.replace("*", "") for text in variants]
     return list(dict.fromkeys(variants))
 
@@ -172,6 +166,11 @@ def check(item: dict, response: str, registry: dict[str, type]) -> tuple[list[bo
         return strict, loose
 
 
+def lacking(error: LookupError) -> str:
+    """Which of NLTK's data no package carries, in a line."""
+    return "NLTK data is missing: " + str(error).strip("*\n ").split("\n")[0]
+
+
 def score(attempt: dict) -> dict:
     item, text = attempt["item"], attempt["answers"][0]["text"]
     return scored(item, *check(item, text, checkers(*PACKAGES)))
@@ -180,21 +179,11 @@ def score(attempt: dict) -> dict:
 def scored(item: dict, strict: list[bool], loose: list[bool], prefix: str = "") -> dict:
     """The row of an item; `prefix` keeps IFBench's metrics apart from IFEval's."""
     missed = [name for name, verdict in zip(item["instruction_ids"], strict) if not verdict]
-    key = item["cluster"]
-    points = {
-        "Pr(S)": [("", key, all(strict), 1)],
-        "Pr(L)": [("", key, all(loose), 1)],
-        "Ins(S)": [("", key, sum(strict), len(strict))],
-        "Ins(L)": [("", key, sum(loose), len(loose))],
-        "mean(S)": [
-            ("prompt", key, all(strict), 1),
-            ("instruction", key, sum(strict), len(strict)),
-        ],
-    }
-    return {
-        "verdict": all(strict),
-        "reason": "misses " + ", ".join(missed) if missed else "",
-        "strict": strict,
-        "loose": loose,
-        "points": {prefix + name: found for name, found in points.items()},
-    }
+    points = {}
+    for form, met in (("S", strict), ("L", loose)):
+        points[f"{prefix}Pr({form})"] = [("", item["cluster"], all(met), 1)]
+        points[f"{prefix}Ins({form})"] = [("", item["cluster"], sum(met), len(met))]
+    of_prompt, of_instructions = points[f"{prefix}Pr(S)"][0], points[f"{prefix}Ins(S)"][0]
+    mean = [("prompt", *of_prompt[1:]), ("instruction", *of_instructions[1:])]
+    row = {"verdict": all(strict), "reason": "misses " + ", ".join(missed) if missed else ""}
+    return {**row, "strict": strict, "loose": loose, "points": {**points, f"{prefix}mean(S)": mean}}

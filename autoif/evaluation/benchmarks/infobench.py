@@ -11,9 +11,8 @@ one growing conversation. Departures:
 import re
 from collections.abc import Iterator
 
-from autoif.evaluation.asking import assistant, user
 from autoif.evaluation.benchmarks import Settings, undecided
-from autoif.evaluation.judge import verdict
+from autoif.evaluation.judge import assistant, user, verdict
 
 SETTINGS = Settings(
     temperature=0.0,

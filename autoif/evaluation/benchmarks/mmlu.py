@@ -30,16 +30,10 @@ def load(source) -> Iterator[dict]:
                 f"{','.join(COLUMNS)}, or these six without a header"
             )
         lines = choice.lines(row["question"], choices)
-        yield {
-            "id": str(number),
-            "cluster": str(number),
-            "prompt": PROMPT.format(lines=lines),
-            "text": lines,
-            "subject": row.get("subject") or row["file"].removesuffix("_test"),
-            "question": row["question"],
-            "choices": list(choices),
-            "target": target,
-        }
+        item = {"id": str(number), "cluster": str(number), "prompt": PROMPT.format(lines=lines)}
+        item |= {"text": lines, "subject": row.get("subject") or row["file"].removesuffix("_test")}
+        item |= {"question": row["question"], "choices": list(choices), "target": target}
+        yield item
 
 
 def score(attempt: dict) -> dict:

