@@ -82,7 +82,7 @@ def main(args: Flags) -> None:
         # the mean is over the whole batch: packs hold unequal numbers of response tokens
         tokens = sum(len(row["responses"][0]) for row in batch)
         loss_sum = 0
-        for micro, weight, last in micro_steps(batch, args.micro_tokens, rank, world):
+        for micro, weight, last in micro_steps(batch, policy.micro_tokens, rank, world):
             logprobs_R = policy(micro)
             loss = weight * sft_loss(logprobs_R, tokens)
             policy.backward(loss, last)

@@ -260,9 +260,9 @@ def learn(args: Train) -> None:
         # the mean is over the whole batch: packs hold unequal numbers of response tokens
         tokens = sum(len(row["responses"][0]) for row in batch)
         loss_sum, sums = 0, 0
-        for micro, weight, last in micro_steps(batch, args.micro_tokens, rank, world):
+        for micro, weight, last in micro_steps(batch, policy.micro_tokens, rank, world):
             logprobs_B2 = policy(micro).view(-1, 2)
-            reference_B2 = logprobs_B2.new_tensor([row["reference"] for row in micro])
+            reference_B2 = policy.tensor([row["reference"] for row in micro])
             losses_B, rewards_B2 = dpo_loss(logprobs_B2, reference_B2, args.beta)
             sft_loss = -logprobs_B2[:, 0].sum() / tokens  # stage 05's, of the chosen responses
             loss = weight * (losses_B.sum() / len(batch) + args.sft_weight * sft_loss)

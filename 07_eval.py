@@ -29,14 +29,16 @@ import autoif  # noqa: F401  # isort: skip  first: from here on Ctrl-C ends in o
 import gc
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from autoif import files, llm, sandbox, verifiers
 from autoif.evaluation import benchmarks, judge, responses, results, table
 from autoif.evaluation.benchmarks import NotSetUp, followbench, heldout, humaneval
-from autoif.evaluation.judge import Unanswered, ask, user
+from autoif.evaluation.judge import Unanswered, ask, stored, user
 from autoif.files import UserError
 from autoif.flags import Count, NonNegative, cli
 from autoif.settings import versions, write_settings
@@ -74,6 +76,9 @@ class Flags(benchmarks.Flags, judge.Flags, heldout.Flags, llm.Flags, sandbox.Fla
     seed: int = 0  # of the first sample, and of the held-out queries' draw
     temperature: NonNegative | None = None  # (default: what each benchmark's owners take)
     max_tokens: Count | None = None  # of one sample (default: what each benchmark's owners take)
+    # answers: ask for them and judge nothing; verdicts: ask no model again, judge and score what is
+    # stored. So a model and its judge can stand on one GPU in turns
+    only: Literal["answers", "verdicts"] | None = None
     no_paper: bool = False  # leave the paper's rows out of the table
     allow_gaps: bool = False  # exit with 0 although a benchmark has no data, judge or answers
 
@@ -86,9 +91,9 @@ class Flags(benchmarks.Flags, judge.Flags, heldout.Flags, llm.Flags, sandbox.Fla
         self.name = self.name or Path(self.model).name
 
 
-async def answer(attempt: dict, name: str, client) -> dict:
+async def answer(attempt: dict, name: str, client, asking: Callable) -> dict:
     """An attempt with its `answers`, one a turn; `open` where a request for them failed."""
-    say, benchmark = partial(ask, client, **attempt["sampling"]), benchmarks.module(name)
+    say, benchmark = partial(asking, client, **attempt["sampling"]), benchmarks.module(name)
     try:
         # one turn, or as the benchmark has it; a --responses file has answered already
         if hasattr(benchmark, "answer") and "answers" not in attempt:
@@ -130,12 +135,15 @@ async def attempt_all(name: str, items: list[dict], settings: dict, args: Flags)
             lacking = sum(client.lacks(a["item"]["prompt"], **a["sampling"]) for a in attempts)
             line = f"{name}: {len(items):,} items x {settings['samples']}"
             print(f"{line}, {lacking:,} requests to send", file=sys.stderr, flush=True)
-        work = partial(answer, name=name, client=client)
+        asking = stored if args.only == "verdicts" else ask
+        work = partial(answer, name=name, client=client, asking=asking)
         attempts = [attempt async for attempt in in_order(work, attempts, client.ahead)]
     refused = client.counts["refused"]
+    if args.only == "verdicts":  # what is not stored was refused in the model's turn
+        refused = sum(attempt["open"] for attempt in attempts)
 
     # judge: once all answers are stored, since a judge that is gone must not cost them
-    if benchmarks.settings(name).judge and args.judge_model:
+    if benchmarks.settings(name).judge and args.judge_model and args.only != "answers":
         async with judge.client(args) as judging:
             work = partial(judged, name=name, judging=judging)
             attempts = [attempt async for attempt in in_order(work, attempts, judging.ahead)]
@@ -168,6 +176,8 @@ async def evaluate(name: str, data: benchmarks.Data, args: Flags) -> bool:
     answered = [attempt for attempt in attempts if "answers" in attempt]
     if not answered:
         raise UserError("no request was answered; run the same command again")
+    if args.only == "answers":
+        return unanswered <= refused
     if owners.judge and not args.judge_model:
         raise NotSetUp(
             f"no judge: give --judge-model (the owners': {owners.judge}) and --judge-base-url; "
@@ -224,6 +234,9 @@ async def main(args: Flags) -> None:
         table.write(args.out, results.read(args.out), paper, PAPER_COLUMNS)
 
     # show: the table beside the paper's, and its bars
+    if args.only == "answers" and complete:
+        write_settings(args, results.items_path(args.out, args.name, "answers"))
+        return
     rows = results.read(args.out)
     table.write_bars(args.out, rows)
     print(table.write(args.out, rows, paper, PAPER_COLUMNS))

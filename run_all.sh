@@ -19,7 +19,7 @@
 #   VENV=.venv                  the environment; PYTHON=<program> makes it
 #   ONLINE_ITERATIONS=3 ONLINE_K=8     the paper states neither; these are ours
 #   PROCESSES=<GPUs>  NNODES=1 MASTER_ADDR= MASTER_PORT=29500 (under Slurm: examples/train.sbatch)
-#   VLLM=<program>  SERVE=<a server of your own>: see autoif/serving
+#   VLLM=<program>  VLLM_FLAGS=  SERVE=<a server of your own>: see autoif/serving
 #   FLAGS_01 .. FLAGS_07, FLAGS_04_ONLINE, FLAGS_06_PAIRS, FLAGS_07_HELDOUT, FLAGS_SERVING: further flags of single
 #                               steps, as in FLAGS_04="--max-tokens 8192"
 #
@@ -86,11 +86,19 @@ pipeline() {
 }
 evaluate() {  # NAME MODEL; a settings file comes last, when all is measured
     local items=$OUT/07_items/$1
-    local evaluating=(served "$2" python 07_eval.py --model "$2" --name "$1" --out "$OUT/07_results.json")
-    ! held_out || make "$items/heldout.settings.json" "${evaluating[@]}" --benchmarks heldout \
+    local evaluating=(python 07_eval.py --model "$2" --name "$1" --out "$OUT/07_results.json")
+    ! held_out || make "$items/heldout.settings.json" served "$2" "${evaluating[@]}" --benchmarks heldout \
         --heldout "$OUT/03_instructions.jsonl" --queries "$HELDOUT_QUERIES" ${FLAGS_07_HELDOUT:-}
-    [ -z "$MEASURED" ] || make "$items/$MEASURED.settings.json" "${evaluating[@]}" "${BENCHMARKS[@]}" \
-        ${DATA_DIR:+--data-dir "$DATA_DIR"} "${JUDGED[@]}" ${FLAGS_07:-}
+    evaluating+=("${BENCHMARKS[@]}" ${DATA_DIR:+--data-dir "$DATA_DIR"})
+    if [ "$MEASURED" ] && [ "${#JUDGED[@]}" = 0 ]; then
+        make "$items/$MEASURED.settings.json" served "$2" "${evaluating[@]}" ${FLAGS_07:-}
+    elif [ "$MEASURED" ]; then
+        # model and judge may need the same GPU: all answers first, then, without the model, what the judge says
+        make "$items/answers.settings.json" served "$2" "${evaluating[@]}" --only answers \
+            --concurrency $((64 * ${PROCESSES:-1})) ${FLAGS_07:-}
+        [ -z "${OPENAI_BASE_URL:-}" ] || make "$items/$MEASURED.settings.json" "${evaluating[@]}" --only verdicts \
+            "${JUDGED[@]}" ${FLAGS_07:-}
+    fi
 }
 
 arguments "$@"  # MODE, UNTIL, REDO
@@ -107,21 +115,28 @@ else
     OUT=${OUT:-out} NLI=${NLI:-MoritzLaurer/mDeBERTa-v3-base-xnli-multilingual-nli-2mil7} WRITER=$SUPERVISOR
     [ "$UNTIL" \< 05 ] || PROCESSES=${PROCESSES:-$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')}
     [ "${PRESET:-}" != 70b ] || FLAGS_05="--batch 512 ${FLAGS_05:-}"  # section 4.1: 512 for 70B and 72B
-    FLAGS_04_ONLINE="--k ${ONLINE_K:-8} ${FLAGS_04_ONLINE:-}"
+    FLAGS_04_ONLINE="--k ${ONLINE_K:-8} --concurrency $((64 * ${PROCESSES:-1})) ${FLAGS_04_ONLINE:-}"
     ONLINE_FROM=$OUT/05_sft                  # the paper's tables: SFT + online DPO
     case $BASE in *.gguf | coder-*) STUDENT=$BASE BASE=$OUT/base ;; esac
     HELDOUT_QUERIES=$OUT/04_queries.jsonl    # what stage 04 kept, and of these what it held out
     MEASURED=benchmarks BENCHMARKS=(--allow-gaps)
     BENCHMARKS+=(--benchmarks ifeval,followbench,infobench,mtbench,arenahard,ceval,mmlu,gsm8k,humaneval)
     JUDGED=(--judge-model "${JUDGE:-${SUPERVISOR:-unset}}" --judge-base-url "${OPENAI_BASE_URL:-}")
-    if [ -d "${DATA_DIR:-}/ifeval" ] || [ -d "${DATA_DIR:-}/followbench" ]; then CONTAMINATION=wanted; fi
+    if [ "${OPENAI_BASE_URL:-}" ] && [ -d "${DATA_DIR:-}/ifeval" -o -d "${DATA_DIR:-}/followbench" ]; then
+        CONTAMINATION=wanted
+    fi
 fi
 # torchrun, with the stage's words and exit code at its end
 TRAINING=(python -m autoif.training --standalone --nproc_per_node "${PROCESSES:-1}")
 if [ "${NNODES:-1}" -gt 1 ]; then  # every node runs this torchrun: srun starts it there, or you do
     TRAINING=(python -m autoif.training --nnodes "$NNODES" --nproc_per_node "${PROCESSES:-1}" --rdzv_backend c10d
         --rdzv_id "${SLURM_JOB_ID:-autoif}" --rdzv_endpoint "${MASTER_ADDR:?the first node}:${MASTER_PORT:-29500}")
-    [ -z "${SLURM_JOB_ID:-}" ] || TRAINING=(srun --ntasks-per-node=1 "${TRAINING[@]}")
+    if [ "${SLURM_JOB_ID:-}" ]; then
+        export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-}  # srun does not take it over by itself
+        TRAINING=(srun --kill-on-bad-exit=1 --ntasks-per-node=1 "${TRAINING[@]}")
+    else
+        TRAINING=(on_every_node "${TRAINING[@]}" --rdzv_conf join_timeout=86400)
+    fi
 fi
 
 begin   # one run at a time, and a log that says what ran

@@ -31,6 +31,9 @@ FALLBACK_TEMPLATE = (
 # A base model was never trained on that template: it goes on as the user where its answer ends.
 FALLBACK_STOP = ["\nUser:"]
 
+# What a repository on the hub carries besides: the same weights for other programs.
+CARRIED = ["original/*", "onnx/*", "*.pth", "*.gguf", "*.onnx", "*.h5", "*.msgpack"]
+
 # What git leaves in place of a large file where Git LFS is not installed.
 LFS_POINTER = b"version https://git-lfs"
 
@@ -192,7 +195,9 @@ def servable(model: str, folder: str | Path) -> str:
 
     folder = Path(folder)
     tokenizer = chat_tokenizer(model)
-    source = Path(model) if Path(model).is_dir() else Path(snapshot_download(model))
+    source = Path(model)
+    if not source.is_dir():
+        source = Path(snapshot_download(model, ignore_patterns=CARRIED))
     ends = known_end_tokens(source) | {tokenizer.eos_token_id, end_of_turn(tokenizer)}
 
     # what differs is written first: a link in its place would lead to the model's own file

@@ -12,6 +12,11 @@ make() {  # FILE COMMAND...: run the command unless the file is there
     echo "-- $1: done in $((SECONDS - began)) s"
 }
 served() { python -m autoif.serving ${FLAGS_SERVING:-} "$1" -- "${@:2}"; }  # MODEL COMMAND...: beside a server of it
+on_every_node() {  # COMMAND...: run it here, and say what to run on the others
+    printf '%s\n' "-- on each of the $((NNODES - 1)) other nodes, now:" \
+        "cd ${PWD@Q} && source ${VENV@Q}/bin/activate && ${*@Q}"
+    "$@"
+}
 stage() { STAGE=$1 && [ ! "$1" \> "$UNTIL" ]; }  # NN: what follows is its; fails where it is not wanted
 held_out() {  # whether constraints and queries are: not with --heldout 0 or --heldout-queries 0
     grep -qs '"split": "heldout"' "$OUT/03_instructions.jsonl" || return
@@ -70,7 +75,7 @@ begin() {  # one run at a time, and a log that says what ran
     esac
     export SERVE_LOG=$OUT/logs
     local commit names
-    names='OUT|SUPERVISOR|BASE|QUERIES|NLI|PRESET|PROCESSES|ONLINE_[A-Z]+|FLAGS_[0-9A-Z_]+|SERVE|VLLM|NNODES'
+    names='OUT|SUPERVISOR|BASE|QUERIES|NLI|PRESET|PROCESSES|ONLINE_[A-Z]+|FLAGS_[0-9A-Z_]+|SERVE|VLLM(_FLAGS)?|NNODES'
     commit=$(git rev-parse --short HEAD 2>/dev/null || echo unknown)
     {
         echo "== $(date -u +%FT%TZ) run_all.sh $MODE until $UNTIL at commit $commit"
@@ -113,6 +118,9 @@ finish() {  # table, differences, page
         return
     fi
     echo
+    if [ "${#JUDGED[@]}" -gt 0 ] && [ -z "${OPENAI_BASE_URL:-}" ]; then
+        echo "nothing is judged yet: with OPENAI_BASE_URL, the judge's, the same command goes on"
+    fi
     if grep -qs '"metrics"' "$OUT/07_results.json"; then
         cat "$OUT/07_results.md"
         python -m autoif.evaluation.results base online --out "$OUT/07_results.json"

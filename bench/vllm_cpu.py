@@ -20,6 +20,7 @@ from pathlib import Path
 import compare  # noqa: F401  puts the checkout on the path
 import openai
 
+from autoif import gpu
 from autoif.flags import cli
 from autoif.models import FALLBACK_STOP, stop_strings
 from autoif.serving import __main__ as serving
@@ -112,7 +113,7 @@ def main(args: Flags) -> None:
         for claim, holds in claims.items():
             print(f"{'ok  ' if holds else 'FAIL'} {claim}", flush=True)
         sys.exit(not all(claims.values()))
-    engines.gpu_memory = lambda: [80e9]  # as on one GPU
+    gpu.memory, engines.free_share = lambda: [80e9], lambda: 0.9  # as on one GPU
     codes = []
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {

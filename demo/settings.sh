@@ -7,7 +7,9 @@ PLAN="supervisor: recorded completions ($RECORDED); a live one: --live"
 NLI=llm                              # no hub: mDeBERTa cannot be had
 QUERIES=demo/queries.txt HELDOUT_QUERIES=demo/heldout_queries.txt
 PROCESSES=1 ONLINE_ITERATIONS=1 ONLINE_FROM=$OUT/06_offline  # one iteration is little: it goes on from offline DPO
-export DS_ACCELERATOR=cpu HF_HUB_OFFLINE=1
+export HF_HUB_OFFLINE=1
+# on the CPU, where there is a GPU too; DEMO_GPU=1 is for one, with vLLM beside it
+[ "${DEMO_GPU:-}" = 1 ] || export DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES=
 FLAGS_SERVING="--slots 64 --context 512"   # short answers: more at a time
 FLAGS_01="--seeds study/seeds.txt --k 4 --count 20"    # four recorded samples, not 100 of 50
 FLAGS_02="--k 4"                     # four recorded verifiers, not 8

@@ -8,7 +8,7 @@ NLI=llm                              # no hub: mDeBERTa cannot be had
 QUERIES=study/queries.txt HELDOUT_QUERIES=${HELDOUT_QUERIES:-study/heldout_queries.txt}
 # MORE_02 to MORE_04, MORE_06_PAIRS: flags of study/variants.sh; MORE_TRAIN: of all trainings
 PROCESSES=1 ONLINE_ITERATIONS=2 ONLINE_FROM=$OUT/05_sft  # from SFT on, as in the paper's tables
-export DS_ACCELERATOR=cpu HF_HUB_OFFLINE=1
+export HF_HUB_OFFLINE=1 DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES=  # on the CPU, where there is a GPU too
 FLAGS_SERVING="--slots 64 --context 512"   # short answers: more at a time
 FLAGS_01="--seeds study/seeds.txt --k 9 --count 20"  # nine recorded samples, not 100 of 50
 FLAGS_02="--k 4 ${MORE_02:-}"                     # four recorded verifiers, not 8

@@ -7,6 +7,7 @@ SLOW = {
     "test_bench.py": "each benchmark once, in small",
     "test_handover.py": "trainings in a row, in processes of their own",
     "test_interrupted.py": "a stage killed again and again",
+    "test_one_gpu.py": "a whole run",
     "test_partitions.py": "two processes in each form of ZeRO",
     "test_run_all.py": "whole runs",
     "test_sandbox.py": "hostile code, time-outs, kills; tests of 02 and 04 run it too",

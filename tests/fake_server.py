@@ -72,6 +72,10 @@ def value(setting, request: dict):
     return setting(request) if callable(setting) else setting
 
 
+async def _health(http: web.Request) -> web.Response:
+    return web.Response()
+
+
 class FakeServer:
     """Serves in a thread of its own.
 
@@ -197,6 +201,7 @@ class FakeServer:
         """Serve until cancelled."""
         app = web.Application(client_max_size=1 << 30)
         app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_get("/health", _health)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.01)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", self.port, backlog=4096)

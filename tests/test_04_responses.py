@@ -332,8 +332,12 @@ def test_a_function_is_one_job_with_the_responses_to_all_prompts_of_its_constrai
 
     monkeypatch.setattr(sandbox.Sandbox, "run", spy)
     run(tmp_path, answers, "--no-score", verifiers=(LOWER, SHORT), splits=("train", "train"))
-    verdict_jobs = [job for job in jobs if len(job["inputs"]) == 8]
-    assert [job["code"] for job in verdict_jobs] == [LOWER, SHORT] * 2
+    # of both constraints in one, where both wait at the same time
+    sizes = {LOWER: [], SHORT: []}
+    for job in jobs:
+        if len(job["inputs"]) != 2:  # of the trial before anything is asked
+            sizes[job["code"]].append(len(job["inputs"]))
+    assert sizes[LOWER] in ([8, 8], [16]) and sizes[SHORT] in ([8, 8], [16])
 
 
 def test_a_function_that_cannot_be_called_is_named_before_anything_is_asked(tmp_path):

@@ -390,4 +390,41 @@ def test_the_slurm_example_is_a_valid_script_that_starts_one_torchrun_a_node():
         text.startswith("#!/bin/bash\n#SBATCH")
         and "--ntasks-per-node=1" in text
         and "--rdzv-endpoint" in text
+        and "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK" in text
     )
+
+
+def training(tmp_path, **environment):
+    """The lines of run_all.sh that say how a training is started, and what they start."""
+    script = (tiny_models.ROOT / "run_all.sh").read_text()
+    part = script[script.index("TRAINING=(python") : script.index("begin   #")]
+    words = "source autoif/run.sh\nset -eu\nVENV=.venv\n"
+    words += 'srun() { printf "%s " srun "$SRUN_CPUS_PER_TASK" "$@"; }\n'
+    words += 'python() { printf "%s " python "$@"; }\n'
+    done = subprocess.run(
+        ["bash", "-c", words + part + '"${TRAINING[@]}" 05_sft.py --in "a b"'],
+        cwd=tiny_models.ROOT,
+        env={**os.environ, "PROCESSES": "8", "NNODES": "2", "MASTER_ADDR": "one", **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_under_slurm_every_node_has_its_cores_and_all_end_with_the_first_that_fails(tmp_path):
+    said = training(tmp_path, SLURM_JOB_ID="7", SLURM_CPUS_PER_TASK="96")
+    assert said.startswith("srun 96 --kill-on-bad-exit=1 --ntasks-per-node=1 python -m autoif.")
+    assert "--nnodes 2" in said and "05_sft.py" in said
+
+
+def test_several_nodes_without_slurm_are_told_the_line_that_each_runs(tmp_path):
+    """It waits a day for the others, who would else end at the lock of the first."""
+    said = training(tmp_path)
+    told, line, run = said.splitlines()
+    assert "on each of the 1 other nodes" in told
+    folder, _, command = line.partition(" && source '.venv'/bin/activate && ")
+    assert folder == f"cd '{tiny_models.ROOT}'"
+    assert command.startswith("'python' '-m' 'autoif.training' '--nnodes' '2'")
+    assert command.endswith("'join_timeout=86400' '05_sft.py' '--in' 'a b'")
+    assert run.split() == [word.strip("'") for word in command.split()]

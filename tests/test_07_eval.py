@@ -368,6 +368,34 @@ def test_without_a_judge_the_judged_benchmarks_are_gaps_and_their_answers_are_ke
     )  # three equal answers are judged once, with two questions
 
 
+def test_answers_first_and_verdicts_later_are_what_both_at_once_are(tmp_path, folder):
+    """The judge comes when the model is gone; an answer that the model refused stays open."""
+    benchmarks = "infobench,mtbench,gsm8k"
+    flags = command(model="m", data_dir=folder, benchmarks=benchmarks)
+    judged, nobody = command(judge_model="j"), "http://127.0.0.1:9/v1"
+    refusing = {"refuse": but_not("Do 2.", "too long")}
+    with FakeServer(everything, **refusing) as server:
+        run(tmp_path, *flags, only="answers", base_url=server.url)
+        asked = sum(server.answered.values())
+    assert asked == 2 + 2 * 3 + 3
+    made = tmp_path / "out/07_items/m"
+    assert [path.name for path in made.iterdir()] == ["answers.settings.json"]
+    with FakeServer(everything) as judge:
+        rows = run(
+            tmp_path, *flags, *judged, only="verdicts", base_url=nobody, judge_base_url=judge.url
+        )
+        assert {request["model"] for request in judge.requests} == {"j"}
+    assert {row["exit"] for row in rows} == {0} and (made / "benchmarks.settings.json").exists()
+    with FakeServer(everything, **refusing) as server:
+        together = run(
+            tmp_path / "2", *flags, *judged, base_url=server.url, judge_base_url=server.url
+        )
+    for apart, whole in zip(rows, together, strict=True):
+        same = ("benchmark", "metrics", "unanswered", "refused")
+        assert [apart[name] for name in same] == [whole[name] for name in same]
+    assert rows[0]["unanswered"] == 1
+
+
 def test_an_unreadable_judge_is_reported_and_never_scored(tmp_path, folder):
     with FakeServer(lambda messages, request: "Hm.") as server:
         rows = run(

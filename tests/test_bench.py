@@ -23,7 +23,7 @@ def script(name):
 
 
 def test_the_gpu_benchmark_measures_each_part_and_goes_on_after_one_that_fails(tmp_path, capsys):
-    parts = ["attention", "dpo-0.5b", "trl-dpo-0.5b", "zero1"]  # zero1 is SFT
+    parts = ["attention", "dpo-0.5b", "trl-dpo-0.5b", "zero3"]  # zero3 is SFT
     parts.insert(1, "no-such")
     out = tmp_path / "tiny.json"
     flags = ["--tiny", "--json", str(out), "--part-seconds", "500"]
@@ -33,9 +33,9 @@ def test_the_gpu_benchmark_measures_each_part_and_goes_on_after_one_that_fails(t
     assert end.value.code == 1 and list(record["failed"]) == ["no-such"], printed
     numbers = record["numbers"]
     assert numbers["attention sdpa key error"] < 0.02
-    for part in ("dpo-0.5b", "trl-dpo-0.5b", "zero1"):
+    for part in ("dpo-0.5b", "trl-dpo-0.5b", "zero3"):
         assert numbers[f"{part} tokens_per_second"] > 0 and numbers[f"{part} tflops"] > 0
-    assert numbers["zero1 memory by arithmetic_gb"] > 0
+    assert numbers["zero3 memory by arithmetic_gb"] > 0
     assert numbers["dpo-0.5b ratio"] > 0 and "no-such: FAILED" in printed
 
 

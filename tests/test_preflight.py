@@ -1,19 +1,23 @@
 import json
+import os
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import transformers
 from fake_server import FakeServer, always, without
 from tiny_models import checkpoint, qwen2
 
+from autoif import gpu
 from autoif.files import UserError
 from autoif.flags import call
 from autoif.serving import engines, preflight
 
 
-def check(monkeypatch, tmp_path, url="", gpus=8, **settings):
+def check(monkeypatch, tmp_path, url="", gpus=8, gigabytes=80, **settings):
     monkeypatch.setenv("OPENAI_BASE_URL", url)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(engines, "gpu_memory", lambda: [80e9] * gpus)
+    monkeypatch.setattr(gpu, "memory", lambda: [1e9 * gigabytes] * gpus)
     monkeypatch.setattr(engines, "vllm", lambda: "vllm")
     flags = {"supervisor": "big", "out": str(tmp_path), "processes": "8", **settings}
     call(preflight.main, [word for name, value in flags.items() for word in (f"--{name}", value)])
@@ -56,7 +60,7 @@ def test_weights_that_are_not_whole_are_told_before_anything_is_spent(monkeypatc
 def test_vllm_that_is_missing_is_told_before_anything_is_spent(monkeypatch, tmp_path):
     base = qwen2(tmp_path / "Qwen2-7B", "7B")
     monkeypatch.setenv("VLLM", "no-such-program")
-    monkeypatch.setattr(engines, "gpu_memory", lambda: [80e9])
+    monkeypatch.setattr(gpu, "memory", lambda: [80e9])
     with pytest.raises(UserError, match="set VLLM="):
         call(preflight.main, ["--supervisor", "big", "--out", str(tmp_path), "--base", base])
 
@@ -82,6 +86,87 @@ def test_a_base_that_stage_05_does_not_train_is_told_before_anything_is_spent(
     transformers.AutoConfig.for_model(kind).save_pretrained(tmp_path / "base")
     with pytest.raises(UserError, match=f"BASE .* is a '{kind}' model.*llama, mistral, qwen2"):
         check(monkeypatch, tmp_path, base=str(tmp_path / "base"))
+
+
+# ---- one card: whoever is not needed any more need not stand there ----
+
+
+DATA = [
+    ("01", "01_instructions.jsonl", "01_seed_augment.py --model big"),
+    ("02", "02_verifiers.jsonl", "02_verifiers.py --model big"),
+    ("03", "03_instructions.jsonl", "03_backtranslate.py --model big"),
+    ("04", "04_sft.jsonl", "04_responses.py --model big --queries gone.txt"),
+]
+
+
+def in_turns(tmp_path, *more, done=4):
+    """A plan of the data, of which the first files are there, and of what comes `more`."""
+    lines = []
+    for number, (stage, name, command) in enumerate(DATA):
+        lines.append(f"{stage} {tmp_path}/{name} python {command}")
+        if number < done:
+            (tmp_path / name).touch()
+    return plan(tmp_path, *lines, *more)
+
+
+@pytest.mark.parametrize(
+    "done, told",
+    [
+        (4, []),
+        (3, ["set OPENAI_BASE_URL", "queries"]),
+        (2, ["set OPENAI_BASE_URL", "NLI", "queries"]),
+    ],
+)
+def test_only_what_is_still_to_be_made_is_asked_for(monkeypatch, tmp_path, done, told):
+    """The supervisor has left the card when its data are there."""
+    flags = {"plan": in_turns(tmp_path, done=done), "nli": "no/model", "until": "04"}
+    if not told:
+        return check(monkeypatch, tmp_path, **flags)
+    with pytest.raises(UserError) as error:
+        check(monkeypatch, tmp_path, **flags)
+    words = ["set OPENAI_BASE_URL", "NLI", "queries"]
+    assert [word for word in words if word in str(error.value)] == told
+
+
+def test_a_judge_is_asked_for_where_verdicts_are_to_be_made_and_not_for_answers(
+    monkeypatch, tmp_path
+):
+    answers = f"07 {tmp_path}/a python 07_eval.py --model m --benchmarks heldout --only answers"
+    verdicts = f"07 {tmp_path}/b python 07_eval.py --model m --benchmarks heldout --judge-model j"
+    base = checkpoint(tmp_path / "base")
+    settings = {"base": base, "judge": "j", "gpus": 0}
+    check(monkeypatch, tmp_path, plan=in_turns(tmp_path, answers), **settings)
+    with pytest.raises(UserError, match="1 things are missing:\n  1. no endpoint: set OPENAI"):
+        check(monkeypatch, tmp_path, plan=in_turns(tmp_path, answers, verdicts), **settings)
+
+
+def test_a_model_too_large_for_the_card_is_told_before_anything_is_spent(
+    monkeypatch, tmp_path, capsys
+):
+    base = qwen2(tmp_path / "Qwen2-1.5B", "1.5B")
+    train = f"05 {tmp_path}/05_sft python 05_sft.py --in x --model {base} --out {tmp_path}/05_sft"
+    monkeypatch.setattr(preflight, "check_shape", lambda *_: None)  # its weights are not here
+    sizes, sysconf = {"SC_PHYS_PAGES": 64 * 10**9, "SC_PAGE_SIZE": 1}, os.sysconf
+    monkeypatch.setattr(os, "sysconf", lambda name: sizes.get(name) or sysconf(name))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1e15))
+    settings = {"base": base, "gpus": 1, "gigabytes": 24, "processes": "1", "until": "06"}
+    with pytest.raises(UserError, match=r"05_sft: .* does not fit its GPU: .* 24 GB; .*--offload"):
+        check(monkeypatch, tmp_path, plan=in_turns(tmp_path, train), **settings)
+    capsys.readouterr()
+    check(monkeypatch, tmp_path, plan=in_turns(tmp_path, train + " --offload"), **settings)
+    printed = capsys.readouterr().out
+    assert "plan: 05_sft: ZeRO-3, packs of 4,096 tokens, 0 of 28 layers recomputed" in printed
+    assert "31 GB of CPU memory" in printed
+    assert "plan: serving: 1.5 B parameters x 2 bytes / 1 + 0.5 GB of cache" in printed
+
+
+def test_a_driver_that_is_too_old_is_told_before_anything_is_spent(monkeypatch, tmp_path):
+    def memory():
+        raise UserError("the driver is too old")
+
+    monkeypatch.setattr(gpu, "memory", memory)
+    with pytest.raises(UserError, match="the driver is too old"):
+        call(preflight.main, ["--supervisor", "big", "--out", str(tmp_path)])
 
 
 def test_benchmarks_without_data_are_named_one_by_one(monkeypatch, tmp_path):

@@ -57,6 +57,8 @@ def answer(messages, request):
         return "Use few words"
     if "Score: <number>" in text:
         return "Score: 9"
+    if "Is it a drink?" in text:  # InfoBench's question, to its judge
+        return "YES"
     draw = [
         hashlib.sha256(f"{text} {n}".encode()).digest()[0] % 10 for n in range(request.get("n", 1))
     ]

@@ -328,6 +328,21 @@ def test_qwen2s_base_model_ends_at_the_templates_token_and_at_its_own(tmp_path):
     assert set(ends) <= set(config["eos_token_id"])
 
 
+def test_what_a_repository_carries_for_other_programs_is_not_downloaded(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    base, ignored = tiny_models.checkpoint(tmp_path / "base", "qwen2"), []
+
+    def snapshot_download(name, ignore_patterns=()):
+        ignored.extend(ignore_patterns)
+        return base
+
+    monkeypatch.setattr(models, "chat_tokenizer", lambda _: tiny_models.tokenizer("qwen2"))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    models.servable("some/model", tmp_path / "servable")
+    assert {"original/*", "*.pth", "*.gguf"} <= set(ignored) and "*.bin" not in ignored
+
+
 def test_only_the_fallback_template_has_a_stop_string(tmp_path):
     base = tiny_models.checkpoint(tmp_path / "base", "base")
     assert models.stop_strings(base) == ["\nUser:"]

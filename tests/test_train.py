@@ -21,6 +21,7 @@ from autoif.training import arithmetic, packed, rows
 from autoif.training import engine as train
 from autoif.training.checkpoints import Checkpoints, binding
 from autoif.training.log import Log
+from autoif.training.ranks import from_first
 
 DAY = "2026-01-31"
 ASK = [{"role": "user", "content": "Say hi."}]
@@ -132,6 +133,18 @@ def test_varlen_attn_takes_the_arguments_that_are_checked_above():
     assert list(bound.arguments)[:7] == names
 
 
+def test_the_varlen_attn_of_pytorch_2_11_is_not_told_of_fewer_key_heads(monkeypatch):
+    def varlen_2_11(q, k, v, *bounds, scale, window_size):
+        return plain_varlen(q, k, v, *bounds, scale=scale, window_size=window_size, enable_gqa=True)
+
+    segments, inputs = states(2)
+    expected, _ = packed.attention(None, *inputs, None, 0.3, segments=segments)
+    monkeypatch.setattr(packed, "varlen_attn", varlen_2_11)
+    monkeypatch.setattr(packed, "kernel", lambda *_: (packed.varlen, "varlen"))
+    found, _ = packed.attention(None, *inputs, None, 0.3, segments=segments)
+    torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="FlashAttention needs a GPU")
 @pytest.mark.parametrize("responses", [1, 2])
 def test_flash_attention_on_a_gpu_computes_what_sdpa_does(responses):
@@ -164,6 +177,8 @@ def test_the_cpu_and_float32_compute_with_sdpa():
         ((9, 0), {"flash_attn_interface", "flash_attn"}, "FlashAttention-3"),
         ((8, 0), {"flash_attn_interface", "flash_attn"}, "FlashAttention-2 (flash-attn)"),
         ((8, 0), set(), "FlashAttention-2 (PyTorch's varlen_attn)"),
+        ((7, 5), {"flash_attn"}, "PyTorch's SDPA"),
+        ((7, 0), set(), "PyTorch's SDPA"),
     ],
 )
 def test_the_log_names_the_best_attention_that_is_installed(
@@ -471,7 +486,9 @@ def test_flags_fill_the_deepspeed_settings():
     args = train.Flags(precision="fp32", offload=True, zero=2)
     config = train.deepspeed_config(args.ds_config, args.zero, args.precision, args.offload)
     assert config["bf16"] == {"enabled": False} and config["zero_optimization"]["stage"] == 2
-    assert config["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
+    assert config["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": True}
+    config = train.deepspeed_config(args.ds_config, 2, "bf16", True, unpinned=True)
+    assert not config["zero_optimization"]["offload_optimizer"]["pin_memory"]
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"bf16": {}}'])
@@ -672,6 +689,9 @@ def test_a_run_begun_by_an_earlier_version_is_bound_to_the_same_settings(stage):
     else:
         args = module.Train(**required, reference="r")
     made = [{"id": "0", "prompt": [1, 2], "responses": [[3, 4]]}]
+    # whatever fits now, a resume point goes on in the stage of ZeRO that it was written in
+    assert args.zero == "auto"
+    args.zero = 3
     assert binding(vars(args), made, world=2) == json.loads(BOUND[stage])
 
 
@@ -683,6 +703,29 @@ def test_other_settings_do_not_resume_a_begun_run(tmp_path, alone):
         checkpoints(tmp_path, lr=2.0)
     with pytest.raises(UserError, match="processes was 1, is 2"):
         checkpoints(tmp_path, world=2)
+
+
+def test_a_run_goes_on_in_its_own_stage_of_zero_though_another_would_be_chosen_now(tmp_path, alone):
+    checkpoints(tmp_path, zero=3).restore(engine=None)
+    (tmp_path / "model.state" / "step-1").mkdir()
+    assert checkpoints(tmp_path, zero="auto").settings["zero"] == 3
+    with pytest.raises(UserError, match="zero was 3, is 1"):
+        checkpoints(tmp_path, zero=1)
+
+
+def test_where_a_shared_disk_shows_its_files_late_the_first_rank_says_what_is_there(
+    tmp_path, monkeypatch
+):
+    told = iter([(4, {"model": "no/such", "lr": 1.0}), "2026-01-31", [0.5, 0.6]])
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(
+        torch.distributed, "broadcast_object_list", lambda said: said.__setitem__(0, next(told))
+    )
+    with pytest.raises(UserError, match="data was None"):  # the settings that it was told
+        checkpoints(tmp_path, rank=1)
+    assert rows.first_day(str(tmp_path / "model")) == "2026-01-31"
+    assert from_first(lambda: "what is here") == [0.5, 0.6]
 
 
 def test_settings_without_a_resume_point_bind_nobody(tmp_path, alone):

@@ -35,6 +35,13 @@ async def ask(client: llm.Client, messages: list[dict], **sampling) -> dict:
     return samples[0]
 
 
+async def stored(client, messages: list[dict], **sampling) -> dict:
+    """The answer that is in the store; Unanswered where there is none."""
+    if client.lacks(messages, **sampling):
+        raise Unanswered
+    return await ask(client, messages, **sampling)
+
+
 @dataclass(kw_only=True)
 class Flags:
     """Who judges FollowBench, InfoBench, MT-Bench, Arena-Hard and rephrasings."""

@@ -7,9 +7,10 @@ A GGUF file is served as it is, `coder-1.5b` and other words of autoif.serving.f
     python -m autoif.serving coder-1.5b -- python 02_verifiers.py --model coder-1.5b
 
 The command finds the server in $OPENAI_BASE_URL and asks for the model by the name given here. With
-GPUs the engine is vLLM ($VLLM, or the one on the path) on all of them, else llama.cpp, whose flags
-these are; $SERVE, a command line with {model} and {port} in it, overrides both. The server ends
-with the command, and with this process however it ends.
+GPUs the engine is vLLM ($VLLM, or the one on the path; $VLLM_FLAGS are further flags) on all of
+them, else llama.cpp, whose flags these are. $SERVE overrides both: a command line with {model}, a
+folder, {name}, by which clients ask for it, and {port} in it. The server ends with the command, and
+with this process however it ends.
 """
 
 import ctypes
@@ -27,6 +28,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from autoif import gpu
 from autoif.files import UserError
 from autoif.flags import Count, cli
 from autoif.models import servable
@@ -59,11 +61,11 @@ def command_line(args: Flags, folder: Path, port: int) -> list[str]:
     gguf = fetch.gguf(args.model)
     if template := os.environ.get("SERVE"):
         served = gguf or servable(half(args.model), folder)
-        return engines.own_command(template, served, port)
-    if gguf is None and (memory := engines.gpu_memory()):
+        return engines.own_command(template, served, args.model, port)
+    if gguf is None and (memory := gpu.memory()):
         # first what can be refused: the folder may take minutes of download
-        shape = engines.shape(args.model)
-        line = engines.vllm_command(args.model, str(folder), port, shape, memory)
+        shape, share = engines.shape(args.model), engines.free_share()
+        line = engines.vllm_command(args.model, str(folder), port, shape, memory, share)
         servable(half(args.model), folder)
         return line
     gguf = gguf or llamacpp.converted(args.model, folder, args.weights)

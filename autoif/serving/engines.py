@@ -4,9 +4,11 @@ Both are started so that nothing but the request decides how a token is sampled:
 repetition penalty or length limit of the checkpoint's or the engine's own is added to it.
 """
 
+import math
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +41,15 @@ class Shape:
         cache = self.cache * requests / min(tensor_parallel, self.key_heads)
         return weights + cache + ACTIVATIONS
 
+    def arithmetic(self, tensor_parallel: int) -> str:
+        """How the bytes for a single request come about."""
+        split, key_heads = tensor_parallel, min(tensor_parallel, self.key_heads)
+        return (
+            f"{self.parameters / 1e9:.1f} B parameters x 2 bytes / {split} + "
+            f"{self.cache / 1e9:.1f} GB of cache for one request of {self.context:,} tokens / "
+            f"{key_heads} + {ACTIVATIONS / 1e9:.0f} GB = {self.memory(split, 1) / 1e9:.0f} GB each"
+        )
+
 
 def shape(model: str) -> Shape:
     """The shape that a model's configuration describes; no weight is read or made."""
@@ -51,23 +62,19 @@ def shape(model: str) -> Shape:
     return Shape(models.parameters(config), heads, key_heads, context, 2 * a_token * context)
 
 
-def gpu_memory() -> list[float]:
-    """The memory of each GPU here in bytes; none without a GPU."""
-    if not Path("/dev/nvidiactl").exists() and not Path("/dev/kfd").exists():
-        return []  # torch takes seconds to say the same
-    import torch
-
-    count = torch.cuda.device_count()
-    return [float(torch.cuda.get_device_properties(n).total_memory) for n in range(count)]
+def free_share() -> float:
+    """The share of every GPU that vLLM may take: it refuses to start with less free memory."""
+    free = subprocess.check_output([sys.executable, "-m", "autoif.gpu"], text=True)
+    return min(GPU_SHARE, math.floor(100 * float(free)) / 100)
 
 
-def split(model: str, shape: Shape, memory: list[float]) -> tuple[int, int]:
+def split(model: str, shape: Shape, memory: list[float], share: float) -> tuple[int, int]:
     """The smallest split that fits, as often as there are GPUs: (tensor parallel, data parallel).
 
     Fewer GPUs a copy exchange less, and more copies answer more. UserError with the arithmetic
     where not even all GPUs together hold it.
     """
-    usable, splits = GPU_SHARE * min(memory), []
+    usable, splits = share * min(memory), []
     for exponent in range(len(memory).bit_length()):
         if shape.heads % 2**exponent == 0:
             splits.append(2**exponent)
@@ -75,14 +82,10 @@ def split(model: str, shape: Shape, memory: list[float]) -> tuple[int, int]:
         for tensor_parallel in splits:
             if shape.memory(tensor_parallel, requests) <= usable:
                 return tensor_parallel, len(memory) // tensor_parallel
-    widest = splits[-1]
     raise UserError(
         f"{model} cannot be served on {len(memory)} GPUs of {min(memory) / 1e9:.0f} GB: "
-        f"{shape.parameters / 1e9:.1f} B parameters x 2 bytes / {widest} + "
-        f"{shape.cache / 1e9:.1f} GB of cache for one request of {shape.context:,} tokens / "
-        f"{min(widest, shape.key_heads)} + {ACTIVATIONS / 1e9:.0f} GB = "
-        f"{shape.memory(widest, 1) / 1e9:.0f} GB each, and {GPU_SHARE:.0%} of a GPU is "
-        f"{usable / 1e9:.0f} GB; use more GPUs, or set SERVE to a server of your own"
+        f"{shape.arithmetic(splits[-1])}, and {share:.0%} of a GPU is "
+        f"{usable / 1e9:.0f} GB; use more or emptier GPUs, or set SERVE to a server of your own"
     )
 
 
@@ -93,16 +96,21 @@ def vllm() -> str | None:
 
 
 def vllm_command(
-    model: str, folder: str, port: int, shape: Shape, memory: list[float]
+    model: str,
+    folder: str,
+    port: int,
+    shape: Shape,
+    memory: list[float],
+    share: float = GPU_SHARE,
 ) -> list[str]:
-    """vLLM's command line for `folder`, known to its clients as `model`, on all GPUs."""
+    """vLLM's command line for `folder`, known to its clients as `model`, on a share of all GPUs."""
     program = vllm()
     if program is None:
         raise UserError(
             "vLLM is not installed; make it an environment of its own (python -m venv /opt/vllm; "
-            "/opt/vllm/bin/pip install vllm) and set VLLM=/opt/vllm/bin/vllm"
+            "/opt/vllm/bin/pip install 'vllm>=0.25') and set VLLM=/opt/vllm/bin/vllm"
         )
-    tensor_parallel, data_parallel = split(model, shape, memory)
+    tensor_parallel, data_parallel = split(model, shape, memory, share)
     options = {
         "--served-model-name": model,
         "--host": "127.0.0.1",
@@ -111,19 +119,22 @@ def vllm_command(
         "--generation-config": "vllm",
         "--dtype": "bfloat16",
         "--max-model-len": shape.context,
-        "--gpu-memory-utilization": GPU_SHARE,
+        "--gpu-memory-utilization": share,
         "--tensor-parallel-size": tensor_parallel,
         "--data-parallel-size": data_parallel,
     }
     words = [str(word) for option in options.items() for word in option]
-    return [program, "serve", folder, *words]
+    more = shlex.split(os.environ.get("VLLM_FLAGS", ""))
+    return [program, "serve", folder, *words, *more]
 
 
-def own_command(template: str, folder: str, port: int) -> list[str]:
-    """The command line of $SERVE, with {model} and {port} filled in."""
-    # no str.format: JSON flags have braces too
+def own_command(template: str, folder: str, name: str, port: int) -> list[str]:
+    """The command line of $SERVE: {model} is a folder or file, {name} what clients ask for."""
     words = shlex.split(template)
-    return [word.replace("{model}", folder).replace("{port}", str(port)) for word in words]
+    # no str.format: JSON flags have braces too
+    for field, value in {"{model}": folder, "{name}": name, "{port}": str(port)}.items():
+        words = [word.replace(field, value) for word in words]
+    return words
 
 
 def llama_command(gguf: str, model: str, port: int, slots: int, context: int) -> list[str]:

@@ -13,16 +13,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoif import chain, sandbox
+from autoif import chain, gpu, sandbox
 from autoif.evaluation import benchmarks
 from autoif.files import UserError
 from autoif.flags import Count, Natural, cli
+from autoif.models import read_config
 from autoif.serving import engines
-from autoif.training.engine import check_shape
+from autoif.training import arithmetic
+from autoif.training.engine import MODELS, check_shape
 
-# Bytes a parameter on all GPUs together, ZeRO-3 in bf16: weights 2, gradients 4 (added up in fp32),
-# fp32 master weights and Adam's two moments 12.
-STATE_BYTES = 18
+DATA = ("01", "02", "03", "04")
 # Without a GPU a step of a larger model takes minutes, and a run weeks.
 CPU_PARAMETERS = 1e9
 OUTPUTS = (
@@ -128,15 +128,21 @@ def refusal(client, url: str, model: str) -> str | None:
     return f"{url} does not answer as {model!r}: {words}"
 
 
-def data_problems(args: Flags) -> Iterator[str | None]:
+def data_problems(args: Flags, stages: set[str]) -> Iterator[str | None]:
+    """What those of 01 to 04 lack that are still to run; afterwards the supervisor may be gone."""
+    if stages.isdisjoint(DATA):
+        return
     yield endpoint(os.environ.get("OPENAI_BASE_URL"), args.supervisor)
-    if args.nli != "llm":
+    if "03" in stages and args.nli != "llm":
         yield on_hub(args.nli, "NLI")
-    if not Path(args.queries).is_file():
+    if "04" in stages and not Path(args.queries).is_file():
         yield (
             f"queries {args.queries or '(none)'}: set QUERIES to ShareGPT's JSON, JSONL rows with "
             "'query', or text lines"
         )
+
+
+def sandbox_problems() -> Iterator[str]:
     probe = {"code": "def evaluate(response): return True", "inputs": [""]}
     try:
         with sandbox.Sandbox(sandbox.Flags()) as box:
@@ -171,6 +177,12 @@ def model_problems(
         refuse_unservable(args.base, shape, memory)
     except UserError as error:
         yield str(error)
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / max(1, len(memory))
+    for name, layout in layouts(args, memory, outputs).items():
+        try:
+            arithmetic.refuse_too_large(f"{name}: {args.base}", layout, host)
+        except UserError as error:
+            yield str(error)
     # the checkpoints in float32 with the bf16 copies that vLLM serves, and one resume point
     need = shape.parameters * ((4 + 2) * (2 + args.online_iterations) + 14)
     free = shutil.disk_usage(args.out if Path(args.out).exists() else ".").free
@@ -179,6 +191,17 @@ def model_problems(
             f"disk: about {need / 1e9:,.0f} GB are needed in {args.out}, {free / 1e9:,.0f} GB are "
             "free; set OUT elsewhere"
         )
+
+
+def layouts(args: Flags, memory: list[float], outputs: list[chain.Output]) -> dict:
+    """How each model that is trained will lie on the GPUs, by its name; none without GPUs."""
+    found, shape = {}, read_config(args.base)
+    for output in outputs:
+        # check_shape says what models of other kinds lack
+        if memory and shape.model_type in MODELS and hasattr(output.args, "micro_tokens"):
+            layout = arithmetic.layout(shape, output.args, 0, args.processes, min(memory))
+            found.setdefault(Path(output.path).name, layout)
+    return found
 
 
 def refuse_unservable(base: str, shape: engines.Shape, memory: list[float]) -> None:
@@ -194,8 +217,13 @@ def refuse_unservable(base: str, shape: engines.Shape, memory: list[float]) -> N
 # ---- stage 07: data of the benchmarks in the plan, a judge that answers ----
 
 
-def benchmark_problems(args: Flags, outputs: list[chain.Output]) -> Iterator[str | None]:
-    if args.judge not in ("", args.supervisor):
+def benchmark_problems(
+    args: Flags, outputs: list[chain.Output], asked: str
+) -> Iterator[str | None]:
+    """`asked` is a model that has answered already."""
+    # without a plan nobody knows whether a judge is needed
+    judged = not args.plan or any(getattr(each.args, "judge_model", None) for each in outputs)
+    if judged and args.judge not in ("", asked):
         yield endpoint(os.environ.get("OPENAI_BASE_URL"), args.judge, "JUDGE")
     if args.data_dir and not Path(args.data_dir).is_dir():
         yield (f"DATA_DIR {args.data_dir} is no directory; without it the data comes from the hub")
@@ -236,36 +264,48 @@ def warnings(args: Flags, outputs: list[chain.Output]) -> Iterator[str]:
 # ---- all together ----
 
 
-def plan(args: Flags, shape: engines.Shape | None, memory: list[float]) -> Iterator[str]:
+def plan(
+    args: Flags, shape: engines.Shape | None, memory: list[float], outputs: list[chain.Output]
+) -> Iterator[str]:
     """What the run holds, and what is finished."""
-    if shape:
-        states = shape.parameters * STATE_BYTES / args.processes / 1e9
-        there = f"; there are {min(memory) / 1e9:.0f} GB" if memory else ""
-        yield (
-            f"plan: {args.base}: {shape.parameters / 1e9:.1f} B parameters x {STATE_BYTES} bytes / "
-            f"{args.processes} processes = {states:.0f} GB each, and activations{there}"
-        )
+    if shape and memory:
+        for name, layout in layouts(args, memory, outputs).items():
+            yield f"plan: {name}: {layout}"
+        yield f"plan: serving: {shape.arithmetic(1)} of {min(memory) / 1e9:.0f} GB on one GPU"
     done = [name for name in OUTPUTS if (Path(args.out) / name).exists()]
     yield f"plan: finished and kept: {', '.join(done) or 'nothing yet'}"
 
 
+def to_make(args: Flags, outputs: list[chain.Output]) -> list[chain.Output]:
+    """The outputs that are not there, or are made again."""
+    again = args.redo_from or "99"
+    return [each for each in outputs if not Path(each.path).exists() or each.stage >= again]
+
+
 def main(args: Flags) -> None:
-    problems, memory, shape, outputs = [], [], None, []
+    problems, memory, shape, outputs, stages = [], [], None, [], {*DATA}
     if args.plan:
         outputs, _ = chain.read(args.plan)
         problems += chain.problems(args.plan, args.redo_from)
-    problems += data_problems(args)
+        outputs = to_make(args, outputs)
+        stages = {each.stage for each in outputs}
+    problems += data_problems(args, stages)
+    problems += sandbox_problems()
     if args.until >= "05":
-        memory = engines.gpu_memory()
+        try:
+            memory = gpu.memory()
+        except UserError as error:
+            problems.append(str(error))
         # a model of another kind has no such numbers: model_problems says why
         with contextlib.suppress(UserError, AttributeError):
             shape = engines.shape(args.base) if args.base else None
         problems += model_problems(args, shape, memory, outputs)
     if args.until >= "07":
-        problems += benchmark_problems(args, outputs)
+        asked = "" if stages.isdisjoint(DATA) else args.supervisor
+        problems += benchmark_problems(args, outputs, asked)
         for words in warnings(args, outputs):
             print(f"warning: {words}", flush=True)
-    print("\n".join(plan(args, shape, memory)), flush=True)
+    print("\n".join(plan(args, shape, memory, outputs)), flush=True)
     problems = list(filter(None, problems))
     if problems:
         numbered = (f"  {number}. {text}" for number, text in enumerate(problems, 1))

@@ -2,9 +2,11 @@
 
     python -m autoif.training --standalone --nproc_per_node 8 05_sft.py --in out/04_sft.jsonl ...
 
-Flags are torchrun's, which by itself ends with exit code 1 and a traceback.
+Flags are torchrun's, which by itself ends with exit code 1 and a traceback, and gives each process
+one thread: here they share the cores, for the optimizer of --offload.
 """
 
+import os
 import sys
 
 from torch.distributed import run
@@ -13,8 +15,12 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 
 def main() -> None:
+    args = run.parse_args(None)
+    processes = run.determine_local_world_size(args.nproc_per_node)
+    threads = max(1, len(os.sched_getaffinity(0)) // processes)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     try:
-        run.run(run.parse_args(None))
+        run.run(args)
     except SignalException as stop:
         sys.exit(128 + stop.sigval)
     except ChildFailedError as failure:

@@ -4,6 +4,9 @@
 `{"prompt": [ids], "responses": [[ids], ...]}`. Nothing here is measured.
 """
 
+from typing import NamedTuple
+
+from autoif.files import UserError
 from autoif.models import parameters
 from autoif.training.rows import packed_tokens
 
@@ -20,6 +23,9 @@ PEAKS = {
 
 LOGIT_TOKENS = 1024  # tokens whose logits exist at one time (packed.py)
 GATHERED = 2e9  # bytes of ZeRO-3's gathered layers: stage3_max_live_parameters x 2
+SMALL_PACK = 4096  # tokens of a pack that still fill a GPU
+NODE = 8  # processes beyond which each pack's weights come over a network: large packs are cheaper
+ROOM = 0.9  # of a device; a tenth stays free for what the allocator cannot place
 
 
 def attention_widths(shape) -> tuple[int, int]:
@@ -75,26 +81,32 @@ def peak_flops(device, dtype) -> float | None:
 def kept_bytes(shape) -> int:
     """Bytes a token that one layer in bf16 keeps for its backward pass.
 
-    Two norms keep their input in float32, the normed value and the scaled one (2 x 12 a column);
-    queries and keys are kept before and after their rotation, and the output (8 a query column, 8 a
-    key column with the values); gate, up, their activation and product (8 a column).
+    Two norms keep their input in float32, the normed value and the scaled one (2 x 8 a column);
+    rotated queries and the output (4 a query column), keys and values (4 a key column); gate, up,
+    their activation and product (8 a column).
     """
     queries, keys = attention_widths(shape)
-    return 24 * shape.hidden_size + 8 * (queries + keys) + 8 * shape.intermediate_size
+    return 16 * shape.hidden_size + 4 * (queries + keys) + 8 * shape.intermediate_size
 
 
 def memory(
-    shape, tokens: int, processes: int, zero: int = 3, offload: bool = False, recompute: bool = True
+    shape,
+    count: int,
+    tokens: int,
+    processes: int,
+    zero: int = 3,
+    offload: bool = False,
+    recomputed: int = 0,
 ) -> dict[str, float]:
     """Bytes that one of `processes` GPUs holds while it trains packs of `tokens` in bf16.
 
-    `states`: bf16 weights 2 a parameter, fp32 gradients 4, fp32 master weights and two moments 12,
-    each shared out over the GPUs from ZeRO stage 3, 2 and 1 on. `cpu`: what --offload moves to the
-    host. `activations`: a layer's input (2 a column) of all layers and twice one layer when layers
-    are recomputed, else all that all layers keep. `output`: logits and their gradient, 1,024 tokens
-    at a time, and the output layer's weight and gradient.
+    `states`: of each of `count` parameters the bf16 weight 2, the fp32 gradient 4, the fp32 master
+    weight and two moments 12, each shared out over the GPUs from ZeRO stage 3, 2 and 1 on. `cpu`:
+    what --offload moves to the host, where gradients lie twice. `activations`: all that layers
+    keep, and one layer's gradients; of the first `recomputed` layers their input alone (2 a
+    column), and twice what a layer keeps while one of them runs again. `output`: logits and their
+    gradient, 1,024 tokens at a time, and the output layer's weight and gradient.
     """
-    count = parameters(shape)
     # every stage of ZeRO shares out one more of the three
     weights, gradients, optimizer, gathered = 2 * count, 4 * count, 12 * count / processes, 0
     if zero >= 2:
@@ -102,18 +114,90 @@ def memory(
     if zero == 3:
         gathered = min(GATHERED, weights)
         weights /= processes
-    moved = 0
+    states, host = weights + gradients + optimizer, 0
     if offload:
-        moved = gradients + optimizer
-    if recompute:
-        kept = 2 * shape.hidden_size * shape.num_hidden_layers + 2 * kept_bytes(shape)
-    else:
-        kept = (shape.num_hidden_layers + 1) * kept_bytes(shape)
-    output = 8 * LOGIT_TOKENS * shape.vocab_size + 4 * shape.vocab_size * shape.hidden_size
+        states, host = weights, 2 * gradients + optimizer
+    whole = max(shape.num_hidden_layers - recomputed + 1, 2)
     return {
-        "states": weights + gradients + optimizer - moved,
+        "states": states,
         "gathered": gathered,
-        "activations": kept * tokens,
-        "output": output,
-        "cpu": moved,
+        "activations": (2 * shape.hidden_size * recomputed + whole * kept_bytes(shape)) * tokens,
+        "output": 8 * LOGIT_TOKENS * shape.vocab_size + 4 * shape.vocab_size * shape.hidden_size,
+        "cpu": host,
     }
+
+
+# ---- what of it fits ----
+
+
+class Layout(NamedTuple):
+    """How a model is trained on each of its devices."""
+
+    zero: int
+    tokens: int  # of a pack
+    recomputed: int  # layers, from the first on
+    layers: int
+    needed: dict[str, float]  # of memory()
+    device: float  # bytes that are there
+
+    @property
+    def bytes(self) -> float:
+        """What the device has to hold."""
+        return sum(self.needed.values()) - self.needed["cpu"]
+
+    def __str__(self) -> str:
+        """ZeRO-1, packs of 4,096 tokens, 6 of 24 layers recomputed: states 9 + ... = 20 of 26 GB"""
+        parts = {name: size for name, size in self.needed.items() if size and name != "cpu"}
+        parts = [f"{name} {size / 1e9:.1f}" for name, size in parts.items()]
+        words = (
+            f"ZeRO-{self.zero}, packs of {self.tokens:,} tokens, {self.recomputed} of "
+            f"{self.layers} layers recomputed: {' + '.join(parts)} = {self.bytes / 1e9:.1f} of "
+            f"{self.device / 1e9:.0f} GB"
+        )
+        if host := self.needed["cpu"]:
+            words += f", and {host / 1e9:.0f} GB of CPU memory"
+        return words
+
+
+def layout(shape, args, longest: int, processes: int, device: float) -> Layout:
+    """The fastest layout that fits a device of so many bytes; the leanest where none does.
+
+    `args` are the training flags; what they leave to "auto" is chosen here: on one node smaller
+    packs, down to SMALL_PACK and to the `longest` row, before a layer is computed twice (all of
+    them: 29 % of a 7B model's step), and of ZeRO the lowest stage, which exchanges least.
+    """
+    layers, count = shape.num_hidden_layers, parameters(shape)
+    capacity = max(args.micro_tokens, longest)
+    # DeepSpeed's optimizer of stage 1 in bf16 knows no offload
+    stages = [args.zero] if args.zero != "auto" else [3] if args.offload else [1, 2, 3]
+    if args.activation_checkpointing == "auto":
+        packs = [capacity]
+        while processes <= NODE and packs[-1] // 2 >= max(SMALL_PACK, longest):
+            packs.append(packs[-1] // 2)
+        forms = [(tokens, 0) for tokens in packs]
+        forms += [(packs[-1], recomputed) for recomputed in range(1, layers + 1)]
+    else:
+        forms = [(capacity, layers if args.activation_checkpointing == "on" else 0)]
+    found = []
+    for tokens, recomputed in forms:
+        for zero in stages:
+            needed = memory(shape, count, tokens, processes, zero, args.offload, recomputed)
+            found.append(Layout(zero, tokens, recomputed, layers, needed, device))
+            if found[-1].bytes <= ROOM * device:
+                return found[-1]
+    return min(found, key=lambda layout: layout.bytes)
+
+
+def refuse_too_large(name: str, layout: Layout, host: float) -> None:
+    """UserError where a model does not fit its GPU, or what is offloaded not `host` bytes."""
+    offloaded = layout.needed["cpu"]
+    if layout.bytes > layout.device:
+        advice = "fewer --micro-tokens" + ("" if offloaded else ", --offload")
+        raise UserError(
+            f"{name} does not fit its GPU: {layout}; pass {advice}, or train on more GPUs"
+        )
+    if offloaded > host:
+        raise UserError(
+            f"{name} does not fit: --offload takes {offloaded / 1e9:.0f} GB of CPU memory a GPU, "
+            f"and {host / 1e9:.0f} GB are there; train on more GPUs"
+        )

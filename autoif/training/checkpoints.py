@@ -12,11 +12,12 @@ from autoif import weights
 from autoif.files import UserError, write_whole
 from autoif.models import generation_config
 from autoif.settings import fingerprint, write_settings
+from autoif.training.ranks import from_first
 from autoif.training.rows import digest, end_tokens
 
 # Flags that may change between a killed run and its continuation: the result does not hang on them.
 FREE = set(
-    "input out command model reference micro_tokens activation_checkpointing ds_config "
+    "input out command model reference micro_tokens activation_checkpointing unpinned ds_config "
     "chat_template skip_bad export_dtype save_every keep_checkpoints divergence wandb".split()
 )
 
@@ -45,11 +46,10 @@ class Checkpoints:
         self.rank, self.world, self.keep = rank, world, args.keep_checkpoints
         self.file = self.state / "settings.json"
         self.settings = {**binding(vars(args), rows, world), "date": date}
-        if self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir())):
-            raise UserError(f"{self.out} exists; delete it to train again")
-        # settings without a resume point bind nobody: that run had nothing to lose
-        begun = self._steps() and self.file.exists()
-        before, changed = json.loads(self.file.read_text()) if begun else self.settings, []
+        self.done, before = from_first(self._begun)
+        before, changed = before or self.settings, []
+        if self.settings.get("zero") == "auto":
+            self.settings["zero"] = before["zero"]  # a resume point is of one stage
         for name, value in self.settings.items():
             # the day changes nothing but the rows, whose hash is among the settings
             if name != "date" and before.get(name) != value:
@@ -62,6 +62,14 @@ class Checkpoints:
         if rank == 0:
             self._lock()
             write_settings(args, args.out)
+
+    def _begun(self) -> tuple[int, dict | None]:
+        """(the steps of the last resume point, the settings that bind its continuation)"""
+        if self.out.exists() and not (self.out.is_dir() and not any(self.out.iterdir())):
+            raise UserError(f"{self.out} exists; delete it to train again")
+        done = max(self._steps(), default=0)
+        # settings without a resume point bind nobody: that run had nothing to lose
+        return done, json.loads(self.file.read_text()) if done and self.file.exists() else None
 
     def _lock(self) -> None:
         """Become the one training into `out`, until this process ends, however it does."""
@@ -87,18 +95,17 @@ class Checkpoints:
         """
         import torch
 
-        done = max(self._steps(), default=0)
-        if done:
-            random_state = engine.load_checkpoint(str(self.state), tag=f"step-{done}")[1]
+        if self.done:
+            random_state = engine.load_checkpoint(str(self.state), tag=f"step-{self.done}")[1]
             torch.set_rng_state(random_state["cpu"])
             if torch.cuda.is_available():
                 torch.cuda.set_rng_state(random_state["cuda"])
             if self.rank == 0:
-                print(f"resumed after step {done}", flush=True)
+                print(f"resumed after step {self.done}", flush=True)
         elif self.rank == 0:
             write_whole(self.file, json.dumps(self.settings, indent=2) + "\n")
         torch.distributed.barrier()  # the log lies in the same folder
-        return done
+        return self.done
 
     def save(self, engine, step: int) -> None:
         """Write a resume point under another name, rename it, only then delete the one before."""

@@ -3,6 +3,7 @@
 It knows no loss: a stage keeps its rows, its loss and its loop, and trains a `Policy`.
 """
 
+import argparse
 import json
 import os
 import warnings
@@ -11,7 +12,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Literal
 
-from autoif import weights
+from autoif import gpu, weights
 from autoif.files import UserError
 from autoif.flags import Count, within
 from autoif.models import read_config
@@ -19,6 +20,7 @@ from autoif.stage import wrote
 from autoif.training import arithmetic
 from autoif.training.checkpoints import Checkpoints
 from autoif.training.log import Log
+from autoif.training.ranks import from_first
 from autoif.training.rows import packed_tokens
 
 # tests/test_train.py checks these against transformers' own forward pass
@@ -33,15 +35,15 @@ Recompute = Literal["auto", "on", "off"]
 class Flags:
     """Flags of speed, memory and bookkeeping; what changes the result stands in the stages."""
 
-    # A 7B model on 80 GB that recomputes its layers: 16,384 tokens keep 12 GB (28 layers x 7 KB
-    # and twice one layer of 270 KB, a token), states on 8 GPUs 17 GB, gathered layers and logits
-    # 5 GB: 35 GB (arithmetic.memory)
-    micro_tokens: Count = 16384  # tokens a device computes at a time; a longer row is alone
+    micro_tokens: Count = 16384  # tokens a device computes at a time at most; a longer row is alone
     precision: Literal["bf16", "fp32"] = "bf16"  # of weights and activations (paper: bf16)
     export_dtype: Literal[weights.EXPORTS] = "fp32"  # bf16: half the disk, small updates are lost
-    zero: Literal[1, 2, 3] = 3  # share out optimizer (1), gradients (2), weights too (3; paper: 3)
-    activation_checkpointing: Recompute = "auto"  # recompute layers (auto: where memory is short)
+    # share out optimizer (1), gradients (2), weights too (3, the paper's); auto: as memory asks
+    zero: Literal["auto", 1, 2, 3] = "auto"
+    # recompute layers; auto: as many as memory asks, after packs were halved
+    activation_checkpointing: Recompute = "auto"
     offload: bool = False  # keep optimizer and master weights in CPU memory
+    unpinned: bool = False  # of --offload, where the machine refuses to pin so much: slower
     chat_template: str | None = None  # Jinja file to use instead of the tokenizer's own template
     skip_bad: bool = False  # leave out and count rows that cannot be trained on (else an error)
     ds_config: str = str(Path(__file__).parents[2] / "ds_config.json")  # DeepSpeed's settings
@@ -60,11 +62,13 @@ class Policy:
 
     def __init__(self, args, rows: list[dict], checkpoints: Checkpoints, steps: int, warmup: int):
         self.args, self.rows, self.checkpoints, self.steps = args, rows, checkpoints, steps
-        config = deepspeed_config(args.ds_config, args.zero, args.precision, args.offload)
-        model = load_model(args.model, config, args.precision, rows)
-        checkpoint_activations(
-            model, rows, args.activation_checkpointing, args.micro_tokens, config, checkpoints.world
+        layout = laid_out(args, rows, checkpoints)
+        self.micro_tokens = layout.tokens
+        config = deepspeed_config(
+            args.ds_config, layout.zero, args.precision, args.offload, args.unpinned
         )
+        model = load_model(args.model, config, args.precision, rows)
+        recompute(model, layout.recomputed)
         names = ("lr", "betas", "weight_decay", "schedule")
         settings = {name: getattr(args, name) for name in names}
         self.engine = trainable(model, config, steps=steps, warmup=warmup, **settings)
@@ -80,6 +84,14 @@ class Policy:
         from autoif.training.packed import pack
 
         return self.engine(**pack(rows, self.engine.device))
+
+    def tensor(self, values: list):
+        """Numbers of a pack's rows on the device, in float32."""
+        import torch
+
+        from autoif.training.packed import placed
+
+        return placed(values, self.engine.device, torch.float32)
 
     def backward(self, loss, last: bool) -> None:
         """Add up the gradient of a pack's share of the loss; with `last` the optimizer steps."""
@@ -108,12 +120,15 @@ class Policy:
 
 def start(seed: int, precision: str) -> tuple[int, int]:
     """Join the process group, alone or under torchrun; returns (rank, world size)."""
+    # read when DeepSpeed is imported: 70B are written in more than its 10 minutes
+    os.environ.setdefault("DEEPSPEED_TIMEOUT", "180")
     import torch
     import transformers
 
-    on_gpu = torch.cuda.is_available()
+    on_gpu = bool(gpu.memory())
     if not on_gpu:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        # both read their own, and must see the same
+        os.environ.update(DS_ACCELERATOR="cpu", CUDA_VISIBLE_DEVICES="")
     if "RANK" not in os.environ:  # started by `python`, not `torchrun`
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
         # any free port: nobody else will join
@@ -140,7 +155,9 @@ def start(seed: int, precision: str) -> tuple[int, int]:
     return rank, world
 
 
-def deepspeed_config(path: str | Path, zero: int, precision: str, offload: bool) -> dict:
+def deepspeed_config(
+    path: str | Path, zero: int, precision: str, offload: bool, unpinned: bool = False
+) -> dict:
     """DeepSpeed's settings from `path` with those of the flags filled in."""
     try:
         config = json.loads(Path(path).read_text())
@@ -149,7 +166,8 @@ def deepspeed_config(path: str | Path, zero: int, precision: str, offload: bool)
         raise UserError(f"--ds-config {path} is no DeepSpeed configuration: {error!r}") from None
     config["bf16"] = {"enabled": precision == "bf16"}
     if offload:
-        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+        where = {"device": "cpu", "pin_memory": not unpinned}
+        config["zero_optimization"]["offload_optimizer"] = where
     return config
 
 
@@ -223,40 +241,32 @@ def packed_model(model):
     return model
 
 
-def checkpoint_activations(
-    model, rows: list[dict], choice: str, micro_tokens: int, config: dict, world: int
-) -> None:
-    """Recompute layers in the backward pass: on, off, or (auto) where packs would not fit."""
-    import torch.distributed as dist
+def laid_out(args, rows: list[dict], checkpoints: Checkpoints) -> arithmetic.Layout:
+    """How the run lies on its devices; a stage of ZeRO binds its continuation."""
+    shape, settings = read_config(args.model), checkpoints.settings
+    flags = argparse.Namespace(**{**vars(args), "zero": settings["zero"]})
+    longest, gpus = max(map(packed_tokens, rows)), gpu.memory()
+    # processes of this machine share its memory
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    host /= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    device = min(gpus, default=host)
+    # the first decides for all: nodes may differ
+    layout = from_first(lambda: arithmetic.layout(shape, flags, longest, checkpoints.world, device))
+    if gpus:
+        arithmetic.refuse_too_large(args.model, layout, host)
+    settings["zero"] = layout.zero
+    if checkpoints.rank == 0:
+        print(f"by arithmetic: {layout}", flush=True)
+    return layout
 
-    zero = config["zero_optimization"]
-    tokens = max(micro_tokens, max(map(packed_tokens, rows)))
-    needed = arithmetic.memory(
-        model.model.config, tokens, world, zero["stage"], "offload_optimizer" in zero, False
-    )
-    on_device = sum(needed.values()) - needed["cpu"]
-    # a tenth stays free for what the allocator cannot place
-    short = on_device > 0.9 * device_memory()
-    recompute = choice == "on" or (choice == "auto" and short)
-    if recompute:
+
+def recompute(model, layers: int) -> None:
+    """Compute the first `layers` again in the backward pass, when the others' are free again."""
+    if layers:
         # the other form rejects ZeRO-3's emptied weights
         model.model.gradient_checkpointing_enable({"use_reentrant": True})
-    if dist.get_rank() == 0:
-        print(
-            f"layers are {'recomputed' if recompute else 'kept'}: packs of {tokens:,} tokens would "
-            f"take about {on_device / 1e9:.1f} of {device_memory() / 1e9:.0f} GB with all kept",
-            flush=True,
-        )
-
-
-def device_memory() -> float:
-    """Bytes of this process's GPU, or its share of the machine's memory."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return machine / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    for layer in model.layers[layers:]:
+        layer.gradient_checkpointing = False
 
 
 def room_for_warmup(steps: int, warmup: int, lr: float) -> int:

@@ -22,11 +22,13 @@ import math
 import resource
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 
 from autoif import files
 from autoif.files import UserError
 from autoif.training import arithmetic
+from autoif.training.ranks import from_first
 from autoif.training.rows import count_tokens
 
 
@@ -40,9 +42,8 @@ class Log:
         self.shape = engine.module.model.config
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.file, self.wandb = Path(f"{out}.state") / "metrics.jsonl", None
-        rows = logged(self.file, done)
+        rows = from_first(partial(logged, self.file, done))
         self.norms = [row["norm"] for row in rows]
-        dist.barrier()  # other ranks may still be reading it
         if self.rank == 0:
             with files.writer(self.file) as write:
                 for row in rows:

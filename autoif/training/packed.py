@@ -11,6 +11,7 @@ R responses, S segments.
 
 import functools
 import importlib.util
+import inspect
 import itertools
 
 import torch
@@ -52,18 +53,24 @@ def pack(rows: list[dict], device: str | torch.device = "cpu") -> dict:
             positions += range(len(prompt), len(prompt) + len(response) - 1)
             count += 1
 
-    def tensor(values):
-        return torch.tensor(values, dtype=torch.long, device=device)
-
     return {
-        "input_ids": tensor([tokens]),
-        "position_ids": tensor([positions]),
+        "input_ids": placed([tokens], device),
+        "position_ids": placed([positions], device),
         "segments": Segments(rows, device),
-        "places": tensor(places),
-        "targets": tensor(targets),
-        "owner": tensor(owner),
+        "places": placed(places, device),
+        "targets": placed(targets, device),
+        "owner": placed(owner, device),
         "count": count,
     }
+
+
+def placed(values: list, device: str | torch.device, dtype=torch.long) -> torch.Tensor:
+    """A tensor on the device that is sent behind the passes under way, and waits for none."""
+    tensor = torch.tensor(values, dtype=dtype)
+    if torch.device(device).type == "cuda":
+        # from memory that may be swapped a copy waits for all work before it
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 class Segments:
@@ -103,9 +110,7 @@ class Segments:
                     self.key_sizes.append(len(behind) + size)
                     key_index += [*behind, *own]
 
-        def tensor(values):
-            return torch.tensor(values, dtype=torch.int32, device=device)
-
+        tensor = functools.partial(placed, device=device, dtype=torch.int32)
         self.query_ends = tensor([0, *itertools.accumulate(self.query_sizes)])
         self.key_ends = tensor([0, *itertools.accumulate(self.key_sizes)])
         self.key_index = tensor(key_index) if len(key_index) > at else None
@@ -147,8 +152,11 @@ def sdpa(queries_THD, keys_KGD, values_KGD, segments: Segments, scaling: float) 
 
 def varlen(queries_THD, keys_KGD, values_KGD, segments: Segments, scaling: float) -> torch.Tensor:
     """One call of PyTorch's FlashAttention, which aligns queries with the end of longer keys."""
-    states, causal = (queries_THD, keys_KGD, values_KGD), {"window_size": (-1, 0)}
-    return varlen_attn(*states, *segments.bounds(), scale=scaling, enable_gqa=True, **causal)
+    states, options = (queries_THD, keys_KGD, values_KGD), {"window_size": (-1, 0)}
+    # PyTorch 2.11 takes fewer key heads without being told
+    if "enable_gqa" in inspect.signature(varlen_attn).parameters:
+        options["enable_gqa"] = True
+    return varlen_attn(*states, *segments.bounds(), scale=scaling, **options)
 
 
 def flash_attn(queries_THD, keys_KGD, values_KGD, segments: Segments, scaling: float):
@@ -161,8 +169,12 @@ def flash_attn(queries_THD, keys_KGD, values_KGD, segments: Segments, scaling: f
 
 @functools.cache
 def kernel(device_type: str, dtype: torch.dtype):
-    """The attention of a device and its name for the log; FlashAttention is for half precision."""
-    if device_type != "cuda" or dtype == torch.float32:
+    """The attention of a device and its name for the log.
+
+    FlashAttention is for half precision on Ampere and later: a T4 and a V100 have SDPA.
+    """
+    flash = device_type == "cuda" and dtype != torch.float32
+    if not flash or torch.cuda.get_device_capability() < (8, 0):
         return sdpa, "PyTorch's SDPA, one causal call a segment"
     on_hopper = torch.cuda.get_device_capability() == (9, 0)
     if on_hopper and importlib.util.find_spec("flash_attn_interface"):

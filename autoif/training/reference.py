@@ -8,6 +8,7 @@ from autoif import files
 from autoif.files import UserError
 from autoif.settings import fingerprint
 from autoif.training import engine
+from autoif.training.ranks import from_first
 from autoif.training.rows import digest, packed_tokens
 
 # Nats a token by which two passes may differ, since they pack rows differently. On a CPU the runs
@@ -21,22 +22,19 @@ def add_reference(rows: list[dict], args, rank: int, world: int) -> None:
 
     They are kept in `<in>.reference-<key>.jsonl`.
     """
-    import torch
-
     model = args.reference or args.model
     tokens = [[row["prompt"], row["responses"]] for row in rows]
     # named by all that the numbers depend on: other pairs or another reference are another file
     key = digest([fingerprint(model), args.precision, tokens])
     file = Path(f"{args.input}.reference-{key}.jsonl")
-    if not file.exists():
+    if not from_first(file.exists):
         logprobs = frozen_pass(model, rows, args, rank, world)
         if rank == 0:
             with files.writer(file) as write:
                 for row, both in zip(rows, logprobs):
                     write({"id": row["id"], "logprobs": both})
-    # the other ranks read what the first has written
-    torch.distributed.barrier()
-    for row, both in zip(rows, files.read(file, ["logprobs"]), strict=True):
+    kept = from_first(lambda: list(files.read(file, ["logprobs"])))
+    for row, both in zip(rows, kept, strict=True):
         row["reference"] = both["logprobs"]
 
 

@@ -18,6 +18,7 @@ from autoif import files
 from autoif.files import UserError
 from autoif.models import chat_tokenizer, special_tokens
 from autoif.stage import Funnel
+from autoif.training.ranks import from_first
 
 ROLES = ("system", "user", "assistant", "tool")
 SIDES = ("chosen", "rejected")
@@ -26,9 +27,13 @@ BAD_ROWS = 10  # that are shown at once
 
 def first_day(out: str) -> str:
     """The day on which the run into `out` was begun, today for a new one: "2026-01-31"."""
-    settings = Path(f"{out}.state", "settings.json")
-    today = datetime.date.today().isoformat()
-    return json.loads(settings.read_text()).get("date", today) if settings.exists() else today
+
+    def read() -> str:
+        settings = Path(f"{out}.state", "settings.json")
+        today = datetime.date.today().isoformat()
+        return json.loads(settings.read_text()).get("date", today) if settings.exists() else today
+
+    return from_first(read)
 
 
 def load_tokenizer(model: str, chat_template: str | None, date: str):
