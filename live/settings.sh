@@ -7,7 +7,7 @@ STUDENT=${BASE:-smollm2} BASE=$OUT/base                  # the weak one; BASE=co
 NLI=llm                              # no hub: mDeBERTa cannot be had
 QUERIES=demo/queries.txt HELDOUT_QUERIES=demo/heldout_queries.txt
 PROCESSES=1 ONLINE_ITERATIONS=1 ONLINE_FROM=$OUT/06_offline  # one iteration is little: it goes on from offline DPO
-export DS_ACCELERATOR=cpu HF_HUB_OFFLINE=1
+export CUDA_VISIBLE_DEVICES= DS_ACCELERATOR=cpu HF_HUB_OFFLINE=1  # a GPU needs no small model
 FLAGS_SERVING="--slots 32 --context 768"   # short answers: more at a time
 # a 1.5B model in 4 bits writes rubbish at temperature 1
 FLAGS_01="--seeds live/seeds.txt --shown 12 --k 2 --count 15 --max-tokens 512 --temperature 0.7"
