@@ -91,9 +91,12 @@ def test_a_prompt_that_is_tried_first_is_written_once(stage, tmp_path):
     many = ["--queries-per-instruction", 8]  # 24 prompts: the judge is tried on 20 of them
     with pytest.raises(UserError, match="^44 requests are in "):
         stage("batch", "--batch-out", requests, *many)
-    samples = [row["custom_id"].split(".", 1) for row in files.read(requests)]
-    indices = [(key, index) for key, places in samples for index in places.split(".")]
-    assert len(set(indices)) == len(indices) == 24 * 4
+    names = [row["custom_id"].split(".") for row in files.read(requests)]
+    samples = set()
+    for key, first, count in names:
+        samples |= {(key, int(first) + number) for number in range(int(count))}
+    assert len(samples) == sum(int(count) for _, _, count in names) == 24 * 4
+    assert max(len(row["custom_id"]) for row in files.read(requests)) <= 64
     results(requests, done)
     with pytest.raises(UserError, match="requests are in "):
         stage("batch", "--batch-in", done, "--batch-out", requests, *many)

@@ -7,6 +7,7 @@
 OpenAI takes 50,000 requests a file (split -l 50000).
 """
 
+import base64
 import sys
 
 from autoif import files
@@ -34,9 +35,13 @@ class Batch:
         body = {name: value for name, value in request.items() if value is not None}
         if "seed" in body:
             body["seed"] = body["seed"] * SEED_STRIDE + indices[0]
-        if len(indices) > 1:
-            body["n"] = len(indices)
-        line = {"custom_id": ".".join([key, *map(str, indices)]), "method": "POST"}
+        # a stored sample between two that are not comes again, and is left out by `read`
+        first, count = indices[0], indices[-1] - indices[0] + 1
+        if count > 1:
+            body["n"] = count
+        # of its name OpenAI takes 64 characters
+        short = base64.urlsafe_b64encode(bytes.fromhex(key)).decode()
+        line = {"custom_id": f"{short}.{first}.{count}", "method": "POST"}
         line |= {"url": "/v1/chat/completions", "body": {"model": self.model, **body}}
         self.file.write(files.dump(line) + "\n")
         self.counts["failed"] += 1
@@ -50,14 +55,17 @@ def read(path: str, store: Store) -> None:
     """Put the results of a batch into the store; what failed in it is asked again."""
     failed = 0
     for number, row in files.numbered(path, {"custom_id": str}):
-        key, *indices = row["custom_id"].split(".")
-        if len(key) != 64 or not indices:
+        try:
+            short, first, count = row["custom_id"].split(".")
+            key, first = base64.urlsafe_b64decode(short).hex(), int(first)
+            indices = range(first, first + int(count))
+        except ValueError:
             wrong = f"{path}:{number}: {row['custom_id']!r} is no request of --batch-out"
-            raise UserError(f"{wrong}; give the results that were made of it")
+            raise UserError(f"{wrong}; give the results that were made of it") from None
         body = (row.get("response") or {}).get("body") or {}
         choices, usage, records = body.get("choices") or [], body.get("usage") or {}, []
         failed += not choices
-        for index, choice in zip(map(int, indices), choices):
+        for index, choice in zip(indices, choices):
             if not store.missing(key, index, 1):  # read before
                 continue
             record = {"key": key, "index": index}
