@@ -179,26 +179,11 @@ async def verify(row: dict, client, box, args: Flags) -> tuple[dict, str | None,
 
 def refuse_unable(funnel: Funnel, counts: Counter) -> None:
     """Say what the first constraints came to; UserError with the cause where nearly all failed."""
-    completions, functions = counts["completions"], counts["functions"]
-    cut = sum(number for name, number in counts.items() if name.endswith(", truncated"))
-    errors = ("function error: syntax", "function error: no evaluate")
-    broken = sum(number for name, number in counts.items() if name.startswith(errors))
-    print(
-        f"02_verifiers: of the first {TRIAL} constraints {funnel.kept} are kept; of {completions} "
-        f"completions {functions} have a function, {broken} of these uncallable, {cut} are cut"
-    )
-    if funnel.kept > TRIAL / 10:
-        return
-    if cut > completions / 2:
-        cause = "answers are cut off; give more --max-tokens"
-    elif functions < completions / 2:
-        cause = "answers are not what the prompt asks for: is it a chat model, and able to follow?"
-    elif broken > (functions - counts["duplicate functions"]) / 2:
-        cause = "the model cannot write Python; ask a larger one, or one that is made for code"
-    else:
-        cause = "its functions and cases contradict each other; ask a larger model, or raise --k"
-    funnel.refuse_empty(cause)
-    raise UserError(f"{funnel.line()}: {cause}")
+    said, cause = verifiers.ability(counts)
+    print(f"02_verifiers: of the first {TRIAL} constraints {funnel.kept} are kept; {said}")
+    if funnel.kept <= TRIAL / 10:
+        funnel.refuse_empty(cause)
+        raise UserError(f"{funnel.line()}: {cause}")
 
 
 async def main(args: Flags) -> None:

@@ -97,9 +97,9 @@ class Flags(shards.Flags, queries.Flags, llm.Flags, sandbox.Flags):
         if self.no_score:
             self.score = "none"
 
-    @property
-    def template(self) -> str:  # none for a policy, since its SFT rows have none
-        return "{prompt}" if self.sft or self.bare_prompt else RESPONSE_PROMPT
+    def content(self, row: dict) -> str:
+        """What is asked; of a policy without the template, since its SFT rows have none."""
+        return ("{prompt}" if self.sft or self.bare_prompt else RESPONSE_PROMPT).format(**row)
 
 
 def joined(constraints: list[dict], pool: list[str], count: int, seed: int) -> list[tuple]:
@@ -156,19 +156,17 @@ async def try_judge(prompts: list[tuple], client, args: Flags) -> dict:
     rows = list(islice(chain.from_iterable(starmap(rows_of, prompts)), TRIAL))
     if len(rows) < TRIAL:  # of a few it says nothing
         return {}
-    samples = await asyncio.gather(*(client.ask(args.template.format(**row), k=1) for row in rows))
+    samples = await asyncio.gather(*(client.ask(args.content(row), k=1) for row in rows))
     pairs = [(row, answers[0]["text"]) for row, answers in zip(rows, samples) if answers]
-    if not pairs:  # none came, or they are in a batch
-        return {}
-    return await relevance.try_judge(*zip(*pairs), partial(judgement, client=client))
+    ask = partial(judgement, client=client)
+    return await relevance.try_judge(*zip(*pairs), ask) if pairs else {}  # they are in a batch
 
 
 async def answer(constraint: dict, ids: dict, client, box, others, args) -> tuple:
     """A constraint from its queries to judged responses: (constraint, rows of 04_responses)."""
     # ask: K responses a prompt
     rows = list(rows_of(constraint, ids))
-    requests = [client.ask(args.template.format(**row), k=args.k) for row in rows]
-    samples = await asyncio.gather(*requests)
+    samples = await asyncio.gather(*(client.ask(args.content(row), k=args.k) for row in rows))
 
     # verify: every function on the responses to all prompts: it is loaded and locked in once
     texts = [sample["text"] for of_prompt in samples for sample in of_prompt]
@@ -292,8 +290,9 @@ def main(args: Flags) -> None:
     folder = Path(args.out).parent
     step = f"python 05_sft.py --in {args.sft_out} --model BASE --out {folder}/05_sft"
     if args.sft:
-        files_of = f"--in {args.out} --out {folder}/06_pairs.jsonl"
-        step = f"python 06_dpo.py pairs --level online {files_of}"
+        step = (
+            f"python 06_dpo.py pairs --level online --in {args.out} --out {folder}/06_pairs.jsonl"
+        )
     wrote(args.out, args.sft_out, then=args.then(step))
 
 

@@ -61,6 +61,14 @@ def sft_loss(logprobs_R, tokens):
     return -logprobs_R.sum() / tokens
 
 
+def following(args: Flags) -> str:
+    """The command that comes next, with the files that lie beside those of this one."""
+    names = {"input": " ".join(args.input), "folder": Path(args.out).parent}
+    beside = [str(Path(path).with_name("04_responses.jsonl")) for path in args.input]
+    names |= {"data": Path(run_of(args.input[0])).parent, "responses": " ".join(beside)}
+    return NEXT.format(**names)
+
+
 def main(args: Flags) -> None:
     rank, world = train.start(args.seed, args.precision)
 
@@ -89,10 +97,7 @@ def main(args: Flags) -> None:
             loss_sum += loss.detach()
         [loss] = train.sum_over_ranks(loss_sum)
         policy.finish_step(step, {"loss": loss}, batch)
-    names = {"input": " ".join(args.input), "folder": Path(args.out).parent}
-    beside = [str(Path(path).with_name("04_responses.jsonl")) for path in args.input]
-    names |= {"data": Path(run_of(args.input[0])).parent, "responses": " ".join(beside)}
-    policy.export(tokenizer, then=NEXT.format(**names))
+    policy.export(tokenizer, then=following(args))
 
 
 if __name__ == "__main__":

@@ -231,6 +231,26 @@ def parse_samples(
     return functions, distinct
 
 
+def ability(counts: Counter) -> tuple[str, str]:
+    """(what a supervisor's completions came to, the likeliest cause where that is too little)."""
+    completions, functions = counts["completions"], counts["functions"]
+    cut = broken = 0
+    for name, number in counts.items():
+        cut += number if name.endswith(", truncated") else 0
+        uncallable = name.startswith(("function error: syntax", "function error: no evaluate"))
+        broken += number if uncallable else 0
+    said = f"of {completions} completions {functions} have a function, {broken} of them uncallable"
+    if cut > completions / 2:
+        cause = "answers are cut off; give more --max-tokens"
+    elif functions < completions / 2:
+        cause = "answers are not what the prompt asks for: is it a chat model, and able to follow?"
+    elif broken > (functions - counts["duplicate functions"]) / 2:
+        cause = "the model cannot write Python; ask a larger one, or one that is made for code"
+    else:
+        cause = "its functions and cases contradict each other; ask a larger model, or raise --k"
+    return f"{said}, {cut} are cut", cause
+
+
 # ---- the command: try the functions of a file ----
 
 

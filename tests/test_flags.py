@@ -145,11 +145,11 @@ PAPER = {
     | {"min_chars": 20, "max_chars": 300, "language": "en", "score": "judge"},
     "05_sft": {"lr": 7e-6, "schedule": "linear", "warmup_steps": 20, "batch": 128, "epochs": 3}
     | {"max_length": 8192, "weight_decay": 0.1, "betas": (0.9, 0.95), "save_every": 200}
-    | {"precision": "bf16", "zero": 3},
+    | {"precision": "bf16", "zero": "auto"},  # the paper's 3 where it is needed
     "06_dpo pairs": {"min_accuracy": 0.5, "min_score": 8, "pairs_per_prompt": 1, "fraction": 1},
     "06_dpo train": {"lr": 5e-7, "schedule": "cosine", "warmup_ratio": 0.1, "batch": 64}
     | {"epochs": 2, "max_length": 4096, "beta": 0.3, "save_every": 200, "precision": "bf16"}
-    | {"zero": 3, "sft_weight": 0},
+    | {"zero": "auto", "sft_weight": 0},
 }
 
 
