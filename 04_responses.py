@@ -156,7 +156,7 @@ async def try_judge(prompts: list[tuple], client, args: Flags) -> dict:
     rows = list(islice(chain.from_iterable(starmap(rows_of, prompts)), TRIAL))
     if len(rows) < TRIAL:  # of a few it says nothing
         return {}
-    samples = await asyncio.gather(*(client.ask(args.content(row), k=1) for row in rows))
+    samples = await asyncio.gather(*(client.ask(args.content(row), k=args.k) for row in rows))
     pairs = [(row, answers[0]["text"]) for row, answers in zip(rows, samples) if answers]
     ask = partial(judgement, client=client)
     return await relevance.try_judge(*zip(*pairs), ask) if pairs else {}  # they are in a batch
