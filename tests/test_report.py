@@ -277,7 +277,7 @@ def test_another_function_on_the_same_answers_asks_nothing_and_its_verdicts_are_
     capsys.readouterr()
     call(main, [str(tmp_path / "again"), "--against", str(whole_run)])
     said = capsys.readouterr().out
-    assert said.startswith(f"{shared} answers of both")
+    assert said.startswith(f"{shared:,} answers of both")
     told = {}
     for line in said.splitlines()[3:]:
         if line.startswith("| "):
