@@ -20,4 +20,5 @@ FLAGS_06="--precision fp32 --batch 8 --lr 3e-5 --beta 0.1 --epochs 1 --max-lengt
 FLAGS_04_ONLINE="--max-tokens 96 --k 8"
 FLAGS_07_HELDOUT="--queries-per-instruction 4 --k 2 --max-tokens 96"
 PLAN="$SUPERVISOR writes constraints, functions, back-translations, answers and scores; $STUDENT learns and is measured.
-By arithmetic, coder-1.5b at 15 tokens a second (two quiet cores without AVX-512) and smollm2: 2 minutes, 25, 8, 25; 15."
+By arithmetic, coder-1.5b at 15 tokens a second (two quiet cores without AVX-512), smollm2:
+2 minutes, 25, 8, 25; 15."
