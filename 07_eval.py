@@ -233,10 +233,12 @@ async def main(args: Flags) -> None:
         # after each benchmark: a run of hours shows what it has
         table.write(args.out, results.read(args.out), paper, PAPER_COLUMNS)
 
-    # show: the table beside the paper's, and its bars
+    # nothing is scored yet; the file says that the model's turn is over
     if args.only == "answers" and complete:
         write_settings(args, results.items_path(args.out, args.name, "answers"))
         return
+
+    # show: the table beside the paper's, and its bars
     rows = results.read(args.out)
     table.write_bars(args.out, rows)
     print(table.write(args.out, rows, paper, PAPER_COLUMNS))

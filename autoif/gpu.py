@@ -34,6 +34,11 @@ def memory() -> list[float]:
     return [float(torch.cuda.get_device_properties(n).total_memory) for n in range(count)]
 
 
+def host() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def refusal() -> str:
     """Why torch cannot use a GPU, in its own words."""
     import torch

@@ -10,6 +10,8 @@ OpenAI takes 50,000 requests a file (split -l 50000).
 import base64
 import sys
 
+from openai.types.chat import ChatCompletion
+
 from autoif import files
 from autoif.files import UserError
 from autoif.llm import reply as replies
@@ -63,18 +65,11 @@ def read(path: str, store: Store) -> None:
             wrong = f"{path}:{number}: {row['custom_id']!r} is no request of --batch-out"
             raise UserError(f"{wrong}; give the results that were made of it") from None
         body = (row.get("response") or {}).get("body") or {}
-        choices, usage, records = body.get("choices") or [], body.get("usage") or {}, []
-        failed += not choices
-        for index, choice in zip(indices, choices):
-            if not store.missing(key, index, 1):  # read before
-                continue
-            record = {"key": key, "index": index}
-            record["text"] = replies.text_of(choice["message"].get("content"))
-            record["finish_reason"] = choice.get("finish_reason") or "unknown"
-            # a request was billed once for all its samples
-            for name in ("prompt_tokens", "completion_tokens"):
-                record[name] = 0 if records else usage.get(name)
-            records.append(record)
-        store.put(records)
+        if not body.get("choices"):
+            failed += 1
+            continue
+        records = replies.records(ChatCompletion.construct(**body), key, indices)
+        # what was read before stays
+        store.put([each for each in records if store.missing(key, each["index"], 1)])
     if failed:
         print(f"{path}: {failed:,} requests failed in the batch", file=sys.stderr)

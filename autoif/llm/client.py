@@ -28,6 +28,7 @@ from autoif.flags import Count, NonNegative, Positive, PositiveShare, Share
 from autoif.llm import reply
 from autoif.llm.store import Store
 from autoif.models import fingerprint, stop_strings
+from autoif.stage import bar_interval
 
 SAMPLING = ("temperature", "max_tokens", "top_p", "seed")
 AHEAD = 16  # prompts under way, times the concurrency: until then a straggler holds up nobody
@@ -104,7 +105,7 @@ class Client:
         self._alike = 0  # prompts with equal samples; None: the server samples
 
     async def __aenter__(self) -> "Client":
-        often = {"mininterval": 0.5 if sys.stderr.isatty() else 30, "dynamic_ncols": True}
+        often = {"mininterval": bar_interval(), "dynamic_ncols": True}
         self._bar = tqdm(desc=self.name, unit=" prompts", file=sys.stderr, **often)
         return self
 

@@ -142,31 +142,17 @@ class Endpoint:
 
     def _put(self, key: str, indices: list[int], reply) -> int:
         """Store the choices of a reply; how many these are."""
-        choices = reply.choices[: len(indices)]
-        prompt_tokens, tokens = replies.billed(reply, len(choices))
-        known = [count for count in tokens if count is not None]
-        self._counts.update(
-            answered=len(choices),
-            prompt_tokens=prompt_tokens or 0,
-            completion_tokens=sum(known),
-            uncounted=len(tokens) - len(known),
-        )
-        records = []
-        for index, choice, count in zip(indices, choices, tokens):
-            record = {
-                "key": key,
-                "index": index,
-                "text": replies.text_of(choice.message.content),
-                "finish_reason": choice.finish_reason or "unknown",
-                "prompt_tokens": 0 if records else prompt_tokens,
-                "completion_tokens": count,
-            }
-            records.append(record)
+        records = replies.records(reply, key, indices)
+        self._counts["answered"] += len(records)
+        for choice, record in zip(reply.choices, records):
+            self._counts["prompt_tokens"] += record["prompt_tokens"] or 0
+            self._counts["completion_tokens"] += record["completion_tokens"] or 0
+            self._counts["uncounted"] += record["completion_tokens"] is None
             if not replies.is_answer(record):
                 self._note_empty(choice.message)
         unstored = len(records) - self._store.put(records)
         self._counts.update(samples=unstored, empty=unstored)
-        return len(choices)
+        return len(records)
 
     def _note_empty(self, message) -> None:
         """Say the first answer without text, and where the text may be."""
@@ -333,13 +319,14 @@ class Endpoint:
 def address(base_url: str) -> str:
     """The server's address without the white space around it; UserError where it is none."""
     base_url, flag = base_url.strip(), "$OPENAI_BASE_URL or --base-url"
-    if "@" in base_url or not re.match(r"https?://[^/\s]", base_url, re.IGNORECASE):
-        raise UserError(
-            f"{flag} must begin with http:// or https:// and hold no password (that goes into "
-            "$OPENAI_API_KEY), for example http://localhost:8000/v1"
-            + f"; it is {base_url!r}"
-            * ("@" not in base_url)
-        )
+    wanted = (
+        f"{flag} must begin with http:// or https:// and hold no password (that goes into "
+        "$OPENAI_API_KEY), for example http://localhost:8000/v1"
+    )
+    if "@" in base_url:  # not repeated: it may be a password
+        raise UserError(wanted)
+    if not re.match(r"https?://[^/\s]", base_url, re.IGNORECASE):
+        raise UserError(f"{wanted}; it is {base_url!r}")
     try:
         port = httpx2.URL(base_url).port
     except httpx2.InvalidURL as error:

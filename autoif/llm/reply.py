@@ -121,3 +121,20 @@ def billed(reply, choices: int) -> tuple[int | None, list[int | None]]:
             return usage.prompt_tokens, [total] + [None] * (choices - 1)
     share, rest = divmod(total, choices)
     return usage.prompt_tokens, [share + (place < rest) for place in range(choices)]
+
+
+def records(reply, key: str, indices: list[int]) -> list[dict]:
+    """What the store takes of a reply: a record for each of its choices."""
+    choices, found = reply.choices[: len(indices)], []
+    prompt_tokens, tokens = billed(reply, len(choices))
+    for index, choice, count in zip(indices, choices, tokens):
+        record = {
+            "key": key,
+            "index": index,
+            "text": text_of(choice.message.content),
+            "finish_reason": choice.finish_reason or "unknown",
+            "prompt_tokens": 0 if found else prompt_tokens,
+            "completion_tokens": count,
+        }
+        found.append(record)
+    return found

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from autoif.files import UserError, whole_file
 from autoif.flags import cli
+from autoif.stage import bar_interval
 
 BLOCK = 1 << 20
 
@@ -76,8 +77,7 @@ def cache() -> Path:
 
 
 def progress(what: str, size: int) -> tqdm:
-    seconds = 0.5 if sys.stderr.isatty() else 30  # a log needs no line every tenth of a second
-    bar = dict(desc=what, total=size, unit="B", unit_scale=True, mininterval=seconds)
+    bar = dict(desc=what, total=size, unit="B", unit_scale=True, mininterval=bar_interval())
     return tqdm(file=sys.stderr, **bar)
 
 

@@ -177,7 +177,7 @@ def model_problems(
         refuse_unservable(args.base, shape, memory)
     except UserError as error:
         yield str(error)
-    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / max(1, len(memory))
+    host = gpu.host() / max(1, len(memory))
     for name, layout in layouts(args, memory, outputs).items():
         try:
             arithmetic.refuse_too_large(f"{name}: {args.base}", layout, host)

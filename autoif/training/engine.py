@@ -247,8 +247,7 @@ def laid_out(args, rows: list[dict], checkpoints: Checkpoints) -> arithmetic.Lay
     flags = argparse.Namespace(**{**vars(args), "zero": settings["zero"]})
     longest, gpus = max(map(packed_tokens, rows)), gpu.memory()
     # processes of this machine share its memory
-    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    host /= int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    host = gpu.host() / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     device = min(gpus, default=host)
     # the first decides for all: nodes may differ
     layout = from_first(lambda: arithmetic.layout(shape, flags, longest, checkpoints.world, device))
