@@ -193,7 +193,13 @@ def main(args: Flags) -> None:
             continue
         kept.append(row)
         funnel.keep()
-    funnel.refuse_empty("Does the NLI model, or the supervisor that judges, tell the labels apart?")
+    doubt = (
+        "Does the judge tell the labels apart? A small supervisor does not (live/README.md): --nli "
+        "with a classifier, or --no-back-translation"
+    )
+    funnel.refuse_empty(doubt)
+    if 2 * counts["contradiction"] > counts.total():
+        print(f"03_backtranslate: warning: most labels are contradictions. {doubt}")
 
     # split: families are known only when all constraints are, so this waits for the last one, and
     # of shards for the run that reads what all have kept

@@ -48,21 +48,12 @@ Constraint on the answer: {instruction}
 Answer the query. Follow the constraint strictly, and write nothing but the answer."""
 
 SCORE_PROMPT = """\
-A user asked a question and set a constraint on the form of the answer. Judge whether the answer
-helps with the question.
+Question: {query}
 
-[Question]
-{query}
+Answer: {response}
 
-[Constraint]
-{instruction}
-
-[Answer]
-{response}
-
-The constraint may force an unusual form on the answer; do not hold the form against it. Explain in
-one sentence how well the content answers the question. Then give a score from 0 (has nothing to do
-with the question) to 10 (answers it fully) on a last line of its own, in exactly this form:
+Does the answer tell what the question asks for? Do not mind its form: it had to follow a rule. Give
+a score from 0 (it is about something else) to 10 (it answers the question), in this form:
 Score: <number>"""
 
 TRIAL = 20  # prompts with whose answers the judge is tried before it is used
@@ -214,7 +205,7 @@ async def score(row: dict, client, others: list[str], args: Flags) -> None:
 
 async def judgement(row: dict, text: str, client) -> float | None:
     """The judge's score of a response, 0 to 10; None of a cut reply, whose 1 may be a 10."""
-    content = SCORE_PROMPT.format(query=row["query"], instruction=row["instruction"], response=text)
+    content = SCORE_PROMPT.format(**row, response=text)
     [reply] = await client.ask(content, part="scores", temperature=0.0) or [None]
     if reply is None or reply["finish_reason"] == "length":
         return None

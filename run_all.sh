@@ -2,7 +2,7 @@
 # AutoIF from seed constraints to a results table.
 #
 #   bash run_all.sh --live      Qwen2.5-Coder-1.5B supervises, SmolLM2-135M learns; two CPU cores, no endpoint, no GPU
-#   bash run_all.sh --demo      SmolLM2-135M aligns itself under a recorded supervisor; two CPU cores, no hub, no endpoint
+#   bash run_all.sh --demo      the same with that supervisor's completions replayed; minutes, and nothing is fetched
 #   bash run_all.sh --study     one seed of study/, an hour
 #   OPENAI_BASE_URL=... SUPERVISOR=Qwen/Qwen2-72B-Instruct BASE=Qwen/Qwen2-7B QUERIES=ShareGPT.json \
 #   bash run_all.sh             the paper's setting on one node of 8 GPUs of 80 GB

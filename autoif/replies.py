@@ -16,6 +16,7 @@ BULLET = re.compile(
     r"^\s*(?:(?:\*\*|__)?(?:[-*•‣◦–—+](?!\*)|(?:\(?#?|(?i:rule|constraint)\s)\d{1,3}[.):]|"
     r"\(\d{1,3}\))(?:\*\*|__)?\s+|\d{1,3}[、．]\s*)(?:(?:[-=]+|\d{1,3}[.)]|\[[ x]?\])\s+)*"
 )
+TITLE = re.compile(r"[A-Z][a-z]*(?: [a-z]+)?: (?=[A-Z])")  # "Last line: The last line must ..."
 MARKUP = re.compile(r"\s*(?:```.*|</?\w+>)?\s*")  # a line with a fence, a lone tag or nothing
 # Also several in a line, and those in a tag around all.
 TAGGED = re.compile(
@@ -69,7 +70,11 @@ def items(text: str) -> list[str]:
     tagged = [content for _, content in TAGGED.findall(text)]
     # the longest list: an item may have a small one inside, and prose around a list may be marked
     longest = max(listed, column(text), marked, tagged, key=len)
-    return [clean(item) for item in longest or lines]
+    cleaned = [clean(item) for item in longest or lines]
+    # "Length: The answer must ...": a model that names a kind before each
+    if 2 * sum(bool(TITLE.match(item)) for item in cleaned) > len(cleaned) > 1:
+        return [TITLE.sub("", item) for item in cleaned]
+    return cleaned
 
 
 def texts(value: object) -> list[str]:

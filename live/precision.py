@@ -2,14 +2,17 @@
 
     python live/precision.py functions out/live    # all that compile, of every constraint
     python -m autoif.serving coder-1.5b -- python 04_responses.py --model coder-1.5b --no-score \\
-        --in out/live/precision/03_instructions.jsonl --queries demo/queries.txt --k 4 \\
-        --queries-per-instruction 1 --heldout-queries 0 --max-tokens 96 \\
+        --in out/live/precision/03_instructions.jsonl --queries demo/queries.txt --bare-prompt \\
+        --queries-per-instruction 1 --k 4 --heldout-queries 0 --max-tokens 96 \\
         --store out/live/completions/04_responses.jsonl --out out/live/precision/04_responses.jsonl
-    python live/precision.py table out/live --labels labels.jsonl
+    python live/precision.py table out/live
 
-A label says whether an answer obeys its constraint, given by a reader who saw no function:
+Labels are by hand. `labels.jsonl` says whether an answer obeys its constraint, by a reader who saw
+no function; `nli.jsonl` what a constraint says of a back-translation of one of its functions (by
+`03_backtranslate.py --max-functions 2 --max-tokens 64`), since this supervisor is no judge of that:
 
     {"instruction": "Use no digits", "response": "Two and two are four.", "obeys": true}
+    {"instruction": "Use no digits", "back_translation": "Use a number.", "label": "contradiction"}
 """
 
 import dataclasses
@@ -29,23 +32,31 @@ from autoif import files, flags, llm, sandbox, verifiers  # noqa: E402
 from autoif.evaluation.intervals import interval  # noqa: E402
 from autoif.settings import settings_path  # noqa: E402
 
-FILTERS = ("none: all that compile", "cross-validation", "and back-translation")
+LIVE = ROOT / "live"
+FILTERS = ("none: all that compile", "cross-validation", "and back-translation, NLI by hand")
 
 
 @dataclass(kw_only=True)
 class Flags:
     out: Positional[str]  # folder of a run
-    labels: str = str(ROOT / "live" / "labels.jsonl")  # whether answers obey, by hand
+    labels: str = str(LIVE / "labels.jsonl")  # whether answers obey, by hand
+    nli: str = str(LIVE / "nli.jsonl")  # whether back-translations contradict, by hand
 
 
-def kept_by(out: Path) -> dict[tuple[str, str], int]:
-    """The last of `FILTERS` that each (constraint id, code) passed, of those that passed one."""
-    passed = {}
-    for number, name in enumerate(("02_verifiers.jsonl", "03_instructions.jsonl"), 1):
-        for row in files.read(out / name):
-            for verifier in row["verifiers"]:
-                passed[row["id"], verifier["code"]] = number
-    return passed
+def passed_by(args: Flags) -> dict[str, list[int]]:
+    """The last of `FILTERS` that each function of a constraint passed, by the constraint's id."""
+    passed, contradicted = {}, set()
+    for row in files.read(args.nli):
+        if row["label"] == "contradiction":
+            contradicted.add(row["instruction"])
+    for row in files.read(Path(args.out) / "02_verifiers.jsonl"):
+        for verifier in row["verifiers"]:
+            passed[row["id"], verifier["code"]] = 1 if row["instruction"] in contradicted else 2
+    of_constraint = {}
+    for row in files.read(Path(args.out) / "precision" / "03_instructions.jsonl"):
+        codes = [verifier["code"] for verifier in row["verifiers"]]
+        of_constraint[row["id"]] = [passed.get((row["id"], code), 0) for code in codes]
+    return of_constraint
 
 
 async def functions(args: Flags) -> None:
@@ -56,7 +67,7 @@ async def functions(args: Flags) -> None:
     said = {name: value for name, value in said.items() if name in names}
     # without a server: the store has what was answered
     request = stage.Flags(**said | {"out": str(out / "02_verifiers.jsonl"), "base_url": None})
-    passed, target = kept_by(out), out / "precision" / "03_instructions.jsonl"
+    target = out / "precision" / "03_instructions.jsonl"
     target.parent.mkdir(exist_ok=True)
     with files.writer(target) as write:
         async with llm.Client(request, "02_verifiers") as client, sandbox.Sandbox(request) as box:
@@ -67,7 +78,7 @@ async def functions(args: Flags) -> None:
                 judges = []
                 for code, result in zip(codes, results):
                     if verifiers.compiles(result):
-                        judges.append({"code": code, "filters": passed.get((row["id"], code), 0)})
+                        judges.append({"code": code})
                 if judges:
                     write({**row, "verifiers": judges, "split": "train"})
 
@@ -77,15 +88,13 @@ def points(args: Flags, at_least: int, of: str, vote: bool) -> list[tuple]:
     labels, out = {}, Path(args.out)
     for label in files.read(args.labels):
         labels[label["instruction"], label["response"]] = label["obeys"]
-    judges = {}
-    for row in files.read(out / "precision" / "03_instructions.jsonl"):
-        judges[row["id"]] = [verifier["filters"] >= at_least for verifier in row["verifiers"]]
+    judges = passed_by(args)
     made = []
     for row in files.read(out / "precision" / "04_responses.jsonl"):
         for response in row["responses"]:
             obeys = labels[row["instruction"], response["text"]]
             chosen = zip(response["verdicts"], judges[row["instruction_id"]])
-            passes = [verdict == "pass" for verdict, taken in chosen if taken]
+            passes = [verdict == "pass" for verdict, passed in chosen if passed >= at_least]
             if vote and passes:
                 passes = [sum(passes) / len(passes) > verifiers.MIN_ACCURACY]
             for said in passes:
@@ -104,13 +113,11 @@ def cell(args: Flags, number: int, of: str, vote: bool) -> str:
 
 def table(args: Flags) -> None:
     """Print precision and recall of single functions and of their vote, after each filter."""
-    judges = list(files.read(Path(args.out) / "precision" / "03_instructions.jsonl"))
+    judges = passed_by(args)
     print("| filter | functions | precision | recall | vote: precision | vote: recall |")
     print("| --- | --- | --- | --- | --- | --- |")
     for number, name in enumerate(FILTERS):
-        count = 0
-        for row in judges:
-            count += sum(verifier["filters"] >= number for verifier in row["verifiers"])
+        count = sum(passed >= number for of_one in judges.values() for passed in of_one)
         cells = []
         for vote in (False, True):
             cells += [cell(args, number, of, vote) for of in ("precision", "recall")]

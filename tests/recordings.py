@@ -15,8 +15,7 @@ FILES = {
     "02_verifiers": "02_verifiers",
     "03_backtranslate": "03_instructions",
 }
-# the demo's flags: four of the recorded nine samples of 01
-FEW = {**rekey.FLAGS}
+FEW = {**rekey.FLAGS}  # four of the recorded nine samples of 01 are enough for tests
 FEW["01_seed_augment"] = [*rekey.FLAGS["01_seed_augment"][:2], "--k", "4", "--count", "20"]
 
 

@@ -44,6 +44,7 @@ stage = importlib.import_module("01_seed_augment")
         "| # | Constraint |\n|---|:---|\n| 1 | Use no commas |\n| 2 | End with a question |",
         "<list>\n<item>Use no commas</item>\n<item>End with a question</item>\n</list>",
         "<item>\nUse no commas\n</item>\n<item>\nEnd with a question\n</item>",
+        "- Punctuation: Use no commas\n- Last line: End with a question",
     ],
 )
 def test_a_list_is_read_in_every_shape_that_models_write(text):
@@ -51,6 +52,10 @@ def test_a_list_is_read_in_every_shape_that_models_write(text):
         "Use no commas",
         "End with a question",
     ]
+
+
+def test_what_one_constraint_of_a_list_has_before_a_colon_is_no_title():
+    assert replies.items("- Begin with: The end\n- Use no commas")[0] == "Begin with: The end"
 
 
 def test_quotes_that_belong_to_the_constraint_stay():

@@ -103,6 +103,16 @@ def test_a_contradiction_that_is_denied_drops_no_constraint(tmp_path):
     assert [row["nli"] for row in rows] == [["neutral", "entailment"]]
 
 
+def test_a_judge_that_calls_nearly_all_a_contradiction_is_doubted(tmp_path, capsys):
+    labels = {f"Answer in 0 # {number}": "neutral" for number in range(2)}
+    rows = run(tmp_path, verified(3), lambda hypothesis: labels.get(hypothesis, "contradiction"))
+    assert [row["id"] for row in rows] == ["i0"]
+    assert "warning: most labels are contradictions" in capsys.readouterr().out
+    (tmp_path / "all").mkdir()
+    with pytest.raises(UserError, match="contradiction 2.*--no-back-translation"):
+        run(tmp_path / "all", verified(2), lambda hypothesis: "contradiction")
+
+
 def test_an_nli_model_that_cannot_be_loaded_is_told_before_anything_is_asked(tmp_path, monkeypatch):
     source = tmp_path / "02.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in verified(2)))

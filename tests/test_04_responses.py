@@ -120,7 +120,7 @@ def run(tmp_path, answer, *flags, verifiers=(LOWER,), splits=("train",), constra
 def answers(messages, request):
     if "Score: <number>" in messages[0]["content"]:
         return "It answers the question.\nScore: " + (
-            "9" if "[Answer]\nall fine" in messages[0]["content"] else "4"
+            "9" if "Answer: all fine" in messages[0]["content"] else "4"
         )
     return ["all fine", "also fine", "NOT FINE", "all fine"]
 

@@ -1,41 +1,34 @@
-"""The recordings that the demo uses, through stages 01 to 03, without endpoint, key or network."""
+"""The demo's recordings, of a live run, through stages 01 to 04: no server, key or network."""
 
-import importlib
 import json
-import re
-import shutil
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from recordings import FEW, FILES, STUDY, rekey, run_stage
 
-from autoif import files, queries, reward
-from autoif.flags import parse
+from autoif import files, queries
 
-DEMO = Path(__file__).resolve().parents[1] / "demo"
+ROOT = Path(__file__).resolve().parents[1]
+DEMO = ROOT / "demo"
 SPLITS = ("train", "heldout")
-
-
-def completions(name):
-    return list(files.read(STUDY / "completions" / f"{name}.jsonl"))
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
-    """The folder that holds what stages 01 to 03 made of the recordings."""
-    assert rekey.stale() == []
+    """What `bash run_all.sh --demo --until 04` makes."""
+    if not (Path(sys.prefix) / ".requirements").exists():
+        pytest.skip("needs the environment that run_all.sh makes")
     out = tmp_path_factory.mktemp("demo")
-    shutil.copytree(STUDY / "completions", out / "completions")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("OPENAI_BASE_URL", raising=False)
-        for name in FILES:
-            run_stage(name, out)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("OPENAI_")}
+    env |= {"OUT": str(out), "VENV": sys.prefix}
+    command = ["bash", "run_all.sh", "--demo", "--until", "04"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, (
+        done.stderr
+    )  # a prompt was reworded? demo/README.md says how to record again
     return out
-
-
-@pytest.fixture(scope="module")
-def stats(out):
-    return json.loads((out / "stats.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -43,154 +36,42 @@ def rows(out):
     return list(files.read(out / "03_instructions.jsonl"))
 
 
-def test_the_store_keeps_what_was_recorded(out):
-    for name in FILES:  # nothing was asked for: the files are as they were
-        assert (out / "completions" / f"{name}.jsonl").read_bytes() == (
-            STUDY / "completions" / f"{name}.jsonl"
-        ).read_bytes()
+def test_every_completion_is_recorded_and_none_is_asked_for(out):
+    for recorded in (DEMO / "completions").glob("*.jsonl"):
+        assert (out / "completions" / recorded.name).read_bytes() == recorded.read_bytes()
+    assert not list((out / "logs").glob("serve_*"))
 
 
-def test_the_demo_has_the_sizes_it_promises(stats, rows):
-    assert stats["01_seed_augment"]["seeds"] >= 12
-    assert stats["01_seed_augment"]["kept"] >= 70
-    assert len(rows) >= 60 and stats["03_backtranslate"]["families"] >= 35
-    assert stats["02_verifiers"]["completions"] == 4 * stats["02_verifiers"]["in"]
+def test_the_recordings_stay_small():
+    sizes = [file.stat().st_size for file in (DEMO / "completions").iterdir()]
+    assert len(sizes) == 3 and sum(sizes) < 3e6
 
 
-def test_seed_augment_drops_each_kind_of_bad_line(stats):
-    dropped = stats["01_seed_augment"]["dropped"]
-    assert set(dropped) == {
-        "exact duplicate",
-        "near duplicate",
-        "over-long",
-        "style, metaphor or translation",
-    }
-
-
-def test_lists_are_recorded_with_dashes_numbers_and_stars_and_prose_around_them(out):
-    texts = [record["text"] for record in completions("01_seed_augment")]
-    dashes, numbers, stars, brackets = texts[:4]
-    assert "\n- " in dashes and "\n2. " in numbers and "\n* **" in stars
-    assert "\n(2) " in brackets
-    instructions = {row["instruction"] for row in files.read(out / "01_instructions.jsonl")}
-    assert {
-        'Include the word "important"',
-        'Include the word "first"',
-        'Use the word "often"',
-    } <= instructions
-    assert (
-        not {dashes.splitlines()[0], dashes.splitlines()[-1], stars.splitlines()[0]} & instructions
-    )
-
-
-def test_constraints_die_in_every_way_that_the_default_thresholds_allow(stats):
-    # "no verifier accurate" is none of them: a kept case has more than half of the functions behind
-    # it, so one must be accurate
-    assert set(stats["02_verifiers"]["dropped"]) == {
-        "too few cases",
-        "no verifier compiles",
-        "no case agreed",
-    }
-    assert sum(stats["02_verifiers"]["dropped"].values()) <= 5
-    contradictions = stats["03_backtranslate"]["dropped"]["contradiction"]
-    assert 0.10 <= contradictions / stats["03_backtranslate"]["in"] <= 0.15
-
-
-def test_the_released_thresholds_leave_some_constraint_without_an_accurate_verifier(out, tmp_path):
-    shutil.copytree(out, tmp_path / "released")
-    run_stage(
-        "02_verifiers",
-        tmp_path / "released",
-        "--case-agreement",
-        "0",
-        "--min-accuracy",
-        "0.7999",
-        "--min-functions",
-        "3",
-        "--min-cases",
-        "10",
-    )
-    stats = json.loads((tmp_path / "released" / "stats.json").read_text())["02_verifiers"]
-    assert stats["dropped"]["no verifier accurate"] >= 1
-
-
-def test_the_recordings_hold_the_failures_of_a_live_model(stats):
-    stats = stats["02_verifiers"]
-    assert (
-        stats["no JSON"]
-        and stats["no function in the JSON"]
-        and stats["no function in the JSON, truncated"]
-    )
-    assert stats["duplicate functions"] >= 3
-    errors = {
-        reason.removeprefix("function error: ").split(":")[0]
-        for reason in stats
-        if reason.startswith("function error")
-    }
-    assert {"syntax", "no evaluate", "missing module", "exception", "timeout"} <= errors
-    assert stats["functions kept"] < stats["functions"] - stats["duplicate functions"]
-    assert stats["cases kept"] < stats["cases"]
-
-
-def test_the_recordings_hold_functions_that_always_pass_or_pass_an_empty_answer(out, tmp_path):
-    shutil.copytree(out, tmp_path / "all")
-    run_stage("02_verifiers", tmp_path / "all", "--no-cross-validation")
-    always, file = 0, tmp_path / "all" / "02_verifiers.jsonl"
-    for row in files.read(file):
-        by_function = zip(*(case["verdicts"] for case in row["cases"]))
-        always += sum(set(verdicts) == {"pass"} for verdicts in by_function)
-    assert always and reward.probe(reward.Verifiers.load(str(file)))["empty answer"]["functions"]
-
-
-def test_json_is_recorded_bare_fenced_inside_prose_and_broken():
-    texts = [record["text"] for record in completions("02_verifiers")]
-    assert any(text.startswith("{") and text.endswith("}") for text in texts)
-    assert any(text.startswith("```json") for text in texts)
-    assert any(not text.startswith(("{", "```")) and '"cases"' in text for text in texts)
-    assert any("},\n  ]" in text for text in texts)  # a trailing comma
-    assert any(
-        '"func": "def evaluate(response):\n' in text for text in texts
-    )  # a real newline in a string
-    assert any('"output": "False"' in text for text in texts)
-
-
-def test_a_contradictory_case_is_dropped_and_a_crash_agrees_with_nothing(out):
-    kept = {row["instruction"]: row for row in files.read(out / "02_verifiers.jsonl")}
-    outputs = [
-        case["output"]
-        for case in kept["Include the number 7"]["cases"]
-        if case["input"] == "It costs 17 pounds."
-    ]
-    assert outputs == [False]  # recorded as true by one completion and as false by another
-    crashed = [
-        case for case in kept["Use a colon exactly once"]["cases"] if "error" in case["verdicts"]
-    ]
-    assert crashed and all(0 < case["agreement"] < 1 for case in crashed)
-
-
-def test_back_translations_are_judged_entailment_neutral_and_contradiction(stats):
-    stats = stats["03_backtranslate"]
-    assert stats["entailment"] > stats["neutral"] > 0 and stats["contradiction"] > 0
+def test_forty_constraints_of_twenty_families_are_answered(rows):
+    assert len(rows) >= 40 and len({row["family"] for row in rows}) >= 20
 
 
 def test_no_held_out_constraint_has_a_sibling_that_is_trained_on(rows):
     families = {name: {row["family"] for row in rows if row["split"] == name} for name in SPLITS}
     assert not families["train"] & families["heldout"]
-    heldout = [row["instruction"] for row in rows if row["split"] == "heldout"]
-    assert len(heldout) >= 10 and len(families["heldout"]) >= 8
+    assert sum(row["split"] == "heldout" for row in rows) >= 10
 
 
-def test_most_held_out_constraints_are_not_about_length(rows):
-    """Or a gain could be had by brevity alone."""
-    heldout = [row["instruction"] for row in rows if row["split"] == "heldout"]
-    length = [each for each in heldout if re.search(r"\d+ words|longer|shorter|characters", each)]
-    assert 1 <= len(length) <= len(heldout) / 3
+def test_the_supervisor_was_tried_as_a_judge(out):
+    stats = json.loads((out / "stats.json").read_text())["04_responses"]
+    assert stats["judge AUC"] > 0.5 and len(stats["judge scores"]) > 1
 
 
-def test_some_training_constraints_ask_for_more_and_not_for_less(rows):
-    trained = [row["instruction"] for row in rows if row["split"] == "train"]
-    more = [each for each in trained if re.search("at least|more than|or more", each)]
-    assert len(more) >= 6
+def test_the_demo_is_the_live_run_but_for_its_recordings():
+    def variables(mode):
+        line = f"RECORDED= SUPERVISED=() WRITING=(); source {mode}/settings.sh; (set -o posix; set)"
+        clean = {"PATH": os.environ["PATH"], "OUT": "out"}
+        done = subprocess.run(["bash", "-c", line], cwd=ROOT, env=clean, capture_output=True)
+        return dict(each.split("=", 1) for each in done.stdout.decode().split("\n") if "=" in each)
+
+    demo, live = variables("demo"), variables("live")
+    differing = {name for name in demo if demo[name] != live[name]} - {"BASH_EXECUTION_STRING"}
+    assert differing == {"RECORDED", "SUPERVISED", "WRITING", "PLAN"}
 
 
 @pytest.mark.parametrize("name, number", [("queries.txt", 44), ("heldout_queries.txt", 16)])
@@ -205,14 +86,3 @@ def test_the_held_out_queries_are_others():
         for name in ("queries.txt", "heldout_queries.txt")
     ]
     assert not kept[0] & kept[1]
-
-
-def test_the_recordings_are_those_of_the_demos_own_flags():
-    settings = (DEMO / "settings.sh").read_text()
-    for name, flags in FEW.items():
-        stage = importlib.import_module(name)
-        said = re.search(rf'^FLAGS_{name[:2]}="([^"]*)"', settings, re.MULTILINE).group(1)
-        demos = parse(stage.main, ["--model", rekey.MODEL, *said.split()])[1]
-        ours = parse(stage.main, ["--model", rekey.MODEL, *flags])[1]
-        for each in ("k", "count", "heldout", "seed", "max_functions"):
-            assert getattr(demos, each, None) == getattr(ours, each, None), (name, each)

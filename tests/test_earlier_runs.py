@@ -44,6 +44,23 @@ RUNS = {
         "--no-score --seed 1",
     ),
 }
+SCORE_PROMPT = """\
+A user asked a question and set a constraint on the form of the answer. Judge whether the answer
+helps with the question.
+
+[Question]
+{query}
+
+[Constraint]
+{instruction}
+
+[Answer]
+{response}
+
+The constraint may force an unusual form on the answer; do not hold the form against it. Explain in
+a few sentences how well the content answers the question. Then give a score from 0 (has nothing to
+do with the question) to 10 (answers it fully) on a last line of its own, in exactly this form:
+Score: <number>"""
 WORDING = {
     "VERIFIER_PROMPT": [
         (
@@ -52,10 +69,7 @@ WORDING = {
         ),
         (", no explanation and no comments in the code:", ":"),
     ],
-    "SCORE_PROMPT": [
-        ("in\none sentence how", "in\na few sentences how"),
-        ("to do\nwith the", "to\ndo with the"),
-    ],
+    "SCORE_PROMPT": [(importlib.import_module("04_responses").SCORE_PROMPT, SCORE_PROMPT)],
 }
 MOVED = ("function always", "function passes")  # to `python -m autoif.reward --probe`
 

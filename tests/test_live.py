@@ -26,13 +26,15 @@ def write(path: Path, *rows: dict) -> None:
 
 @pytest.fixture
 def run(tmp_path):
-    """A run of two constraints with four answers; of three functions the last is always right."""
-    judges = [{"code": "a", "filters": 0}, {"code": "b", "filters": 1}, {"code": "c", "filters": 2}]
+    """Three constraints of four answers each; of three functions the last is always right, two are
+    kept, and a back-translation contradicts one constraint."""
+    judges = [{"code": "a"}, {"code": "b"}, {"code": "c"}]
     verdicts = {True: ["fail", "pass", "pass"], False: ["pass", "pass", "fail"]}
-    constraints, responses, labels = [], [], []
+    constraints, kept, responses, labels = [], [], [], []
     (tmp_path / "precision").mkdir()
-    for name in ("Use no digits", "Use lower case"):
+    for name in ("Use no digits", "Use lower case", "Use no commas"):
         constraints.append({"id": name, "instruction": name, "verifiers": judges})
+        kept.append({"id": name, "instruction": name, "verifiers": judges[1:]})
         texts = [f"{name} {number}" for number in range(4)]
         answers = []
         for number, text in enumerate(texts):
@@ -42,18 +44,21 @@ def run(tmp_path):
         responses.append(row)
     write(tmp_path / "precision" / "03_instructions.jsonl", *constraints)
     write(tmp_path / "precision" / "04_responses.jsonl", *responses)
+    write(tmp_path / "02_verifiers.jsonl", *kept)
     write(tmp_path / "labels.jsonl", *labels)
+    write(tmp_path / "nli.jsonl", {"instruction": name, "label": "contradiction"})
     return tmp_path
 
 
 def test_precision_and_recall_of_functions_and_of_their_vote_after_each_filter(run, capsys):
-    call(precision.COMMANDS, ["table", str(run), "--labels", str(run / "labels.jsonl")])
+    files = ["--labels", str(run / "labels.jsonl"), "--nli", str(run / "nli.jsonl")]
+    call(precision.COMMANDS, ["table", str(run), *files])
     rows = capsys.readouterr().out.splitlines()[2:]
     cells = [[cell.split(" [")[0].strip() for cell in row.split("|")[2:-1]] for row in rows]
     # of one constraint: a passes the 3 wrong answers, b all 4, c the right one
-    assert cells[0] == ["6", "0.25", "0.67", "0.25", "1.00"]
-    assert cells[1] == ["4", "0.40", "1.00", "1.00", "1.00"]  # b and c: 4 + 1 passes, a vote of 2
-    assert cells[2] == ["2", "1.00", "1.00", "1.00", "1.00"]
+    assert cells[0] == ["9", "0.25", "0.67", "0.25", "1.00"]
+    assert cells[1] == ["6", "0.40", "1.00", "1.00", "1.00"]  # b and c: 4 + 1 passes, a vote of 2
+    assert cells[2] == ["4", "0.40", "1.00", "1.00", "1.00"]  # of two constraints
 
 
 def test_a_gguf_file_of_ones_own_supervises_a_live_run(tmp_path):
