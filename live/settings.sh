@@ -21,6 +21,7 @@ FLAGS_04="--queries-per-instruction 2 --k 4 --max-tokens 96 --heldout-queries 0 
 # fp32: a CPU without bf16 products of its own computes them at half the speed, and the loss sees all that is learned
 FLAGS_05="--precision fp32 --batch 8 --lr 2e-5 --epochs 1 --warmup-steps 2 --max-length 512 --micro-tokens 1024"
 FLAGS_06="--precision fp32 --batch 8 --lr 3e-5 --beta 0.1 --epochs 1 --max-length 512 --micro-tokens 1024"
+FLAGS_06_PAIRS="--pairs-per-prompt 4"  # sampling costs more than training
 FLAGS_04_ONLINE="--max-tokens 96 --k 8"
 FLAGS_07_HELDOUT="--queries-per-instruction 4 --k 2 --max-tokens 96"
 PLAN="$SUPERVISOR writes constraints, functions, back-translations, answers and scores; $STUDENT learns and is measured.
