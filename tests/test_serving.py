@@ -27,9 +27,10 @@ GPU = 80e9
 
 @pytest.fixture
 def start(tmp_path):
-    model = tiny_models.checkpoint(tmp_path / "model")
+    file = tmp_path / "own.gguf"  # there is nothing to convert: it is up in no time
+    file.write_bytes(b"GGUF")
 
-    def start(*command, server=SERVER):
+    def start(*command, server=SERVER, model=str(file)):
         environment = {
             **os.environ,
             "SERVE": server,
@@ -61,7 +62,8 @@ def gone(pid):
 
 
 def test_the_command_finds_the_server_and_its_exit_code_is_passed_on(start, tmp_path):
-    process = start("bash", "-c", 'echo "$OPENAI_BASE_URL"; exit 7')
+    model = tiny_models.checkpoint(tmp_path / "model")
+    process = start("bash", "-c", 'echo "$OPENAI_BASE_URL"; exit 7', model=model)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 7 and "http://127.0.0.1:" in output
     assert gone(int((tmp_path / "pid").read_text()))
