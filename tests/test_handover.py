@@ -7,6 +7,7 @@ import pytest
 import tiny_models
 import torch
 import transformers
+from in_a_row import NEXT
 
 from autoif import weights
 from autoif.flags import call
@@ -27,29 +28,54 @@ def folder(tmp_path_factory):
 
 
 # Adam without memory: a step depends on nothing but the weights
-SFT = ("--batch", "1", "--micro-tokens", "64", "--weight-decay", "0", "--betas", "0", "0")
-SFT += ("--schedule", "constant_with_warmup", "--warmup-steps", "0")
+SFT = "--batch 1 --micro-tokens 64 --weight-decay 0 --betas 0 0 --warmup-steps 0"
+SFT += " --schedule constant_with_warmup"
+# which stage of ZeRO, on how many nodes
+FORMS = [("3", 1), ("3", 2), ("2", 2), ("1", 1)]
 
 
-def train(folder, start, out, *flags, nodes=1):
-    line = ["05_sft.py", "--in", str(folder / "rows.jsonl"), "--model", str(folder / start)]
-    line += ["--out", str(folder / out), *SFT, *flags]
-    port = tiny_models.free_port()
-    runs = [tiny_models.start(*line, node=n, nodes=nodes, port=port) for n in range(nodes)]
-    return [tiny_models.finish(run) for run in runs][0]
+def handed_over(zero, nodes):
+    """Two trainings; the rate of the second changes nothing: it hands on what it was given."""
+    one, two, flags = f"one{zero}{nodes}", f"two{zero}{nodes}", f"--epochs 1 --zero {zero}"
+    return [("base", one, f"{flags} --lr 1e-5"), (one, two, f"{flags} --lr 1e-30")]
+
+
+def train(folder, trainings, nodes):
+    """{out: what was said} of trainings (start, out, further flags), one after the other."""
+    lines, port, runs = [], tiny_models.free_port(), []
+    for start, out, flags in trainings:
+        own = f"--model {folder / start} --out {folder / out} {flags}"
+        lines.append(f"--in {folder / 'rows.jsonl'} {SFT} {own}")
+    for node in range(nodes):
+        started = tiny_models.start("tests/in_a_row.py", *lines, node=node, nodes=nodes, port=port)
+        runs.append(started)
+    output, *_ = [tiny_models.finish(run, timeout=600) for run in runs]
+    return dict(zip([out for _, out, _ in trainings], output.split(NEXT)[1:], strict=True))
+
+
+@pytest.fixture(scope="module")
+def said(folder):
+    """{out: what was said} of all trainings, alone and then on two nodes."""
+    alone = [
+        ("base", "half", "--epochs 1 --lr 1e-5"),
+        ("half", "again", "--epochs 1 --lr 1e-5"),
+        ("base", "whole", "--epochs 2 --lr 1e-5"),
+        ("base", "bf16", "--epochs 1 --lr 1e-6 --export-dtype bf16"),
+    ]
+    of_nodes = {1: alone, 2: []}
+    for zero, nodes in FORMS:
+        of_nodes[nodes] += handed_over(zero, nodes)
+    return train(folder, of_nodes[1], 1) | train(folder, of_nodes[2], 2)
 
 
 def tensors(path):
     return {name: tensor[:] for name, tensor in weights.stored(str(path)).items()}
 
 
-@pytest.mark.parametrize("zero, nodes", [("3", 1), ("3", 2), ("2", 2), ("1", 1)])
-def test_a_small_update_survives_export_load_and_the_next_stage(folder, zero, nodes):
+@pytest.mark.parametrize("zero, nodes", FORMS)
+def test_a_small_update_survives_export_load_and_the_next_stage(folder, said, zero, nodes):
     one, two = f"one{zero}{nodes}", f"two{zero}{nodes}"
-    said = train(folder, "base", one, "--epochs", "1", "--lr", "1e-5", "--zero", zero, nodes=nodes)
-    assert "keeps 100.0%" in said
-    # a rate at which the second stage changes nothing: what it hands on is what it was given
-    train(folder, one, two, "--epochs", "1", "--lr", "1e-30", "--zero", zero, nodes=nodes)
+    assert "keeps 100.0%" in said[one]
     base, first, second = (tensors(folder / name) for name in ("base", one, two))
     survived = weights.Kept()
     for name in first:
@@ -57,11 +83,7 @@ def test_a_small_update_survives_export_load_and_the_next_stage(folder, zero, no
     assert survived.rms > 5e-6 and survived.share > 0.99
 
 
-def test_two_stages_in_a_row_equal_one_that_went_on(folder):
-    flags = ("--lr", "1e-5")
-    train(folder, "base", "half", "--epochs", "1", *flags)
-    train(folder, "half", "again", "--epochs", "1", *flags)
-    train(folder, "base", "whole", "--epochs", "2", *flags)
+def test_two_stages_in_a_row_equal_one_that_went_on(folder, said):
     again, whole = tensors(folder / "again"), tensors(folder / "whole")
     for name in whole:
         assert torch.equal(again[name], whole[name]), name
@@ -69,17 +91,14 @@ def test_two_stages_in_a_row_equal_one_that_went_on(folder):
     assert first == tiny_models.metrics(folder / "whole")[1]["loss"]
 
 
-def test_a_plain_from_pretrained_loads_all_that_was_learned(folder):
-    train(folder, "base", "plain", "--epochs", "1", "--lr", "1e-5")
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "plain")
+def test_a_plain_from_pretrained_loads_all_that_was_learned(folder, said):
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "half")
     for name, parameter in model.named_parameters():
-        assert torch.equal(parameter, tensors(folder / "plain")[name])
+        assert torch.equal(parameter, tensors(folder / "half")[name])
 
 
-def test_an_export_in_bf16_says_how_little_it_keeps(folder):
-    flags = ("--epochs", "1", "--lr", "1e-6", "--export-dtype", "bf16")
-    said = train(folder, "base", "bf16", *flags)
-    share = float(said.split("(bf16) keeps ")[1].split("%")[0])
+def test_an_export_in_bf16_says_how_little_it_keeps(folder, said):
+    share = float(said["bf16"].split("(bf16) keeps ")[1].split("%")[0])
     assert share < 20
     assert {tensor.dtype for tensor in tensors(folder / "bf16").values()} == {torch.bfloat16}
     assert json.loads((folder / "bf16/config.json").read_text())["dtype"] == "bfloat16"
@@ -104,12 +123,11 @@ def test_stochastic_rounding_is_unbiased_reproducible_and_leaves_the_grid_alone(
     assert torch.equal(same.float(), grid)
 
 
-def test_a_gpu_engine_gets_bf16_that_keeps_the_update_and_a_bf16_model_as_it_is(folder):
-    train(folder, "base", "gpu", "--epochs", "1", "--lr", "1e-5")
-    copy = Path(weights.half(str(folder / "gpu")))
+def test_a_gpu_engine_gets_bf16_that_keeps_the_update_and_a_bf16_model_as_it_is(folder, said):
+    copy = Path(weights.half(str(folder / "half")))
     made = copy.stat().st_mtime_ns
-    assert Path(weights.half(str(folder / "gpu"))).stat().st_mtime_ns == made
-    base, master = tensors(folder / "base"), tensors(folder / "gpu")
+    assert Path(weights.half(str(folder / "half"))).stat().st_mtime_ns == made
+    base, master = tensors(folder / "base"), tensors(folder / "half")
     survived = weights.Kept()
     for name, left in tensors(copy).items():
         assert left.dtype == torch.bfloat16
@@ -120,10 +138,9 @@ def test_a_gpu_engine_gets_bf16_that_keeps_the_update_and_a_bf16_model_as_it_is(
     assert weights.half(str(folder / "base")) == str(folder / "base")
 
 
-def test_what_each_format_keeps_is_told_with_its_worth_on_the_rows(folder, capsys):
-    train(folder, "base", "told", "--epochs", "2", "--lr", "1e-5")
+def test_what_each_format_keeps_is_told_with_its_worth_on_the_rows(folder, said, capsys):
     rows = str(folder / "rows.jsonl")
-    call(kept.main, [str(folder / "told"), str(folder / "base"), "--rows", rows])
+    call(kept.main, [str(folder / "whole"), str(folder / "base"), "--rows", rows])
     lines = capsys.readouterr().out.splitlines()
     told = {line.split(" | ")[0].strip(): line for line in lines}
     assert "100.0% of the update kept" in told["fp32"]

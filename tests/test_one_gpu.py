@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import test_run_all
 import tiny_models
-from test_serving import chat_model, smollm2  # noqa: F401  a fixture
+from test_serving import chat_model
 
 ROOT = tiny_models.ROOT
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, smollm2):  # noqa: F811
+def run(tmp_path_factory, smollm2):
     """(folder, what the script said)"""
     if not (Path(sys.prefix) / ".requirements").exists():
         pytest.skip("this environment was not made by run_all.sh; bash tests/run.sh makes it")

@@ -58,9 +58,9 @@ def test_readme_is_120_columns_wide():
     assert [line for line in README.splitlines() if len(line) > 120] == []
 
 
-def test_what_is_slow_is_named_as_it_is_called():
+def test_what_is_slow_or_to_be_alone_is_named_as_it_is_called():
     texts = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("*.py")]
-    for name in conftest.SLOW:
+    for name in [*conftest.SLOW, *conftest.ALONE]:
         there = (ROOT / "tests" / name).exists() or any(f"def {name}(" in text for text in texts)
         assert there, name
 

