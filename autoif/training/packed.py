@@ -238,9 +238,10 @@ class _TargetLogprobs(torch.autograd.Function):
         for at in range(0, len(hidden_PC), LOGIT_TOKENS):
             part = slice(at, at + LOGIT_TOKENS)
             logits = F.linear(hidden_PC[part], weight_VC)
-            slope = logit_slopes(logits, targets_P[part], grad_P[part])
-            grad_hidden[part] = slope @ weight_VC
-            grad_weight.addmm_(slope.T, hidden_PC[part])
+            slopes = logit_slopes(logits, targets_P[part], grad_P[part])
+            grad_hidden[part] = slopes @ weight_VC
+            grad_weight.addmm_(slopes.T, hidden_PC[part])
+            del logits, slopes  # the next chunk's take their place
         return grad_hidden, grad_weight, None
 
 
