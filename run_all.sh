@@ -87,7 +87,8 @@ pipeline() {
 evaluate() {  # NAME MODEL; a settings file comes last, when all is measured
     local items=$OUT/07_items/$1
     local evaluating=(python 07_eval.py --model "$2" --name "$1" --out "$OUT/07_results.json")
-    ! held_out || make "$items/heldout.settings.json" served "$2" "${evaluating[@]}" --benchmarks heldout \
+    local busy=(--concurrency $((64 * ${PROCESSES:-1})))  # 64 for each GPU of the server
+    ! held_out || make "$items/heldout.settings.json" served "$2" "${evaluating[@]}" "${busy[@]}" --benchmarks heldout \
         --heldout "$OUT/03_instructions.jsonl" --queries "$HELDOUT_QUERIES" ${FLAGS_07_HELDOUT:-}
     evaluating+=("${BENCHMARKS[@]}" ${DATA_DIR:+--data-dir "$DATA_DIR"})
     if [ "$MEASURED" ] && [ "${#JUDGED[@]}" = 0 ]; then
@@ -95,7 +96,7 @@ evaluate() {  # NAME MODEL; a settings file comes last, when all is measured
     elif [ "$MEASURED" ]; then
         # model and judge may need the same GPU: all answers first, then, without the model, what the judge says
         make "$items/answers.settings.json" served "$2" "${evaluating[@]}" --only answers \
-            --concurrency $((64 * ${PROCESSES:-1})) ${FLAGS_07:-}
+            "${busy[@]}" ${FLAGS_07:-}
         [ -z "${OPENAI_BASE_URL:-}" ] || make "$items/$MEASURED.settings.json" "${evaluating[@]}" --only verdicts \
             "${JUDGED[@]}" ${FLAGS_07:-}
     fi

@@ -32,8 +32,8 @@ LIBRARIES = ("openai", "torch", "transformers", "deepspeed", "scikit-learn")
 FREE = set(
     "out sft_out folder store command base_url judge_base_url concurrency timeout max_failed "
     "batch_in batch_out price_in price_out workers unsafe_no_sandbox nli_batch_size micro_tokens "
-    "zero offload unpinned activation_checkpointing ds_config save_every keep_checkpoints "
-    "divergence wandb no_paper allow_gaps".split()
+    "zero offload unpinned activation_checkpointing compile ds_config save_every "
+    "keep_checkpoints divergence wandb no_paper allow_gaps".split()
 )
 
 

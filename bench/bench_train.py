@@ -4,7 +4,7 @@
 
 Each contender trains in a process of its own on the same rows with the same batch, in bf16 with
 float32 master weights, AdamW and the same loss; neither recomputes activations. Ours is the real
-stage (DeepSpeed ZeRO-3, resume points off the clock), TRL's its trainer without DeepSpeed;
+stage (DeepSpeed, ZeRO-1 by --zero auto, resume points off the clock), TRL's its trainer without it;
 --micro-tokens holds about as many rows as --micro-batch. The first step is warm-up. A token of a
 DPO prompt counts twice, once for each response, for both. Our DPO time includes half of the
 reference pass, which serves the paper's 2 epochs. OMP_WAIT_POLICY=passive keeps threads from

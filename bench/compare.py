@@ -97,8 +97,9 @@ def alone(script: str, *words: str, python: str = sys.executable, seconds: float
         done = subprocess.run(
             line, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=seconds
         )
-    except subprocess.TimeoutExpired:
-        raise UserError("out of time") from None
+    except subprocess.TimeoutExpired as late:
+        said = (late.stdout or b"").decode(errors="replace")  # bytes, whatever `text` says
+        raise UserError(f"{said[-3000:]}\nout of time") from None
     result = re.search(r"^RESULT (.*)$", done.stdout, re.MULTILINE)
     if result is None:
         raise UserError(done.stdout.strip()[-3000:] or f"exit code {done.returncode}, no output")

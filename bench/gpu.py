@@ -6,14 +6,16 @@
 Random weights in the shapes of Qwen2-0.5B, 1.5B and 7B, and rows of random words as long as
 AutoIF's. Each part runs in a process of its own; one that fails or runs out of time is named, its
 words go into a log beside the JSON, and the others go on. It wants torch 2.11 or later,
-transformers, and of requirements.txt deepspeed, tyro, tqdm, jsonlines, matplotlib; where there is
-no network, carry their wheels (`pip wheel --no-deps deepspeed==...` makes its own).
+transformers, and of requirements.txt deepspeed, tyro, tqdm, jsonlines, matplotlib, for trl-* trl
+and datasets; where there is no network, carry their wheels and those that they want (pydantic and
+hjson among them; `pip wheel --no-deps deepspeed==...` makes deepspeed's).
 
     attention      each kernel that runs here beside plain float32 attention: largest error, time
     sft-*, dpo-*   05's and 06's losses in packs of 8,192 and 4,096 tokens: tokens/s, MFU, memory
                    beside autoif/training/arithmetic.py's
     trl-*          the same rows through TRL in its fastest form of the same loss: SFT packed (bfd),
                    DPO with the reference computed before; FlashAttention and Liger if installed
+    compiled-*     the same with --compile: norms, rotary, SwiGLU and log-probabilities fused
     zero2, zero3   sft-0.5b in the other stages of ZeRO (alone on a GPU 1 is chosen)
     sft-7b-half    half of 7B's layers: all of a layer's speed, and its states fit one GPU
     sft-7b         (named by --parts only) with the optimizer on the CPU, 152 GB of its memory
@@ -24,6 +26,7 @@ MFU (a roofline by kernels), DPO twice TRL's tokens/s.
 
 import importlib
 import importlib.util
+import os
 import random
 import re
 import sys
@@ -49,8 +52,8 @@ SHAPES = {
 }
 # those with the most to say first: the time may end before the list does
 PARTS = (
-    "attention sft-0.5b dpo-0.5b sft-7b-half zero3 trl-sft-0.5b trl-dpo-0.5b sft-1.5b dpo-1.5b "
-    "zero2 trl-sft-1.5b trl-dpo-1.5b"
+    "attention sft-0.5b dpo-0.5b sft-7b-half compiled-sft-0.5b compiled-sft-7b-half zero3 "
+    "trl-sft-0.5b trl-dpo-0.5b compiled-dpo-0.5b sft-1.5b dpo-1.5b zero2 trl-sft-1.5b trl-dpo-1.5b"
 ).split()
 PACKAGES = ("torch", "transformers", "deepspeed", "trl", "flash-attn", "liger-kernel")
 TEMPLATE = (
@@ -184,7 +187,7 @@ def speed(kind: str, size: str, data: list[dict], seconds: float, device: str) -
     return numbers
 
 
-def ours(kind: str, size: str, zero: int, device: str) -> dict:
+def ours(kind: str, size: str, zero: int | str, compiled: bool, device: str) -> dict:
     """The stage's loss, packs and engine, as in its own loop."""
     import torch
 
@@ -205,6 +208,8 @@ def ours(kind: str, size: str, zero: int, device: str) -> dict:
     config = engine.deepspeed_config(ROOT / "ds_config.json", layout.zero, "bf16", size == "7b")
     model = engine.packed_model(random_model(size, "packed", torch.bfloat16, device))
     engine.recompute(model, layout.recomputed)
+    if compiled:
+        engine.fuse(model)
     settings = {"lr": 1e-6, "betas": [0.9, 0.95], "weight_decay": 0.0, "schedule": "constant"}
     policy = engine.trainable(model, config, steps, warmup=0, **settings)
 
@@ -343,27 +348,34 @@ def attention(device: str) -> dict:
 def measure(part: str, tiny: bool) -> dict:
     """One part by its name."""
     device = "cpu" if tiny else "cuda"
+    if tiny:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if part == "attention":
         return attention(device)
-    kind, _, size = part.removeprefix("trl-").partition("-")
-    zero = "auto"
+    by, zero = "", "auto"
+    for prefix in ("trl-", "compiled-"):
+        if part.startswith(prefix):
+            by, part = prefix, part.removeprefix(prefix)
+    kind, _, size = part.partition("-")
     if part in ("zero2", "zero3"):
         kind, size, zero = "sft", "0.5b", int(part[-1])
     if kind not in ("sft", "dpo") or size not in SHAPES:
         raise UserError(f"no such part; parts are {', '.join(PARTS)}")
     size = "tiny" if tiny else size
-    if part.startswith("trl-"):
+    if by == "trl-":
         return trl(kind, size, device)
-    return ours(kind, size, zero, device)
+    return ours(kind, size, zero, by == "compiled-", device)
 
 
 def ratios(numbers: dict) -> dict:
-    """Ours beside TRL's, of the parts that both were measured in."""
+    """Ours beside TRL's, and compiled beside plain, of the parts that both were measured in."""
     compared = {}
-    for part, ours in numbers.items():
-        if theirs := numbers.get(f"trl-{part}"):
-            compared[f"{part} ratio"] = ours["tokens_per_second"] / theirs["tokens_per_second"]
-            compared[f"{part} memory ratio_gb"] = ours["memory_gb"] / theirs["memory_gb"]
+    for part in numbers:
+        for over, under in ((part, f"trl-{part}"), (f"compiled-{part}", part)):
+            if {over, under} <= numbers.keys():
+                above, below = numbers[over], numbers[under]
+                compared[f"{over} ratio"] = above["tokens_per_second"] / below["tokens_per_second"]
+                compared[f"{over} memory ratio_gb"] = above["memory_gb"] / below["memory_gb"]
     return compared
 
 
@@ -385,17 +397,16 @@ def main(args: Flags) -> None:
         left = max(1, min(args.part_seconds, end - time.monotonic()))
         try:
             numbers[part] = compare.alone(__file__, *flags, "--one", part, seconds=left)
+            shown = ", ".join(f"{key} {value:.4g}" for key, value in numbers[part].items())
+            print(f"{part}: {shown}", flush=True)
+            flat |= {f"{part} {key}": value for key, value in numbers[part].items()}
         except UserError as error:
             failed[part] = str(error).splitlines()[-1]
             print(f"{part}: FAILED: {failed[part]}", flush=True)
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(path.with_suffix(".log"), "a") as log:
                 log.write(f"== {part}\n{error}\n")
-            continue
-        shown = ", ".join(f"{key} {value:.4g}" for key, value in numbers[part].items())
-        print(f"{part}: {shown}", flush=True)
         # after every part: what is measured is kept, however this run ends
-        flat |= {f"{part} {key}": value for key, value in numbers[part].items()}
         more = {"versions": versions(PACKAGES), "failed": failed}
         compare.save(path, flat | ratios(numbers), machine, **more)
     for key, value in ratios(numbers).items():

@@ -33,6 +33,7 @@ SLOW = {
     "test_a_killed_run_ends_with_the_same_losses_and_weights": "trainings",
     "test_a_run_learns_the_pairs_and_computes_the_reference_once": "trainings",
     "test_bad_input_ends_with_exit_code_2_and_the_corrected_command_runs": "trainings",
+    "test_a_compiled_step_has_the_loss_and_gradients_of_a_plain_one": "a compiler",
     "test_two_nodes_have_the_losses_of_one": "trainings",
     "test_bad_input_under_our_torchrun_ends_with_exit_code_2_and_no_traceback": "torchrun",
     "test_ctrl_c_under_our_torchrun_ends_with_the_stages_line_and_no_traceback": "torchrun",

@@ -1,5 +1,6 @@
 """Stage 05 in every form of ZeRO, one after the other; test_partitions.py starts it."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -25,6 +26,8 @@ FORMS = {
     ]
 }
 FORMS |= {f"zero{zero}-bf16": ["--zero", zero] for zero in "123"}
+if shutil.which("g++"):  # the last one, since it compiles for good
+    FORMS["zero3-on-compiled"] = [*FORMS["zero3-on"], "--compile"]
 
 
 def main(folder: Path, *flags: str) -> None:

@@ -14,6 +14,7 @@ from killed import killed
 
 from autoif.files import UserError
 from autoif.flags import call, parse
+from autoif.training import __main__ as launcher
 from autoif.training import packed, rows
 
 sft = tiny_models.stage("05_sft")
@@ -366,6 +367,16 @@ def test_bad_input_under_our_torchrun_ends_with_exit_code_2_and_no_traceback(tmp
     """Both processes meet it, and the first says it."""
     output = tiny_models.finish(launched(tmp_path, "raise UserError('no rows')"), code=2)
     assert output.count("stage.py: error: no rows") == 1 and "Traceback" not in output
+
+
+def test_under_our_torchrun_the_processes_share_the_cores(monkeypatch):
+    """For the optimizer of --offload: torchrun gives each process one thread."""
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(16)))
+    monkeypatch.setattr(sys, "argv", ["training", "--nproc_per_node", "2", "05_sft.py"])
+    monkeypatch.setattr(launcher.run, "run", lambda args: None)
+    launcher.main()
+    assert os.environ["OMP_NUM_THREADS"] == "8"
 
 
 def test_the_paper_settings_are_the_defaults():

@@ -23,8 +23,8 @@ def script(name):
 
 
 def test_the_gpu_benchmark_measures_each_part_and_goes_on_after_one_that_fails(tmp_path, capsys):
-    parts = ["attention", "dpo-0.5b", "trl-dpo-0.5b", "zero3"]  # zero3 is SFT
-    parts.insert(1, "no-such")
+    # zero3 is SFT
+    parts = ["attention", "dpo-0.5b", "trl-dpo-0.5b", "compiled-dpo-0.5b", "zero3", "no-such"]
     out = tmp_path / "tiny.json"
     flags = ["--tiny", "--json", str(out), "--part-seconds", "500"]
     with pytest.raises(SystemExit) as end:
@@ -33,10 +33,18 @@ def test_the_gpu_benchmark_measures_each_part_and_goes_on_after_one_that_fails(t
     assert end.value.code == 1 and list(record["failed"]) == ["no-such"], printed
     numbers = record["numbers"]
     assert numbers["attention sdpa key error"] < 0.02
-    for part in ("dpo-0.5b", "trl-dpo-0.5b", "zero3"):
+    for part in parts[1:-1]:
         assert numbers[f"{part} tokens_per_second"] > 0 and numbers[f"{part} tflops"] > 0
     assert numbers["zero3 memory by arithmetic_gb"] > 0
-    assert numbers["dpo-0.5b ratio"] > 0 and "no-such: FAILED" in printed
+    assert numbers["dpo-0.5b ratio"] > 0 and numbers["compiled-dpo-0.5b ratio"] > 0
+    assert "no-such: FAILED" in printed
+
+
+def test_a_part_that_runs_out_of_time_leaves_its_words_in_the_log(tmp_path):
+    compare, path = script("compare"), tmp_path / "slow.py"
+    path.write_text("import time\nprint('at work', flush=True)\ntime.sleep(60)\n")
+    with pytest.raises(UserError, match="at work\n+out of time$"):
+        compare.alone(str(path), seconds=5)
 
 
 def test_without_a_gpu_the_gpu_benchmark_says_what_runs_instead():

@@ -83,9 +83,14 @@ def settings(name, **environment):
 
 @pytest.mark.parametrize(
     "name, environment, llama",
-    [("demo", {}, True), ("study", {}, True), ("demo", {"DEMO_GPU": "1"}, False)],
+    [
+        ("demo", {}, True),
+        ("study", {}, True),
+        ("live", {}, True),
+        ("demo", {"DEMO_GPU": "1"}, False),
+    ],
 )
-def test_demo_and_study_run_on_the_cpu_of_a_machine_with_a_gpu(
+def test_demo_study_and_live_run_on_the_cpu_of_a_machine_with_a_gpu(
     machine, monkeypatch, tmp_path, name, environment, llama
 ):
     machine(1)

@@ -1,11 +1,13 @@
 """autoif.training: what both training stages rest on."""
 
+import argparse
 import datetime
 import errno
 import inspect
 import json
 import math
 import re
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -76,6 +78,46 @@ def test_no_more_than_a_chunk_of_logits_exists_at_one_time(monkeypatch):
         hidden, torch.arange(50) % 30
     ).sum().backward()
     assert max(sizes) == 8 and sum(sizes) == 2 * 50
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("model_type", ["llama", "qwen3"])
+def test_a_compiled_step_has_the_loss_and_gradients_of_a_plain_one(model_type, monkeypatch):
+    """In packs of four lengths, for which no kernel is made again."""
+    monkeypatch.setattr(packed, "LOGIT_TOKENS", 7)
+    model = packed.ResponseLogprobs(tiny_models.model(model_type, "packed"))
+    batches = [packed.pack(tiny_models.random_rows(2, count, seed=count)) for count in (3, 5, 8, 9)]
+
+    def step(batch):
+        loss = (model(**batch) * torch.linspace(-1, 2, batch["count"])).sum()
+        return loss.detach(), torch.autograd.grad(loss, list(model.parameters()))
+
+    expected, layer = list(map(step, batches)), model.layers[0]
+    replaced = [
+        (type(layer.input_layernorm), "forward"),
+        (type(layer.mlp), "forward"),
+        (sys.modules[type(layer).__module__], "apply_rotary_pos_emb"),
+        (packed, "target_logprobs"),
+        (packed, "logit_slopes"),
+    ]
+    plain = [getattr(owner, name) for owner, name in replaced]
+    for (owner, name), function in zip(replaced, plain):
+        monkeypatch.setattr(owner, name, function)  # put back at the end
+    packed.fuse(model)
+    assert all(getattr(*each) is not before for each, before in zip(replaced, plain))
+    torch.compiler.reset()
+    found, graphs = [], []
+    for batch in batches:
+        found.append(step(batch))
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert graphs[0] == graphs[-1] and graphs[0] > 0
+
+
+def test_without_a_compiler_a_compiled_training_is_refused(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match="--compile needs a C.. compiler and Python's headers"):
+        train.fuse(None)
 
 
 def plain_varlen(q, k, v, q_ends, k_ends, q_max, k_max, *, scale, window_size, enable_gqa):
@@ -489,6 +531,30 @@ def test_flags_fill_the_deepspeed_settings():
     assert config["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": True}
     config = train.deepspeed_config(args.ds_config, 2, "bf16", True, unpinned=True)
     assert not config["zero_optimization"]["offload_optimizer"]["pin_memory"]
+
+
+def test_gradients_travel_in_fp32_and_no_timer_waits_for_the_device():
+    config = json.loads((tiny_models.ROOT / "ds_config.json").read_text())
+    assert config["communication_data_type"] == config["data_types"]["grad_accum_dtype"] == "fp32"
+    assert config["timers"] == {"throughput": {"enabled": False}}
+
+
+@pytest.mark.parametrize("gigabytes, words", [(24, "does not fit its GPU: .*--offload"), (80, "")])
+def test_a_model_too_large_for_the_card_is_told_before_it_is_read(
+    gigabytes, words, monkeypatch, tmp_path, capsys
+):
+    """And where it fits, a continuation is bound to the stage of ZeRO that was chosen."""
+    monkeypatch.setattr(train.gpu, "memory", lambda: [1e9 * gigabytes])
+    folder = tiny_models.qwen2(tmp_path, "1.5B")
+    args = argparse.Namespace(model=folder, **vars(train.Flags()))
+    begun = SimpleNamespace(settings={"zero": "auto"}, world=1, rank=0)
+    made = tiny_models.random_rows(1, 2)
+    if words:
+        with pytest.raises(UserError, match=words):
+            train.laid_out(args, made, begun)
+        return
+    assert train.laid_out(args, made, begun).zero == begun.settings["zero"] == 1
+    assert "by arithmetic: ZeRO-1, packs of 8,192 tokens" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"bf16": {}}'])

@@ -17,8 +17,9 @@ from autoif.training.rows import digest, end_tokens
 
 # Flags that may change between a killed run and its continuation: the result does not hang on them.
 FREE = set(
-    "input out command model reference micro_tokens activation_checkpointing unpinned ds_config "
-    "chat_template skip_bad export_dtype save_every keep_checkpoints divergence wandb".split()
+    "input out command model reference micro_tokens activation_checkpointing unpinned compile "
+    "ds_config chat_template skip_bad export_dtype save_every keep_checkpoints divergence "
+    "wandb".split()
 )
 
 # How safetensors and torch.save say that the disk is full.

@@ -6,6 +6,8 @@ It knows no loss: a stage keeps its rows, its loss and its loop, and trains a `P
 import argparse
 import json
 import os
+import shutil
+import sysconfig
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +46,9 @@ class Flags:
     activation_checkpointing: Recompute = "auto"
     offload: bool = False  # keep optimizer and master weights in CPU memory
     unpinned: bool = False  # of --offload, where the machine refuses to pin so much: slower
+    # fuse norms, rotary, SwiGLU and log-probabilities by torch.compile, for speed on a GPU, where
+    # it is not measured yet; needs a C++ compiler
+    compile: bool = False
     chat_template: str | None = None  # Jinja file to use instead of the tokenizer's own template
     skip_bad: bool = False  # leave out and count rows that cannot be trained on (else an error)
     ds_config: str = str(Path(__file__).parents[2] / "ds_config.json")  # DeepSpeed's settings
@@ -69,6 +74,8 @@ class Policy:
         )
         model = load_model(args.model, config, args.precision, rows)
         recompute(model, layout.recomputed)
+        if args.compile:
+            fuse(model)
         names = ("lr", "betas", "weight_decay", "schedule")
         settings = {name: getattr(args, name) for name in names}
         self.engine = trainable(model, config, steps=steps, warmup=warmup, **settings)
@@ -266,6 +273,19 @@ def recompute(model, layers: int) -> None:
         model.model.gradient_checkpointing_enable({"use_reentrant": True})
     for layer in model.layers[layers:]:
         layer.gradient_checkpointing = False
+
+
+def fuse(model) -> None:
+    """packed.fuse; UserError on a machine that cannot compile."""
+    from autoif.training import packed
+
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not shutil.which(os.environ.get("CXX", "g++")) or not header.exists():
+        raise UserError(
+            "--compile needs a C++ compiler and Python's headers (g++, python3-dev); install them, "
+            "or leave it out"
+        )
+    packed.fuse(model)
 
 
 def room_for_warmup(steps: int, warmup: int, lr: float) -> int:

@@ -13,6 +13,7 @@ import functools
 import importlib.util
 import inspect
 import itertools
+import sys
 
 import torch
 import torch.nn.functional as F
@@ -204,6 +205,20 @@ ATTENTION = "packed"  # its name in transformers, in every process that imports 
 AttentionInterface.register(ATTENTION, attention)
 
 
+def target_logprobs(logits_PV, targets_P):
+    """log softmax(logits)[target] in float32, shape (P,)."""
+    return logits_PV.log_softmax(-1, dtype=torch.float32).gather(1, targets_P[:, None])[:, 0]
+
+
+def logit_slopes(logits_PV, targets_P, grad_P):
+    """The logits' gradient: (1[target] - softmax) x that of the log-probability, shape (P, V)."""
+    at, slopes_PV = targets_P[:, None], logits_PV.softmax(-1, dtype=torch.float32)
+    # by itself: of a probability near 1 little would be left in a sum of rounded numbers
+    of_target = (1 - slopes_PV.gather(1, at)) * grad_P[:, None]
+    slopes_PV = slopes_PV.mul_(-grad_P[:, None]).to(logits_PV.dtype)
+    return slopes_PV.scatter_(1, at, of_target.to(logits_PV.dtype))
+
+
 class _TargetLogprobs(torch.autograd.Function):
     """log softmax(hidden @ weight.T)[target] in float32, LOGIT_TOKENS at a time.
 
@@ -212,26 +227,21 @@ class _TargetLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden_PC, weight_VC, targets_P):
-        logprobs, norms = [], []
-        for h, t in zip(hidden_PC.split(LOGIT_TOKENS), targets_P.split(LOGIT_TOKENS)):
-            logits = F.linear(h, weight_VC).float()
-            norms.append(logits.logsumexp(-1))
-            logprobs.append(logits.gather(1, t[:, None])[:, 0] - norms[-1])
-        ctx.save_for_backward(hidden_PC, weight_VC, targets_P, torch.cat(norms))
-        return torch.cat(logprobs)
+        ctx.save_for_backward(hidden_PC, weight_VC, targets_P)
+        chunks = zip(hidden_PC.split(LOGIT_TOKENS), targets_P.split(LOGIT_TOKENS))
+        return torch.cat([target_logprobs(F.linear(h, weight_VC), t) for h, t in chunks])
 
     @staticmethod
     def backward(ctx, grad_P):
-        hidden_PC, weight_VC, targets_P, norms_P = ctx.saved_tensors
+        hidden_PC, weight_VC, targets_P = ctx.saved_tensors
         grad_hidden, grad_weight = torch.empty_like(hidden_PC), torch.zeros_like(weight_VC)
         for at in range(0, len(hidden_PC), LOGIT_TOKENS):
             part = slice(at, at + LOGIT_TOKENS)
-            probs = (F.linear(hidden_PC[part], weight_VC).float() - norms_P[part, None]).exp_()
-            minus_one = torch.full_like(grad_P[part, None], -1)
-            probs.scatter_add_(1, targets_P[part, None], minus_one)
-            slope = probs.mul_(-grad_P[part, None]).to(weight_VC.dtype)
-            grad_hidden[part] = slope @ weight_VC
-            grad_weight.addmm_(slope.T, hidden_PC[part])
+            logits = F.linear(hidden_PC[part], weight_VC)
+            slopes = logit_slopes(logits, targets_P[part], grad_P[part])
+            grad_hidden[part] = slopes @ weight_VC
+            grad_weight.addmm_(slopes.T, hidden_PC[part])
+            del logits, slopes  # the next chunk's take their place
         return grad_hidden, grad_weight, None
 
 
@@ -265,6 +275,34 @@ class ResponseLogprobs(nn.Module):
         logprobs_P = self.model.get_output_embeddings()(hidden_TC[places], targets)
         empty_R = torch.zeros(count, dtype=torch.float32, device=hidden_TC.device)
         return empty_R.index_add(0, owner, logprobs_P)
+
+
+def fuse(model: ResponseLogprobs) -> None:
+    """Make one kernel of each step between matrices: norms, rotary, SwiGLU, the logits' two parts.
+
+    No matrix is in them: ZeRO-3 could not empty one that a kernel keeps. It is for good, and for
+    every model of this kind in the process.
+    """
+    # packs have all lengths: else a kernel would be made for each
+    compiled = functools.partial(torch.compile, dynamic=True)
+    layer, here = model.layers[0], sys.modules[__name__]
+    modeling = sys.modules[type(layer).__module__]
+    for owner, name in (
+        (type(layer.input_layernorm), "forward"),
+        (modeling, "apply_rotary_pos_emb"),
+        (here, "target_logprobs"),
+        (here, "logit_slopes"),
+    ):
+        setattr(owner, name, compiled(getattr(owner, name)))
+
+    @compiled
+    def gated(activation, gate, up):
+        return activation(gate) * up
+
+    def swiglu(mlp, hidden):
+        return mlp.down_proj(gated(mlp.act_fn, mlp.gate_proj(hidden), mlp.up_proj(hidden)))
+
+    type(layer.mlp).forward = swiglu
 
 
 def frozen_logprobs(model, rows: list[dict], capacity: int, device, rank: int = 0, world: int = 1):
