@@ -3,7 +3,3 @@
 gather.py reads what the run has, against.py what changed since another, page.py lays it out;
 page.html is its template; page.css and samples.js go into it, and it asks no server for anything.
 """
-
-from autoif.report.against import HEADER, changed  # noqa: F401  the room's door
-from autoif.report.gather import answers, gather, shown_rows  # noqa: F401
-from autoif.report.page import page  # noqa: F401
