@@ -8,8 +8,6 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import jsonlines
-
 
 class UserError(Exception):
     """Bad input or set-up: the message names the file, the line, the value and the next step."""
@@ -77,9 +75,9 @@ def dump(row: dict) -> str:
     line = json.dumps(row, ensure_ascii=False)
     try:
         line.encode("utf-8")
+        return line
     except UnicodeEncodeError:
-        line = json.dumps(row)
-    return line
+        return json.dumps(row)
 
 
 def mismatch(value, form) -> str | None:
@@ -143,24 +141,18 @@ def values(
     path: str | Path, kind: type | None = None, advice: str = "mend or delete the line"
 ) -> Iterator[tuple[int, object]]:
     """Yield (line, value) of JSON lines, all of one `kind` if it is given; blank ones are none."""
-    number = 0
-
-    def texts() -> Iterator[str]:
-        nonlocal number
-        for line, text in lines(path):
-            number = line
-            yield text
-
-    try:
-        reader = jsonlines.Reader(texts())
-        for value in reader.iter(type=kind, allow_none=kind is None, skip_empty=True):
-            yield number, value
-    except jsonlines.InvalidLineError as error:
-        what = "JSON object" if kind is dict else "JSON"
-        raise UserError(
-            f"{path}:{number} is no {what} ({str(error).splitlines()[0][:120]}): "
-            f"{error.line[:80]!r}; {advice}"
-        ) from None
+    what = "JSON object" if kind is dict else "JSON"
+    for number, line in lines(path):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+            if kind and not isinstance(value, kind):
+                raise ValueError("another kind of value")
+        except ValueError as error:
+            text = f"{path}:{number} is no {what} ({error}): {line.rstrip()[:80]!r}; {advice}"
+            raise UserError(text) from None
+        yield number, value
 
 
 def numbered(
@@ -191,8 +183,8 @@ def read_all(
     paths: str | Path | list[str], fields: dict[str, object], made_by: str = ""
 ) -> list[dict]:
     """All rows of a file or of several, each checked, no id twice: for a stage that will pay."""
-    rows, seen = [], {}
-    for path in paths if isinstance(paths, list) else [paths]:
+    rows, seen, paths = [], {}, paths if isinstance(paths, list) else [paths]
+    for path in paths:
         for number, row in numbered(path, fields, made_by):
             of, first = seen.setdefault(row["id"], (path, number))
             if (of, first) != (path, number):
@@ -202,9 +194,8 @@ def read_all(
                 )
             rows.append(row)
     if not rows:
-        names = paths if isinstance(paths, list) else [paths]
         hint = f"; run {made_by} again" if made_by else ""
-        raise UserError(f"{' and '.join(map(str, names))} is empty{hint}")
+        raise UserError(f"{' and '.join(map(str, paths))} is empty{hint}")
     return rows
 
 

@@ -59,19 +59,6 @@ def family(row: dict) -> str:
     return row.get("family") or families.form(row["instruction"])
 
 
-def by_family(rows: list[dict], most: int, path: str) -> dict[str, list[dict]]:
-    """{family: its constraints}; UserError where a row of `most` constraints cannot be had."""
-    of_family = defaultdict(list)
-    for row in rows:
-        of_family[family(row)].append(row)
-    if most > len(of_family) and rows[0]["split"] == "train":
-        raise UserError(
-            f"--constraints: a prompt of {most} needs so many families, and the "
-            f"{rows[0]['split']} constraints of {path} are of {len(of_family)} only; ask for fewer"
-        )
-    return of_family
-
-
 def companions(
     row: dict, rng: random.Random, of_family: dict[str, list[dict]], numbers: tuple[int, int]
 ) -> list[dict]:
@@ -103,8 +90,14 @@ def joined(constraints: list[dict]) -> dict:
 
 def draw(rows: list[dict], args: Flags) -> list[dict]:
     """The rows of one split, each joined with others `--draws` times; equal ones come once."""
-    (low, high), drawn = span(args.constraints), {}
-    of_family = by_family(rows, high, args.file)
+    (low, high), of_family, drawn = span(args.constraints), defaultdict(list), {}
+    for row in rows:
+        of_family[family(row)].append(row)
+    if high > len(of_family) and rows[0]["split"] == "train":
+        raise UserError(
+            f"--constraints: a prompt of {high} needs so many families, and the train constraints "
+            f"of {args.file} are of {len(of_family)} only; ask for fewer"
+        )
     # few families may be held out: their rows are of as many constraints as they have
     numbers = min(low, len(of_family)), min(high, len(of_family))
     for row in rows:

@@ -6,7 +6,7 @@
 Random weights in the shapes of Qwen2-0.5B, 1.5B and 7B, and rows of random words as long as
 AutoIF's. Each part runs in a process of its own; one that fails or runs out of time is named, its
 words go into a log beside the JSON, and the others go on. It wants torch 2.11 or later,
-transformers, and of requirements.txt deepspeed, tyro, tqdm, jsonlines, matplotlib; where there is
+transformers, and of requirements.txt deepspeed, tyro, tqdm, matplotlib; where there is
 no network, carry their wheels (`pip wheel --no-deps deepspeed==...` makes its own).
 
     attention      each kernel that runs here beside plain float32 attention: largest error, time
