@@ -21,8 +21,6 @@ COLUMNS = ("query", "question", "prompt")  # of a .csv or .tsv file, the first t
 
 @dataclass(kw_only=True)
 class Flags:
-    """Which queries a stage asks."""
-
     queries: str | None = None  # ShareGPT JSON, JSONL rows with 'query', or text lines
     heldout_queries: Share = 0.1  # share of queries that are never trained on
     min_chars: Natural = 20  # queries must be longer than this

@@ -18,8 +18,6 @@ FOLDER = r"\d+-of-\d+"
 
 @dataclass(kw_only=True)
 class Flags:
-    """The share of a stage's rows that a process takes."""
-
     shard: str | None = None  # I/N: only the rows I, I + N, ...; into the folder I-of-N by --out
 
     def __post_init__(self):

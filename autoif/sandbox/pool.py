@@ -218,8 +218,6 @@ class Sandbox(AbstractContextManager, AbstractAsyncContextManager):
 
 @dataclass(kw_only=True)
 class Flags:
-    """Where model-written code runs."""
-
     workers: Count | None = None  # processes that run model-written code (default: one a core)
     cpu_seconds: Positive = CPU_SECONDS  # of a call, of loading; wall time: 100 times that
     memory_mb: Count = MEMORY_MB  # memory of one function

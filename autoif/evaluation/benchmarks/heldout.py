@@ -38,8 +38,6 @@ SETTINGS = Settings(
 
 @dataclass(kw_only=True)
 class Flags:
-    """What is held out."""
-
     heldout: str | None = None  # 03_instructions.jsonl, for the heldout benchmark
     queries: str | None = None  # 04_queries.jsonl, for the heldout benchmark
     queries_per_instruction: Count = 16  # queries joined to each held-out constraint
