@@ -102,20 +102,19 @@ def outdated(outputs: list[Output]) -> tuple[dict[str, str], list[str]]:
     return stale, unknown
 
 
-def problems(plan: str, redo: str | None) -> list[str]:
-    """What stands against a plan: flags that do not parse, and outputs that are out of date."""
-    outputs, wrong = read(plan)
+def problems(outputs: list[Output], redo: str | None) -> list[str]:
+    """What stands against going on with a plan's outputs: those that are out of date."""
     stale, unknown = outdated([output for output in outputs if not redo or output.stage < redo])
     for path in unknown:
         print(f"note: no settings beside {path}: it is taken as it is, whatever made it")
-    if stale:
-        first = min(output.stage for output in outputs if output.path in stale)
-        lines = "".join(f"\n     {path}: {reason}" for path, reason in stale.items())
-        wrong.append(
-            f"made with other settings or inputs than this command's:{lines}\n     go back to "
-            f"those, set another OUT, or make all from there on again: --redo-from {first}"
-        )
-    return wrong
+    if not stale:
+        return []
+    first = min(output.stage for output in outputs if output.path in stale)
+    lines = "".join(f"\n     {path}: {reason}" for path, reason in stale.items())
+    return [
+        f"made with other settings or inputs than this command's:{lines}\n     go back to "
+        f"those, set another OUT, or make all from there on again: --redo-from {first}"
+    ]
 
 
 def delete(outputs: list[Output]) -> None:
@@ -136,10 +135,10 @@ def delete(outputs: list[Output]) -> None:
 
 
 def main(args: Flags) -> None:
-    if wrong := problems(args.plan, args.redo_from):
+    outputs, wrong = read(args.plan)
+    if wrong := wrong + problems(outputs, args.redo_from):
         raise UserError("\n".join(wrong))
     if args.redo_from:
-        outputs, _ = read(args.plan)
         delete([output for output in outputs if output.stage >= args.redo_from])
 
 
