@@ -9,6 +9,7 @@ import resource
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from operator import attrgetter
 
 import aiohttp
@@ -170,12 +171,7 @@ class Endpoint:
 
     async def _reply(self, request: dict, indices: list[int]):
         """The reply to a request, without the parameters that the server turns out to refuse."""
-        body, refused = {name: value for name, value in request.items() if value is not None}, {}
-        if "seed" in body:
-            # llama.cpp and vLLM add 0 .. n-1 to it for the n samples
-            body["seed"] = body["seed"] * SEED_STRIDE + indices[0]
-        if len(indices) > 1:
-            body["n"] = len(indices)
+        body, refused = body_of(request, indices), {}
         for name in self._without:
             leave_out(name, body)
         while True:
@@ -342,6 +338,17 @@ def secret() -> str:
     if not (key.isascii() and key.isprintable()):
         raise UserError("$OPENAI_API_KEY has a character that no HTTP header takes; set it again")
     return key
+
+
+def body_of(request: dict, indices: Sequence[int]) -> dict:
+    """What a server gets for these samples of a request, which follow on each other."""
+    body = {name: value for name, value in request.items() if value is not None}
+    if "seed" in body:
+        # llama.cpp and vLLM add 0 .. n-1 to it for the n samples
+        body["seed"] = body["seed"] * SEED_STRIDE + indices[0]
+    if len(indices) > 1:
+        body["n"] = len(indices)
+    return body
 
 
 def raise_error_in(reply) -> None:
