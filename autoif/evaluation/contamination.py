@@ -206,9 +206,7 @@ def markdown(reports: dict[str, dict]) -> str:
 
 async def main(args: Flags) -> None:
     # the held-out constraints are made of the same run: what is to be found there is known
-    names = list(args.benchmarks)
-    if "heldout" in names:
-        names.remove("heldout")
+    names = [name for name in args.benchmarks if name != "heldout"]
     files.refuse_unwritable(args.out)
     training = read_training(args.training)
     loaded, gaps = benchmarks.load(names, args)

@@ -138,18 +138,15 @@ def limits(workers: int | None, unsafe_no_sandbox: bool) -> sandbox.Flags:
 
 async def score(attempts: list[dict], box: sandbox.Sandbox) -> list[dict]:
     """The rows of all attempts; `box`, with `limits`, runs each solution with its tests."""
-    codes, jobs = [], []
+    codes, jobs, rows = [], [], []
     for attempt in attempts:
         codes.append(program(attempt["item"], attempt["answers"][0]["text"]))
-        if codes[-1] is not None:
-            checked = CHECKED.format(**{**attempt["item"], "code": codes[-1]})
-            jobs.append({"code": checked, "inputs": [""]})
-    results = iter(await box.run(jobs))
-    rows, none = [], {"verdicts": ["error"], "error": "no code in the answer"}
-    for attempt, code in zip(attempts, codes):
-        result, more = none, {"program": code, "unparsable": code is None}
-        if code is not None:
-            result = next(results)
+        checked = CHECKED.format(**{**attempt["item"], "code": codes[-1] or ""})
+        jobs.append({"code": checked, "inputs": [""]})
+    for attempt, code, result in zip(attempts, codes, await box.run(jobs)):
         passed, reason = result["verdicts"] == ["pass"], result["error"] or ""
+        if code is None:
+            reason = "no code in the answer"
+        more = {"program": code, "unparsable": code is None}
         rows.append(right_or_wrong(attempt, "HumanEval", passed, reason, **more))
     return rows
