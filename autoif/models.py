@@ -65,7 +65,6 @@ def beside(model: str, form: str, write) -> Path:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder, if it is there."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -93,7 +92,6 @@ def empty_model(config):
 
 
 def parameters(config) -> int:
-    """How many parameters a model of that configuration has."""
     return empty_model(config).num_parameters()
 
 

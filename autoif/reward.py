@@ -283,8 +283,7 @@ def probe(verifiers: Verifiers) -> dict[str, dict]:
     """What each probe earns: {probe: {functions, of_functions, ids, of_constraints}}.
 
     `functions` counts those that pass it, where no other function of their constraint errs; `ids`
-    are the constraints under which stage 04 would accept it. An empty answer truly keeps a
-    constraint on what to leave out: a share above 0 is what a policy is paid for saying nothing.
+    are the constraints under which stage 04 would accept it.
     """
     rows, earned = asyncio.run(judged(verifiers, with_cases=False)), {}
     for place, name in enumerate(probes("")):

@@ -104,7 +104,6 @@ class Funnel:
             shutil.copyfileobj(self._rows, file)
 
     def _stats(self) -> dict:
-        """What `stats.json` holds so far."""
         path = self.out.parent / "stats.json"
         try:
             stats = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -44,8 +44,6 @@ async def stored(client, messages: list[dict], **sampling) -> dict:
 
 @dataclass(kw_only=True)
 class Flags:
-    """Who judges FollowBench, InfoBench, MT-Bench, Arena-Hard and rephrasings."""
-
     judge_model: str | None = None  # judge of the benchmarks that need one, and of rephrasings
     judge_base_url: str | None = llm.variable("OPENAI_BASE_URL")  # the judge's server
 

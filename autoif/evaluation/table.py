@@ -13,8 +13,6 @@ CONDITIONS = ["n", "unanswered", "words", "truncated", "empty", "unparsable", "m
 
 @dataclass(frozen=True)
 class Cell:
-    """One metric of one model."""
-
     benchmark: str
     metric: str
     measured: dict  # {value, low, high, ...}
@@ -69,7 +67,6 @@ def cells_of(rows: list[dict]) -> dict[tuple[str, str], Cell]:
 
 
 def markdown(header: list[str], lines: list[list]) -> str:
-    """A table of Markdown."""
     text = ""
     for line in [header, ["---"] * len(header), *lines]:
         cells = [str(cell).replace("|", "\\|") for cell in line]

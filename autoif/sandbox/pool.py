@@ -49,8 +49,6 @@ VERDICTS = {"P": "pass", "F": "fail", "E": "error", "D": "error"}
 
 
 class _Worker:
-    """One worker process, which answers one job after the other."""
-
     def __init__(self, settings: dict, packages: list[str], prefix: list[str]):
         self.ready = False
         environment = dict(variable.split("=") for variable in ENVIRONMENT)
@@ -126,7 +124,6 @@ class Sandbox(AbstractContextManager, AbstractAsyncContextManager):
         return await asyncio.gather(*[asyncio.wrap_future(self.submit(job)) for job in jobs])
 
     def submit(self, job: dict) -> Future:
-        """The answer to one job, to come."""
         place = hash(job["code"]) % self.places
         return self.threads[place].submit(self._judge, job)
 

@@ -85,7 +85,6 @@ def die_with_parent() -> None:
 
 
 def wait_until_ready(server: subprocess.Popen, url: str, log: Path) -> None:
-    """Return when the server says that it is well."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if server.poll() is not None:
@@ -114,7 +113,6 @@ def stop(server: subprocess.Popen) -> None:
 
 
 def serve(args: Flags, folder: Path, log: Path) -> int:
-    """Run the command beside the server; returns the command's exit code."""
     began, port = time.monotonic(), free_port()
     line = command_line(args, folder, port)
     with open(log, "a") as output:

@@ -73,7 +73,6 @@ def lines(question: str, choices: list[str]) -> str:
 
 
 def only(letters: set[str]) -> str | None:
-    """The letter of a set of one."""
     return next(iter(letters)) if len(letters) == 1 else None
 
 

@@ -44,7 +44,6 @@ class Flags:
 
 
 def read_constraints(path: str) -> list[dict]:
-    """The held-out rows of 03_instructions.jsonl."""
     form = {**verifiers.ROW, "split": {"train", "heldout"}}
     rows = files.read_all(path, form, "03_backtranslate.py")
     heldout = [row for row in rows if row["split"] == "heldout"]

@@ -145,7 +145,6 @@ def follows(checker, text: str) -> bool:
 
 
 def checker_of(item: dict, instruction_id: str, kwargs: dict, registry: dict[str, type]):
-    """The checker of one of the item's instructions."""
     checker = registry[instruction_id](instruction_id)
     checker.build_description(**kwargs)
     if "prompt" in (checker.get_instruction_args() or {}):
