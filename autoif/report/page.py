@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jinja2
 
+from autoif.evaluation.table import shown
 from autoif.report.against import HEADER
 from autoif.report.gather import MAIN
 
@@ -112,12 +113,7 @@ def cell(metric: dict | None) -> str:
     """`44.0 [39.9, 48.2]`, in per cent unless the metric is no share."""
     if metric is None:
         return ""
-    scale = metric.get("scale", 100)
-    digits = 1 if scale == 100 else 2
-    shown = f"{metric['value'] * scale:.{digits}f}"
-    if metric.get("low") is None:
-        return shown
-    return f"{shown} [{metric['low'] * scale:.{digits}f}, {metric['high'] * scale:.{digits}f}]"
+    return shown(metric, metric.get("scale", 100)).removesuffix(" [n/a]")
 
 
 def by_model(measured: dict[str, dict[str, dict]], models: list[str]) -> list[list[str]]:
