@@ -173,16 +173,6 @@ def generation_config(end_tokens: list[int]) -> dict:
     return {**sampling, "eos_token_id": end_tokens}
 
 
-def known_end_tokens(folder: Path) -> set[int]:
-    """The end tokens that a model's own configurations name."""
-    known = set()
-    for name in ("config.json", "generation_config.json"):
-        if (folder / name).exists():
-            ends = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token_id")
-            known.update(ends if isinstance(ends, list) else [ends])
-    return known - {None}
-
-
 def servable(model: str, folder: str | Path) -> str:
     """Fill `folder` with links to `model`, its chat template and end tokens; returns `folder`.
 
@@ -196,13 +186,17 @@ def servable(model: str, folder: str | Path) -> str:
     source = Path(model)
     if not source.is_dir():
         source = Path(snapshot_download(model, ignore_patterns=CARRIED))
-    ends = known_end_tokens(source) | {tokenizer.eos_token_id, end_of_turn(tokenizer)}
+    ends = {tokenizer.eos_token_id, end_of_turn(tokenizer)}
+    for name in ("config.json", "generation_config.json"):
+        if (source / name).exists():
+            known = json.loads((source / name).read_text(encoding="utf-8")).get("eos_token_id")
+            ends.update(known if isinstance(known, list) else [known])
 
     # what differs is written first: a link in its place would lead to the model's own file
     folder.mkdir(parents=True, exist_ok=True)
     if tokenizer.chat_template == FALLBACK_TEMPLATE:
         tokenizer.save_pretrained(folder)
-    config = json.dumps(generation_config(sorted(ends)), indent=2) + "\n"
+    config = json.dumps(generation_config(sorted(ends - {None})), indent=2) + "\n"
     write_whole(folder / "generation_config.json", config)
     for file in source.iterdir():
         if not (folder / file.name).exists():
