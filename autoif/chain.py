@@ -10,7 +10,6 @@ Exit code 2 names what is out of date. An output without a settings file is take
 """
 
 import importlib
-import json
 import re
 import shlex
 import shutil
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 import tyro
 
 from autoif import flags, settings
-from autoif.files import UserError
+from autoif.files import UserError, read_json
 
 
 @dataclass(kw_only=True)
@@ -46,7 +45,7 @@ class Output(NamedTuple):
         """How it was made; None where no settings file is beside it."""
         for path in map(settings.settings_path, self.paths()):
             if path.is_file():
-                return json.loads(path.read_text(encoding="utf-8"))
+                return read_json(path)
         return None
 
 

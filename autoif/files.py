@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 
 class UserError(Exception):
@@ -68,6 +69,12 @@ def whole_file(path: str | Path):
 def write_whole(path: str | Path, text: str) -> None:
     with whole_file(path) as file:
         file.write(text)
+
+
+def read_json(path: str | Path, default: object = None) -> Any:
+    """The value of a JSON file, `default` where there is no such file."""
+    path = Path(path)
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
 
 
 def dump(row: dict) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from autoif.files import UserError, write_whole
+from autoif.files import UserError, read_json, write_whole
 from autoif.flags import cli
 from autoif.settings import fingerprint, write_settings
 
@@ -157,7 +157,7 @@ def stop_strings(model: str) -> list[str]:
     if jinja.exists():
         template = jinja.read_text(encoding="utf-8")
     elif config.exists():
-        template = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
+        template = read_json(config).get("chat_template")
     else:
         return []
     return FALLBACK_STOP if template in (None, FALLBACK_TEMPLATE) else []
@@ -188,9 +188,8 @@ def servable(model: str, folder: str | Path) -> str:
         source = Path(snapshot_download(model, ignore_patterns=CARRIED))
     ends = {tokenizer.eos_token_id, end_of_turn(tokenizer)}
     for name in ("config.json", "generation_config.json"):
-        if (source / name).exists():
-            known = json.loads((source / name).read_text(encoding="utf-8")).get("eos_token_id")
-            ends.update(known if isinstance(known, list) else [known])
+        known = read_json(source / name, {}).get("eos_token_id")
+        ends.update(known if isinstance(known, list) else [known])
 
     # what differs is written first: a link in its place would lead to the model's own file
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from autoif.files import UserError, dump, refuse_unwritable, whole_file, write_whole
+from autoif.files import UserError, dump, read_json, refuse_unwritable, whole_file, write_whole
 from autoif.shards import FOLDER
 
 
@@ -106,7 +106,7 @@ class Funnel:
     def _stats(self) -> dict:
         path = self.out.parent / "stats.json"
         try:
-            stats = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            stats = read_json(path, {})
         except (ValueError, OSError) as error:
             raise UserError(f"{path} cannot be read ({error}); mend or delete it") from None
         if not isinstance(stats, dict):

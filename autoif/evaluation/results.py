@@ -34,9 +34,7 @@ class Flags:
 def read(path: str | Path) -> list[dict]:
     """The objects of a results file; none when there is no such file yet."""
     try:
-        rows = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return []
+        rows = files.read_json(path, [])
     except (ValueError, OSError) as error:
         raise UserError(
             f"{path} cannot be read as results ({error}); move it away and run again"

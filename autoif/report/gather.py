@@ -13,8 +13,8 @@ from pathlib import Path
 from autoif import folder, reward, shards
 from autoif.evaluation import intervals
 from autoif.evaluation.results import differences
-from autoif.files import UserError
-from autoif.folder import read_json, rows
+from autoif.files import UserError, read_json
+from autoif.folder import rows
 
 PROBED = 500  # constraints, at most, that the probes are run on: seconds, not minutes
 CURVES = ["05_sft", "06_offline", "online_*/06_dpo"]  # where run_all.sh trains
