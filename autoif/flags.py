@@ -13,9 +13,8 @@
     if __name__ == "__main__":
         cli(main, __doc__)
 
-A module with several commands has them in `COMMANDS = {"pairs": pairs, "train": learn}` and ends
-with `cli(COMMANDS, __doc__)`. `call(main, argv)` is the same for tests and other programs: it
-raises UserError.
+A module with several commands has them in `COMMANDS = {"pairs": pairs, "train": learn}`.
+`call(main, argv)` is the same for tests and other programs: it raises UserError.
 """
 
 import asyncio

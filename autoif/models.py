@@ -39,10 +39,7 @@ LFS_POINTER = b"version https://git-lfs"
 
 
 def beside(model: str, form: str, write) -> Path:
-    """The file or folder that `write(path)` makes of `model`: `.NAME.MARK.form` beside it.
-
-    Kept, and made anew when the model's weights change.
-    """
+    """The `.NAME.MARK.form` that `write(path)` makes of `model` beside it, anew of new weights."""
     name = Path(model).name
     place = Path(model).resolve().parent if Path(model).is_dir() else Path.home() / ".cache/autoif"
     mark = fingerprint(model).split(":")[-1].replace("/", "_")[:16]
@@ -131,19 +128,13 @@ def chat_tokenizer(model: str):
 
 
 def special_tokens(tokenizer) -> set[int]:
-    """All tokens that are marked special: those with a name, and those among the added ones.
-
-    Llama 3's <|start_header_id|> and <|eot_id|> have no name in its configuration.
-    """
+    """All tokens marked special: those with a name, and added ones, as Llama 3's <|eot_id|>."""
     added = tokenizer.added_tokens_decoder.items()
     return {*tokenizer.all_special_ids, *(number for number, token in added if token.special)}
 
 
 def end_of_turn(tokenizer) -> int:
-    """The token that the chat template puts behind an answer, else the tokenizer's own.
-
-    Qwen2's base model ends a text with <|endoftext|>, its template ends an answer with <|im_end|>.
-    """
+    """The token that the chat template puts behind an answer (Qwen2's <|im_end|>), else its own."""
     question, answer = {"role": "user", "content": "So?"}, {"role": "assistant", "content": "Yes"}
     text = tokenizer.apply_chat_template([question, answer], tokenize=False)
     tail = tokenizer(text[text.rindex("Yes") :], add_special_tokens=False)["input_ids"]

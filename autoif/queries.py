@@ -118,10 +118,7 @@ def _column(path: str, delimiter: str) -> Iterator[str]:
 
 
 def records(path: str) -> Iterator[object]:
-    """Yield what the file holds, a record a query.
-
-    Its kind is that of its name (.txt, .csv, .tsv, .jsonl), else seen from its first character.
-    """
+    """Yield what the file holds, a record a query; its name or first sign tells its kind."""
     if why := files.absent(path):
         raise UserError(f"--queries {path} {why}; {KINDS}")
     kind = Path(path).suffix.lower()

@@ -12,9 +12,8 @@ stays as it is; of a constraint joined with another comes, with its instructions
      "family": "use no commas + use n words",
      "verifiers": [{"code": ..., "of": "i00002"}, {"code": ..., "of": "i00007"}]}
 
-Its accuracy is the lowest of the constraints that its functions are of (`verifiers.accuracy`), held
-out it is a row of the heldout benchmark. `--draws 16`, with `--queries-per-instruction 1` of stage
-04, gives each query constraints of its own.
+Its accuracy is the lowest of the constraints that its functions are of. `--draws 16`, with
+`--queries-per-instruction 1` of stage 04, gives each query constraints of its own.
 """
 
 import random

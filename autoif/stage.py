@@ -49,9 +49,8 @@ def wrote(*paths: str | Path, then: str) -> None:
 class Funnel:
     """Accounts for a stage's rows: each is kept, or dropped for a named reason.
 
-    Dropped rows go to `<out>.dropped.jsonl` with their reason, the numbers to `stats.json` beside
-    `out`. Both are written by `finish` alone: a run that fails leaves those of an earlier one, as
-    it leaves the earlier output.
+    Dropped rows go to `<out>.dropped.jsonl`, the numbers to `stats.json` beside it. Both are
+    written by `finish` alone: a run that fails leaves those of an earlier one, as its output.
     """
 
     def __init__(self, stage: str, out: str | Path):

@@ -48,8 +48,7 @@ def interval(points: list[Point], share: bool = True) -> dict:
     """`{value, low, high, n, clusters, interval}` of a metric; n is the sum of denominators.
 
     Wilson for a plain share of independent items, and for one of 0 or 1 as if each cluster were an
-    item: all draws of a bootstrap would be equal. Else the cluster bootstrap. A mean of lengths is
-    no share, though each be 0 or 1.
+    item: all draws of a bootstrap would be equal. Else the cluster bootstrap.
     """
     strata, clusters, above, below = zip(*points)
     clusters, value = set(clusters), mean(points)

@@ -78,10 +78,7 @@ def grid(cells: dict[tuple[str, str], dict], columns: list[str], bold: str = "")
 def beside_paper(
     cells: dict[tuple[str, str], dict], paper: dict[str, list], paper_columns: list[str]
 ) -> str:
-    """Ours above the paper's rows, "" when none of ours can stand there.
-
-    Of judged figures those of the owners' judge do; others have a column in the first table.
-    """
+    """Ours above the paper's rows, "" when none of ours can stand there."""
     comparable, names, theirs = {}, {}, []
     for (model, column), cell in cells.items():
         if cell["metric"] in paper_columns and cell["published"]:

@@ -184,10 +184,7 @@ def responses(out: Path, name: str, size: int, seed: int) -> dict | None:
 
 
 def answers(out: Path, size: int, seed: int, only: str = "") -> list[dict]:
-    """Held-out prompts with the answer of each model, as the responses of a prompt are shown.
-
-    The first model is what the later ones are compared with; `only` is one of the changes.
-    """
+    """Held-out prompts with the answer of each model, and what changed since the first one's."""
     of_prompt: dict[tuple, list] = defaultdict(list)
     for result in read_json(out / "07_results.json", []):
         if result["benchmark"] == "heldout" and "items" in result:
@@ -214,10 +211,7 @@ def answers(out: Path, size: int, seed: int, only: str = "") -> list[dict]:
 
 
 def by_group(out: Path, results: list[dict], families: dict[str, str]) -> dict[str, dict]:
-    """{"kind" or "family": {its name: {model: interval}}} of the held-out benchmark's items.
-
-    The kind is what stage 07 wrote beside an item (length or not), the family is stage 03's.
-    """
+    """{"kind" or "family": {its name: {model: interval}}} of the held-out benchmark's items."""
     points = defaultdict(lambda: defaultdict(list))
     for result in results:
         if result["benchmark"] != "heldout" or "items" not in result:

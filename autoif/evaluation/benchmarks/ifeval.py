@@ -102,8 +102,8 @@ def seeded(seed: str):
 def checkers(*packages: str) -> dict[str, type]:
     """The checker classes by instruction id, out of the last of `packages`.
 
-    The packages around them import every dataset library, and NLTK imports SciPy and scikit-learn:
-    seconds. Meanwhile empty modules stand in for the former, and the latter are not to be found.
+    Around them is the import of every dataset library, SciPy and scikit-learn: empty modules, or
+    none, stand in for these meanwhile.
     """
     from langdetect import DetectorFactory
 
