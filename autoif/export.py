@@ -27,6 +27,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
+import jinja2
 from tyro.conf import Positional
 
 from autoif import files, folder, queries
@@ -37,52 +38,6 @@ from autoif.verifiers import join
 SOURCE = "autoif"  # the name by which verl and open-instruct find the reward
 HELDOUT_QUERIES = 4  # joined to each held-out constraint
 ANY_RATE = (-math.inf, math.inf)
-
-CARD = """\
----
-license: {license}
-pretty_name: AutoIF data
-language:
-- en
-task_categories:
-- text-generation
-tags:
-- instruction-following
-- autoif
-- verifiable-rewards
-configs:
-{configs}
----
-
-# AutoIF data: constraints, functions that check them, and what passed
-
-Made with the reproduction of [AutoIF](https://arxiv.org/abs/2406.13542) ("Self-play with Execution
-Feedback", ICLR 2025): a model writes constraints and functions that check them; functions are kept
-where they agree by execution, responses where enough of them pass and a judge, if any, approves.
-
-{counts}
-
-`verifiers.jsonl` holds the functions by constraint id. They were written by a model: run them in a
-sandbox only, as `autoif.reward.Verifiers.load("verifiers.jsonl").score(ids, texts)` does. Rows lead
-back to their constraint by `instruction_id`, pairs by the part of their `id` before the first dot
-or slash ("i00002+i00005": several). Constraints with split `heldout` are in no training row here.
-
-## How many rows came through
-
-| stage | in | kept | dropped |
-|---|---|---|---|
-{funnel}
-
-## Settings
-
-{settings}
-
-## Licences
-
-The data is marked `{license}`. Constraints, functions and responses are under the terms of the
-models above, user queries under the licence of their source: ShareGPT's conversations were shared
-by their users without a licence for reuse.
-"""
 
 
 # ---- what a run holds ----
@@ -252,23 +207,12 @@ def write(path: Path, rows: list | dict) -> None:
 
 def card(args: Flags, run: dict, data: list[str]) -> str:
     """The Markdown of README.md: what the `data` files were made of, and with what."""
-    configs = [f"- config_name: {Path(name).stem}\n  data_files: {name}" for name in data]
-    funnel, settings = [], []
-    for stage, numbers in folder.stats(args.out).items():
-        dropped = ", ".join(f"{reason} {count:,}" for reason, count in numbers["dropped"].items())
-        funnel.append(f"| {stage} | {numbers['in']:,} | {numbers['kept']:,} | {dropped} |")
-    for name, value in folder.made_with(args.out).items():
-        settings.append(f"- {name}: {value}")
+    made = {"stats": folder.stats(args.out), "settings": folder.made_with(args.out)}
     if args.pass_rate != ANY_RATE:
-        low, high = args.pass_rate
-        settings.append(f"- prompts and their pairs with {low:g} < pass rate < {high:g}")
-    return CARD.format(
-        license=args.license,
-        configs="\n".join(configs),
-        counts="\n".join(f"- {len(rows):,} {name}" for name, rows in run.items()),
-        funnel="\n".join(funnel) or "| not recorded | | | |",
-        settings="\n".join(settings) or "Not recorded: name the models here.",
-    )
+        made["pass_rate"] = args.pass_rate
+    text = Path(__file__).with_name("card.jinja").read_text(encoding="utf-8")
+    card = jinja2.Template(text, trim_blocks=True, keep_trailing_newline=True)
+    return card.render(license=args.license, run=run, data=data, **made)
 
 
 def push(folder: Path, repo: str) -> None:
