@@ -66,8 +66,8 @@ def quality(constraints: list[dict]) -> dict:
             accuracy.append(verifier["accuracy"])
             said = {case["verdicts"][number] for case in row["cases"] if case.get("verdicts")}
             # a single case has a single verdict whatever the function is
-            always = said.pop() if len(said) == 1 < len(row["cases"]) else None
-            counts["constant"][always] += 1
+            if len(said) == 1 < len(row["cases"]):
+                counts["constant"][f"always {said.pop()}"] += 1
         agreement += [case["agreement"] for case in row["cases"] if "agreement" in case]
     return {**counts, "accuracy": accuracy, "agreement": agreement}
 

@@ -25,9 +25,9 @@ def percent(value: float, digits: int = 0) -> str:
     return f"{value * 100:.{digits}f} %"
 
 
-def listed(counts: dict[str, int]) -> str:
+def listed(counts: dict[str, int] | list[tuple[str, int]]) -> str:
     """`train 58, heldout 6`"""
-    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    return ", ".join(f"{name} {count:,}" for name, count in dict(counts).items())
 
 
 def spread(values: list[float]) -> str:
@@ -71,44 +71,6 @@ def probes(of_probes: dict[str, dict]) -> list[list[str]]:
     return rows
 
 
-def verifier_facts(run: dict) -> list[list[str]]:
-    """(name, number) of each line of the table."""
-    quality, constant, errors = run["constraints"]["quality"], {}, {}
-    for name, count in quality["constant"].items():
-        if name:
-            constant[f"always {name}"] = count
-    for name, count in run["stats"][MAIN].get("02_verifiers", {}).items():
-        if name.startswith("function error: "):
-            errors[name.removeprefix("function error: ")] = count
-    facts = [
-        ["constraints", f"{run['constraints']['count']:,} ({listed(quality['split'])})"],
-        ["functions", f"{quality['constant'].total():,}"],
-        ["functions a constraint", spread(list(quality["functions"].elements()))],
-        ["cases a constraint", spread(list(quality["cases"].elements()))],
-        ["share of kept cases that a kept function gets right", spread(quality["accuracy"])],
-        ["share of all functions that agree with a kept case", spread(quality["agreement"])],
-        ["one verdict for every case", listed(constant) or "none"],
-    ]
-    if families := quality["families"]:
-        largest = listed(dict(families.most_common(8)))
-        facts.append(["families", f"{len(families):,} ({largest})"])
-    if errors:
-        facts.append(["errors of functions", listed(errors)])
-    return facts
-
-
-def response_facts(answers: dict) -> list[list[str]]:
-    """As `verifier_facts`; only prompts of which some responses pass teach."""
-    rates, lengths = answers["rates"], answers["lengths"]
-    fail, full = rates.count(0), rates.count(1)
-    mixed = {"all fail": fail, "mixed": len(rates) - fail - full, "all pass": full}
-    share = answers["truncated"] / max(sum(map(len, lengths.values())), 1)
-    facts = [["prompts", listed(mixed)], ["pass rate of a prompt", spread(rates)]]
-    for side, of_side in lengths.items():
-        facts.append([f"characters of a response that has {side}", spread(of_side)])
-    return [*facts, ["responses that ran into the token limit", percent(share, 1)]]
-
-
 def cell(metric: dict | None) -> str:
     """`44.0 [39.9, 48.2]`, in per cent unless the metric is no share."""
     if metric is None:
@@ -138,8 +100,11 @@ def page(run: dict) -> str:
     values["models"] = list(dict.fromkeys(row["model"] for row in run["results"]))
     values["table_5"] = table_5(run["stats"][MAIN])
     if constraints and constraints["quality"]:
-        values["verifier_facts"] = verifier_facts(run)
         values["probes"] = probes(constraints["probes"].get("probes", {}))
+    values["errors"] = {}
+    for name, count in run["stats"][MAIN].get("02_verifiers", {}).items():
+        if name.startswith("function error: "):
+            values["errors"][name.removeprefix("function error: ")] = count
     here = Path(__file__).parent
     for name, file in (("css", "page.css"), ("script", "samples.js")):
         values[name] = (here / file).read_text(encoding="utf-8")
@@ -147,6 +112,6 @@ def page(run: dict) -> str:
     settings = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(here), **settings)
     environment.policies["json.dumps_kwargs"] = {}  # rows keep the order of their fields
-    environment.filters |= {"commas": "{:,}".format, "by_model": by_model}
-    environment.filters["response_facts"] = response_facts
+    environment.filters |= {"commas": "{:,}".format, "listed": listed, "spread": spread}
+    environment.filters |= {"percent": percent, "by_model": by_model}
     return environment.get_template("page.html").render(values).lstrip()
