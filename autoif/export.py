@@ -37,13 +37,14 @@ from autoif.verifiers import join
 
 SOURCE = "autoif"  # the name by which verl and open-instruct find the reward
 HELDOUT_QUERIES = 4  # joined to each held-out constraint
+Limits = tuple[float, float]  # of a pass rate, which lies strictly between
 ANY_RATE = (-math.inf, math.inf)
 
 
 # ---- what a run holds ----
 
 
-def between(rate: float | None, limits: tuple[float, float]) -> bool:
+def between(rate: float | None, limits: Limits) -> bool:
     """Whether a pass rate lies strictly between `limits`; without any, even none does."""
     return limits == ANY_RATE if rate is None else limits[0] < rate < limits[1]
 
@@ -69,9 +70,7 @@ def heldout_prompts(constraints: list[dict], queries: list[str]) -> Iterator[dic
                 yield prompt_row(made, join(query, row["instruction"]), None)
 
 
-def read_run(
-    out: Path, limits: tuple[float, float], heldout_queries: Path
-) -> dict[str, list[dict]]:
+def read_run(out: Path, limits: Limits, heldout_queries: Path) -> dict[str, list[dict]]:
     """Lists of rows by {constraints, sft, pairs, prompts, heldout}, empty where none has run."""
     written, prompts, rates, pairs = out / "04_responses.jsonl", [], {}, []
     min_accuracy = folder.min_accuracy(written)
@@ -178,7 +177,7 @@ class Flags:
     to: Literal[tuple(FORMATS)]  # the trainer, or the hub's dataset form
     # only prompts, and pairs of prompts, with LOW < pass rate < HIGH; 0 1 leaves out what a policy
     # always or never does
-    pass_rate: tuple[float, float] = ANY_RATE
+    pass_rate: Limits = ANY_RATE
     # queries for the held-out constraints (default: those that stage 04 held out)
     heldout_queries: Path | None = None
     license: str = "other"  # of the data, for the card (the hub's identifier)

@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+# the names that every row must have, or {name: form}, forms as in `mismatch`
+Fields = Iterable[str] | dict[str, object]
+
 
 class UserError(Exception):
     """Bad input or set-up: the message names the file, the line, the value and the next step."""
@@ -115,7 +118,7 @@ def mismatch(value, form) -> str | None:
     return None if isinstance(value, form) else f"must be {names[form]}"
 
 
-def check(row: dict, fields: Iterable[str] | dict[str, object], where: str, hint: str) -> None:
+def check(row: dict, fields: Fields, where: str, hint: str) -> None:
     """UserError where a row lacks one of `fields`, or has one of another form."""
     for field in fields:
         if field not in row:
@@ -162,12 +165,9 @@ def values(
         yield number, value
 
 
-def numbered(
-    path: str | Path, fields: Iterable[str] | dict[str, object] = (), made_by: str = ""
-) -> Iterator[tuple[int, dict]]:
+def numbered(path: str | Path, fields: Fields = (), made_by: str = "") -> Iterator[tuple]:
     """Yield (line, row) of `path`; UserError names file, line and value of an unusable row.
 
-    `fields` are the names that every row must have, or {name: form}, forms as in `mismatch`.
     `made_by` is the stage to run when the file or a field is missing.
     """
     hint = f"; run {made_by} first" if made_by else ""
@@ -178,17 +178,13 @@ def numbered(
         yield number, row
 
 
-def read(
-    path: str | Path, fields: Iterable[str] | dict[str, object] = (), made_by: str = ""
-) -> Iterator[dict]:
+def read(path: str | Path, fields: Fields = (), made_by: str = "") -> Iterator[dict]:
     """Yield the rows of `path`, checked as in `numbered`."""
     for _, row in numbered(path, fields, made_by):
         yield row
 
 
-def read_all(
-    paths: str | Path | list[str], fields: dict[str, object], made_by: str = ""
-) -> list[dict]:
+def read_all(paths: str | Path | list[str], fields: Fields, made_by: str = "") -> list[dict]:
     """All rows of a file or of several, each checked, no id twice: for a stage that will pay."""
     rows, seen, paths = [], {}, paths if isinstance(paths, list) else [paths]
     for path in paths:

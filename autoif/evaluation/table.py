@@ -9,6 +9,9 @@ from autoif.files import write_whole
 
 CONDITIONS = ["n", "unanswered", "words", "truncated", "empty", "unparsable", "missing"]
 
+# {(model, column): {metric, measured, scale, shown, published}}
+Cells = dict[tuple[str, str], dict]
+
 
 def scale(benchmark: str, metric: str) -> int:
     """Shares are shown in per cent (100), ratings and lengths as they are (1)."""
@@ -31,11 +34,10 @@ def shown(measured: dict, factor: int, partial: bool = False) -> str:
     return f"{value} [{low * factor:.{digits}f}, {high * factor:.{digits}f}]"
 
 
-def cells_of(rows: list[dict]) -> dict[tuple[str, str], dict]:
-    """{(model, column): cell} of the table's columns, in their order.
+def cells_of(rows: list[dict]) -> Cells:
+    """The cells of the table's columns, in their order.
 
-    A cell is {metric, measured, scale, shown, published}: whether it can stand beside published
-    figures, since it has no judge or the owners' own.
+    `published`: whether it can stand beside published figures, as without a judge or with theirs.
     """
     cells = {}
     for benchmark in benchmarks.NAMES:
@@ -63,7 +65,7 @@ def markdown(header: list[str], lines: list[list]) -> str:
     return text
 
 
-def grid(cells: dict[tuple[str, str], dict], columns: list[str], bold: str = "") -> list[list[str]]:
+def grid(cells: Cells, columns: list[str], bold: str = "") -> list[list[str]]:
     """A line for each model that has one of the columns; an empty string where it lacks one."""
     lines = []
     for model in dict.fromkeys(model for model, _ in cells):
@@ -75,9 +77,7 @@ def grid(cells: dict[tuple[str, str], dict], columns: list[str], bold: str = "")
     return lines
 
 
-def beside_paper(
-    cells: dict[tuple[str, str], dict], paper: dict[str, list], paper_columns: list[str]
-) -> str:
+def beside_paper(cells: Cells, paper: dict[str, list], paper_columns: list[str]) -> str:
     """Ours above the paper's rows, "" when none of ours can stand there."""
     comparable, names, theirs = {}, {}, []
     for (model, column), cell in cells.items():
