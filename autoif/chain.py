@@ -3,10 +3,9 @@
     python -m autoif.chain PLAN [--redo-from 05]
 
 PLAN has a line for each output in the order of the run, shell-quoted: its stage, its path, the
-command that makes it. An output that is there stays only if the flags that its command has now, the
-files and the checkpoints that they name are those in its settings file (`autoif.settings`), and
-nothing that it is made of is made anew. Flags of speed and price (`settings.FREE`) do not count.
-Exit code 2 names what is out of date. An output without a settings file is taken as it is.
+command that makes it. An output stays only if its command's flags (but `settings.FREE`), and the
+files and checkpoints that they name, are those in its settings file, and nothing that it is made of
+is made anew; without a settings file it is taken as it is. Exit code 2 names what is out of date.
 """
 
 import importlib

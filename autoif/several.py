@@ -4,9 +4,8 @@
     python 04_responses.py --in out/03_several.jsonl ...
 
 Each constraint draws how many it is joined with, and which: of its split, all of different families
-(siblings, such as "at most 20 words" and "at most 18 words", would ask for one thing twice). What
-else contradicts each other falls out in stage 04, since no response passes it. One that draws none
-stays as it is; of a constraint joined with another comes, with its instructions line by line,
+(siblings would ask for one thing twice). What else contradicts each other falls out in stage 04.
+One that draws none stays as it is; of others comes, with their instructions line by line,
 
     {"id": "i00002+i00007", "instruction": "Use no commas\\nUse 3 words", "split": "train",
      "family": "use no commas + use n words",

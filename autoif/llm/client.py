@@ -3,8 +3,7 @@
     async with llm.Client(args, "02_verifiers") as client:
         samples = await client.ask("Write a haiku", k=8)
 
-The store is asked before the network: when it holds every sample, neither endpoint, key nor network
-is needed. A sample is stored before it counts.
+When the store holds every sample, neither endpoint, key nor network is needed.
 """
 
 import asyncio

@@ -11,8 +11,7 @@ names every layer that could not be had, and then answers messages, one at a tim
 
 A child writes frames of ten bytes: a nonce of eight that the worker drew for it, a letter, and the
 number of a built-in name. The letters: R function loaded, P pass, F fail, those of REASONS, Z done
-(what is left of the inputs is for another child). One that stays is stopped, and goes on with the
-next message for its function, which it gets whole over the socket that takes its frames.
+(what is left is for another child). One that stays gets its next message over the same socket.
 """
 
 import builtins

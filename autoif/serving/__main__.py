@@ -7,10 +7,9 @@ A GGUF file is served as it is, `coder-1.5b` and other words of autoif.serving.f
     python -m autoif.serving coder-1.5b -- python 02_verifiers.py --model coder-1.5b
 
 The command finds the server in $OPENAI_BASE_URL and asks for the model by the name given here. With
-GPUs the engine is vLLM ($VLLM, or the one on the path; $VLLM_FLAGS are further flags) on all of
-them, else llama.cpp, whose flags these are. $SERVE overrides both: a command line with {model}, a
-folder, {name}, by which clients ask for it, and {port} in it. The server ends with the command, and
-with this process however it ends.
+GPUs the engine is vLLM ($VLLM, with $VLLM_FLAGS) on all of them, else llama.cpp, whose flags these
+are. $SERVE overrides both: a command line with {model}, a folder, {name}, by which clients ask for
+it, and {port} in it. The server ends with the command, and with this process however it ends.
 """
 
 import ctypes

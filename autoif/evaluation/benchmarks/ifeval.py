@@ -4,12 +4,9 @@ Strict asks every checker about the answer as it is; loose about eight variants 
 last line or both taken off, each also without asterisks) and any of them will do. The mean of the
 two strict numbers is what the Open LLM Leaderboard prints. Departures from lm-eval's own run, none
 of which changes a verdict on a given seed:
- 1. Two of the 541 prompts leave a letter to chance and langdetect draws at random: both are seeded
-    here, by item.
- 2. A checker is built once for an item, not once for strict and once for loose, so loose is never
-    below strict.
- 3. lm-eval's task index (nine seconds) and package imports are avoided: its checker modules are
-    loaded by themselves.
+ 1. Two of the 541 prompts leave a letter to chance and langdetect draws at random: both are seeded.
+ 2. A checker is built once for strict and loose, so loose is never below strict.
+ 3. lm-eval's checker modules are loaded by themselves, without its task index (nine seconds).
 """
 
 import contextlib
