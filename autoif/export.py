@@ -167,9 +167,6 @@ def open_instruct(run: dict) -> dict[str, list]:
 FORMATS = {"trl": trl, "llamafactory": llamafactory, "verl": verl, "open-instruct": open_instruct}
 
 
-# ---- write ----
-
-
 @dataclass(kw_only=True)
 class Flags:
     out: Positional[Path]  # the folder of a run

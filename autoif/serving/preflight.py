@@ -246,9 +246,6 @@ def warnings(args: Flags, outputs: list[chain.Output]) -> Iterator[str]:
         )
 
 
-# ---- all together ----
-
-
 def main(args: Flags) -> None:
     problems, memory, shape, outputs, stages = [], [], None, [], {*DATA}
     if args.plan:
