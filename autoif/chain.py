@@ -11,7 +11,6 @@ is made anew; without a settings file it is taken as it is. Exit code 2 names wh
 import importlib
 import re
 import shlex
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 import tyro
 
 from autoif import flags, settings
-from autoif.files import UserError, read_json
+from autoif.files import UserError, read_json, remove
 
 
 @dataclass(kw_only=True)
@@ -123,13 +122,9 @@ def delete(outputs: list[Output]) -> None:
             if path.suffix == ".json":  # the table and the bars of results
                 beside += [path.with_suffix(".md"), path.with_suffix(".png")]
             for file in [path, *beside]:
-                if file.is_dir() and not file.is_symlink():
-                    shutil.rmtree(file)
-                elif file.exists() or file.is_symlink():
-                    file.unlink()
-                else:
-                    continue
-                print(f"deleted {file}, to be made again")
+                if file.exists() or file.is_symlink():
+                    remove(file)
+                    print(f"deleted {file}, to be made again")
 
 
 def main(args: Flags) -> None:

@@ -7,13 +7,12 @@ fills a folder with links to the model and with what it lacks to answer in a cha
 
 import json
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from tyro.conf import Positional
 
-from autoif.files import UserError, read_json, write_whole
+from autoif.files import UserError, read_json, remove, write_whole
 from autoif.flags import cli
 from autoif.settings import fingerprint, write_settings
 
@@ -59,13 +58,6 @@ def beside(model: str, form: str, write) -> Path:
     finally:
         remove(partial)
     return path
-
-
-def remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def read_config(model: str):
