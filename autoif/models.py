@@ -149,8 +149,7 @@ def stop_strings(model: str) -> list[str]:
 def generation_config(end_tokens: list[int]) -> dict:
     """A generation config that changes no sampling: end tokens, nothing of what a base had.
 
-    For whoever calls `generate`: without `do_sample` transformers answers greedily, without `top_k`
-    it samples from 50 tokens only.
+    Without `do_sample` transformers answers greedily, without `top_k` it samples from 50 tokens.
     """
     sampling = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
     return {**sampling, "eos_token_id": end_tokens}
@@ -159,8 +158,7 @@ def generation_config(end_tokens: list[int]) -> dict:
 def servable(model: str, folder: str | Path) -> str:
     """Fill `folder` with links to `model`, its chat template and end tokens; returns `folder`.
 
-    Base and trained models are served alike: a base model that does not know its template's end
-    token would run into every length limit, and lose to the trained one for that alone.
+    A base model that does not know its template's end token would run into every length limit.
     """
     from huggingface_hub import snapshot_download
 

@@ -44,8 +44,7 @@ def text_of(content: object) -> str | None:
 def first_human_turn(record: object) -> str | None:
     """The query of a record, None where it has none.
 
-    A text is one; else `query`, or the first human turn of `conversations` (ShareGPT), of
-    `messages` or of a list of messages.
+    A text, its `query`, or the first human turn of `conversations`, `messages` or a list of these.
     """
     if isinstance(record, str):
         return record
