@@ -175,9 +175,14 @@ def responses(out: Path, name: str, size: int, seed: int) -> dict | None:
                 truncated += response.get("finish_reason") == "length"
             yield row
 
-    shown = with_outcomes(out, sampled(measured(), size, seed))
-    found = {"rates": rates, "lengths": lengths, "truncated": truncated}
-    return {**found, "min_accuracy": min_accuracy, "shown": shown}
+    drawn = sampled(measured(), size, seed)
+    return {
+        "rates": rates,
+        "lengths": lengths,
+        "truncated": truncated,
+        "min_accuracy": min_accuracy,
+        "shown": with_outcomes(out, drawn),
+    }
 
 
 # ---- results ----

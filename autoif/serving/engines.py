@@ -95,7 +95,12 @@ def vllm() -> str | None:
 
 
 def vllm_command(
-    model: str, folder: str, port: int, shape: Shape, memory: list[float], share: float = GPU_SHARE
+    model: str,
+    folder: str,
+    port: int,
+    shape: Shape,
+    memory: list[float],
+    share: float = GPU_SHARE,
 ) -> list[str]:
     """vLLM's command line for `folder`, known to its clients as `model`, on a share of all GPUs."""
     program = vllm()
