@@ -22,6 +22,7 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 
 from autoif import families, files, llm, replies
@@ -165,7 +166,7 @@ def read_seeds(path: str | None) -> list[str]:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise UserError(f"--seeds {path} is no UTF-8 text; {advice}") from None
-    seeds = [line.strip() for line in lines if line.strip()]
+    seeds = list(filter(None, map(str.strip, lines)))
     if not seeds:
         raise UserError(f"--seeds {path} is empty; {advice}")
     return seeds
@@ -195,8 +196,8 @@ def main(args: Flags) -> None:
 
     # ask: K requests for new constraints, each with other examples; the seeds stand first, so that
     # of two duplicates the one written by hand stays
-    candidates = [(seed, "seed") for seed in seeds]
-    candidates += [(line, "augmented") for line in asyncio.run(ask(seeds, args))]
+    candidates = [*zip(seeds, repeat("seed"))]
+    candidates += zip(asyncio.run(ask(seeds, args)), repeat("augmented"))
 
     # filter: what no function can check, and exact duplicates; seeds are taken as they are
     unique = {}
@@ -212,7 +213,7 @@ def main(args: Flags) -> None:
         unique[name] = (instruction, source)
 
     # near duplicates last: cosines need all constraints at once
-    instructions = [instruction for instruction, _ in unique.values()]
+    instructions, _ = zip(*unique.values())
     twins = families.near_duplicates(instructions, args.near_duplicate)
 
     # write: ids count what is kept, so the same completions give the same ids

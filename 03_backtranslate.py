@@ -162,15 +162,17 @@ def held_out_in(path: str) -> set[str]:
 
 def split(rows: list[dict], args: Flags) -> list[dict]:
     """The rows with `family` and `split`, whole families on one side."""
-    names = families.families(rows, args.seed)
+    names, with_split = families.families(rows, args.seed), []
     if args.split_of:
         like = held_out_in(args.split_of)
         heldout = {name for row, name in zip(rows, names) if row["instruction"] in like}
     else:
         # by hashes of the names, not by chance: sides hardly change when constraints are added
         heldout = families.heldout(names, args.heldout, args.seed)
-    sides = ["heldout" if name in heldout else "train" for name in names]
-    return [{**row, "family": name, "split": side} for row, name, side in zip(rows, names, sides)]
+    for row, name in zip(rows, names):
+        side = "heldout" if name in heldout else "train"
+        with_split.append({**row, "family": name, "split": side})
+    return with_split
 
 
 def main(args: Flags) -> None:

@@ -3,17 +3,14 @@
     python -m autoif.chain PLAN [--redo-from 05]
 
 PLAN has a line for each output in the order of the run, shell-quoted: its stage, its path, the
-command that makes it. An output that is there stays only if the flags that its command has now, the
-files and the checkpoints that they name are those in its settings file (`autoif.settings`), and
-nothing that it is made of is made anew. Flags of speed and price (`settings.FREE`) do not count.
-Exit code 2 names what is out of date. An output without a settings file is taken as it is.
+command that makes it. An output stays only if its command's flags (but `settings.FREE`), and the
+files and checkpoints that they name, are those in its settings file, and nothing that it is made of
+is made anew; without a settings file it is taken as it is. Exit code 2 names what is out of date.
 """
 
 import importlib
-import json
 import re
 import shlex
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +18,7 @@ from typing import Any, NamedTuple
 import tyro
 
 from autoif import flags, settings
-from autoif.files import UserError
+from autoif.files import UserError, read_json, remove
 
 
 @dataclass(kw_only=True)
@@ -46,7 +43,7 @@ class Output(NamedTuple):
         """How it was made; None where no settings file is beside it."""
         for path in map(settings.settings_path, self.paths()):
             if path.is_file():
-                return json.loads(path.read_text(encoding="utf-8"))
+                return read_json(path)
         return None
 
 
@@ -102,20 +99,19 @@ def outdated(outputs: list[Output]) -> tuple[dict[str, str], list[str]]:
     return stale, unknown
 
 
-def problems(plan: str, redo: str | None) -> list[str]:
-    """What stands against a plan: flags that do not parse, and outputs that are out of date."""
-    outputs, wrong = read(plan)
+def problems(outputs: list[Output], redo: str | None) -> list[str]:
+    """What stands against going on with a plan's outputs: those that are out of date."""
     stale, unknown = outdated([output for output in outputs if not redo or output.stage < redo])
     for path in unknown:
         print(f"note: no settings beside {path}: it is taken as it is, whatever made it")
-    if stale:
-        first = min(output.stage for output in outputs if output.path in stale)
-        lines = "".join(f"\n     {path}: {reason}" for path, reason in stale.items())
-        wrong.append(
-            f"made with other settings or inputs than this command's:{lines}\n     go back to "
-            f"those, set another OUT, or make all from there on again: --redo-from {first}"
-        )
-    return wrong
+    if not stale:
+        return []
+    first = min(output.stage for output in outputs if output.path in stale)
+    lines = "".join(f"\n     {path}: {reason}" for path, reason in stale.items())
+    return [
+        f"made with other settings or inputs than this command's:{lines}\n     go back to "
+        f"those, set another OUT, or make all from there on again: --redo-from {first}"
+    ]
 
 
 def delete(outputs: list[Output]) -> None:
@@ -126,20 +122,16 @@ def delete(outputs: list[Output]) -> None:
             if path.suffix == ".json":  # the table and the bars of results
                 beside += [path.with_suffix(".md"), path.with_suffix(".png")]
             for file in [path, *beside]:
-                if file.is_dir() and not file.is_symlink():
-                    shutil.rmtree(file)
-                elif file.exists() or file.is_symlink():
-                    file.unlink()
-                else:
-                    continue
-                print(f"deleted {file}, to be made again")
+                if file.exists() or file.is_symlink():
+                    remove(file)
+                    print(f"deleted {file}, to be made again")
 
 
 def main(args: Flags) -> None:
-    if wrong := problems(args.plan, args.redo_from):
+    outputs, wrong = read(args.plan)
+    if wrong := wrong + problems(outputs, args.redo_from):
         raise UserError("\n".join(wrong))
     if args.redo_from:
-        outputs, _ = read(args.plan)
         delete([output for output in outputs if output.stage >= args.redo_from])
 
 

@@ -27,6 +27,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
+import jinja2
 from tyro.conf import Positional
 
 from autoif import files, folder, queries
@@ -36,59 +37,14 @@ from autoif.verifiers import join
 
 SOURCE = "autoif"  # the name by which verl and open-instruct find the reward
 HELDOUT_QUERIES = 4  # joined to each held-out constraint
+Limits = tuple[float, float]  # of a pass rate, which lies strictly between
 ANY_RATE = (-math.inf, math.inf)
-
-CARD = """\
----
-license: {license}
-pretty_name: AutoIF data
-language:
-- en
-task_categories:
-- text-generation
-tags:
-- instruction-following
-- autoif
-- verifiable-rewards
-configs:
-{configs}
----
-
-# AutoIF data: constraints, functions that check them, and what passed
-
-Made with the reproduction of [AutoIF](https://arxiv.org/abs/2406.13542) ("Self-play with Execution
-Feedback", ICLR 2025): a model writes constraints and functions that check them; functions are kept
-where they agree by execution, responses where enough of them pass and a judge, if any, approves.
-
-{counts}
-
-`verifiers.jsonl` holds the functions by constraint id. They were written by a model: run them in a
-sandbox only, as `autoif.reward.Verifiers.load("verifiers.jsonl").score(ids, texts)` does. Rows lead
-back to their constraint by `instruction_id`, pairs by the part of their `id` before the first dot
-or slash ("i00002+i00005": several). Constraints with split `heldout` are in no training row here.
-
-## How many rows came through
-
-| stage | in | kept | dropped |
-|---|---|---|---|
-{funnel}
-
-## Settings
-
-{settings}
-
-## Licences
-
-The data is marked `{license}`. Constraints, functions and responses are under the terms of the
-models above, user queries under the licence of their source: ShareGPT's conversations were shared
-by their users without a licence for reuse.
-"""
 
 
 # ---- what a run holds ----
 
 
-def between(rate: float | None, limits: tuple[float, float]) -> bool:
+def between(rate: float | None, limits: Limits) -> bool:
     """Whether a pass rate lies strictly between `limits`; without any, even none does."""
     return limits == ANY_RATE if rate is None else limits[0] < rate < limits[1]
 
@@ -114,9 +70,7 @@ def heldout_prompts(constraints: list[dict], queries: list[str]) -> Iterator[dic
                 yield prompt_row(made, join(query, row["instruction"]), None)
 
 
-def read_run(
-    out: Path, limits: tuple[float, float], heldout_queries: Path
-) -> dict[str, list[dict]]:
+def read_run(out: Path, limits: Limits, heldout_queries: Path) -> dict[str, list[dict]]:
     """Lists of rows by {constraints, sft, pairs, prompts, heldout}, empty where none has run."""
     written, prompts, rates, pairs = out / "04_responses.jsonl", [], {}, []
     min_accuracy = folder.min_accuracy(written)
@@ -213,9 +167,6 @@ def open_instruct(run: dict) -> dict[str, list]:
 FORMATS = {"trl": trl, "llamafactory": llamafactory, "verl": verl, "open-instruct": open_instruct}
 
 
-# ---- write ----
-
-
 @dataclass(kw_only=True)
 class Flags:
     out: Positional[Path]  # the folder of a run
@@ -223,7 +174,7 @@ class Flags:
     to: Literal[tuple(FORMATS)]  # the trainer, or the hub's dataset form
     # only prompts, and pairs of prompts, with LOW < pass rate < HIGH; 0 1 leaves out what a policy
     # always or never does
-    pass_rate: tuple[float, float] = ANY_RATE
+    pass_rate: Limits = ANY_RATE
     # queries for the held-out constraints (default: those that stage 04 held out)
     heldout_queries: Path | None = None
     license: str = "other"  # of the data, for the card (the hub's identifier)
@@ -252,23 +203,12 @@ def write(path: Path, rows: list | dict) -> None:
 
 def card(args: Flags, run: dict, data: list[str]) -> str:
     """The Markdown of README.md: what the `data` files were made of, and with what."""
-    configs = [f"- config_name: {Path(name).stem}\n  data_files: {name}" for name in data]
-    funnel, settings = [], []
-    for stage, numbers in folder.stats(args.out).items():
-        dropped = ", ".join(f"{reason} {count:,}" for reason, count in numbers["dropped"].items())
-        funnel.append(f"| {stage} | {numbers['in']:,} | {numbers['kept']:,} | {dropped} |")
-    for name, value in folder.made_with(args.out).items():
-        settings.append(f"- {name}: {value}")
+    made = {"stats": folder.stats(args.out), "settings": folder.made_with(args.out)}
     if args.pass_rate != ANY_RATE:
-        low, high = args.pass_rate
-        settings.append(f"- prompts and their pairs with {low:g} < pass rate < {high:g}")
-    return CARD.format(
-        license=args.license,
-        configs="\n".join(configs),
-        counts="\n".join(f"- {len(rows):,} {name}" for name, rows in run.items()),
-        funnel="\n".join(funnel) or "| not recorded | | | |",
-        settings="\n".join(settings) or "Not recorded: name the models here.",
-    )
+        made["pass_rate"] = args.pass_rate
+    text = Path(__file__).with_name("card.jinja").read_text(encoding="utf-8")
+    card = jinja2.Template(text, trim_blocks=True, keep_trailing_newline=True)
+    return card.render(license=args.license, run=run, data=data, **made)
 
 
 def push(folder: Path, repo: str) -> None:

@@ -5,9 +5,8 @@
     Keep the answer under 30 words
 
 Two constraints are tied when their wording has the same `form`, or when half of the functions of
-one have the `shape` of functions of the other. A family is everything that ties connect. Stage 03
-holds out whole families: a constraint with a sibling in training measures memory, not obedience to
-something new. The paper splits nothing.
+one have the `shape` of functions of the other. A family is everything that ties connect: with a
+sibling in training a constraint measures memory, not obedience to something new.
 """
 
 import ast
@@ -230,8 +229,7 @@ def names_in(tree: ast.Module) -> tuple[set[str], set[str]]:
 def related(shapes: list[set[str]]) -> Iterator[tuple[int, int]]:
     """Yield the rows (by number) that at least half of the functions of one of them tie together.
 
-    Half, since single functions miss their constraint: one that counts words where it should count
-    sentences would tie the two kinds, and soon everything to everything.
+    Half, since single functions miss their constraint, and would tie everything to everything.
     """
     having: dict[str, list[int]] = {}
     shared = Counter()
@@ -282,8 +280,7 @@ def place(name: str, seed: int) -> bytes:
 def heldout(names: list[str], share: float, seed: int) -> set[str]:
     """The families to hold out: in the order of their hashes, until about `share` of the rows is.
 
-    One that would overshoot it by more than half of itself is passed over: a large family must not
-    empty the training side.
+    One that would overshoot it by more than half of itself is passed over.
     """
     size = Counter(names)
     wanted, chosen, count = share * len(names), set(), 0

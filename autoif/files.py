@@ -4,11 +4,14 @@ import contextlib
 import errno
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
-import jsonlines
+# the names that every row must have, or {name: form}, forms as in `mismatch`
+Fields = Iterable[str] | dict[str, object]
 
 
 class UserError(Exception):
@@ -72,14 +75,28 @@ def write_whole(path: str | Path, text: str) -> None:
         file.write(text)
 
 
+def read_json(path: str | Path, default: object = None) -> Any:
+    """The value of a JSON file, `default` where there is no such file."""
+    path = Path(path)
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def dump(row: dict) -> str:
     """One JSON line without its newline; lone surrogates (models write them) are escaped."""
     line = json.dumps(row, ensure_ascii=False)
     try:
         line.encode("utf-8")
+        return line
     except UnicodeEncodeError:
-        line = json.dumps(row)
-    return line
+        return json.dumps(row)
 
 
 def mismatch(value, form) -> str | None:
@@ -110,7 +127,7 @@ def mismatch(value, form) -> str | None:
     return None if isinstance(value, form) else f"must be {names[form]}"
 
 
-def check(row: dict, fields: Iterable[str] | dict[str, object], where: str, hint: str) -> None:
+def check(row: dict, fields: Fields, where: str, hint: str) -> None:
     """UserError where a row lacks one of `fields`, or has one of another form."""
     for field in fields:
         if field not in row:
@@ -143,32 +160,23 @@ def values(
     path: str | Path, kind: type | None = None, advice: str = "mend or delete the line"
 ) -> Iterator[tuple[int, object]]:
     """Yield (line, value) of JSON lines, all of one `kind` if it is given; blank ones are none."""
-    number = 0
-
-    def texts() -> Iterator[str]:
-        nonlocal number
-        for line, text in lines(path):
-            number = line
-            yield text
-
-    try:
-        reader = jsonlines.Reader(texts())
-        for value in reader.iter(type=kind, allow_none=kind is None, skip_empty=True):
-            yield number, value
-    except jsonlines.InvalidLineError as error:
-        what = "JSON object" if kind is dict else "JSON"
-        raise UserError(
-            f"{path}:{number} is no {what} ({str(error).splitlines()[0][:120]}): "
-            f"{error.line[:80]!r}; {advice}"
-        ) from None
+    what = "JSON object" if kind is dict else "JSON"
+    for number, line in lines(path):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+            if kind and not isinstance(value, kind):
+                raise ValueError("another kind of value")
+        except ValueError as error:
+            text = f"{path}:{number} is no {what} ({error}): {line.rstrip()[:80]!r}; {advice}"
+            raise UserError(text) from None
+        yield number, value
 
 
-def numbered(
-    path: str | Path, fields: Iterable[str] | dict[str, object] = (), made_by: str = ""
-) -> Iterator[tuple[int, dict]]:
+def numbered(path: str | Path, fields: Fields = (), made_by: str = "") -> Iterator[tuple]:
     """Yield (line, row) of `path`; UserError names file, line and value of an unusable row.
 
-    `fields` are the names that every row must have, or {name: form}, forms as in `mismatch`.
     `made_by` is the stage to run when the file or a field is missing.
     """
     hint = f"; run {made_by} first" if made_by else ""
@@ -179,20 +187,16 @@ def numbered(
         yield number, row
 
 
-def read(
-    path: str | Path, fields: Iterable[str] | dict[str, object] = (), made_by: str = ""
-) -> Iterator[dict]:
+def read(path: str | Path, fields: Fields = (), made_by: str = "") -> Iterator[dict]:
     """Yield the rows of `path`, checked as in `numbered`."""
     for _, row in numbered(path, fields, made_by):
         yield row
 
 
-def read_all(
-    paths: str | Path | list[str], fields: dict[str, object], made_by: str = ""
-) -> list[dict]:
+def read_all(paths: str | Path | list[str], fields: Fields, made_by: str = "") -> list[dict]:
     """All rows of a file or of several, each checked, no id twice: for a stage that will pay."""
-    rows, seen = [], {}
-    for path in paths if isinstance(paths, list) else [paths]:
+    rows, seen, paths = [], {}, paths if isinstance(paths, list) else [paths]
+    for path in paths:
         for number, row in numbered(path, fields, made_by):
             of, first = seen.setdefault(row["id"], (path, number))
             if (of, first) != (path, number):
@@ -202,9 +206,8 @@ def read_all(
                 )
             rows.append(row)
     if not rows:
-        names = paths if isinstance(paths, list) else [paths]
         hint = f"; run {made_by} again" if made_by else ""
-        raise UserError(f"{' and '.join(map(str, names))} is empty{hint}")
+        raise UserError(f"{' and '.join(map(str, paths))} is empty{hint}")
     return rows
 
 

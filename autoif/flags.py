@@ -13,9 +13,8 @@
     if __name__ == "__main__":
         cli(main, __doc__)
 
-A module with several commands has them in `COMMANDS = {"pairs": pairs, "train": learn}` and ends
-with `cli(COMMANDS, __doc__)`. `call(main, argv)` is the same for tests and other programs: it
-raises UserError.
+A module with several commands has them in `COMMANDS = {"pairs": pairs, "train": learn}`.
+`call(main, argv)` is the same for tests and other programs: it raises UserError.
 """
 
 import asyncio
@@ -38,6 +37,17 @@ from autoif.files import UserError
 OTHERS_WAIT = 5  # seconds in which torchrun ends all processes when one has ended
 
 
+def primitive(nargs: int | str, metavar: str, parse: Callable[[list[str]], object]):
+    """A flag's type as tyro wants it: how many words it has, and what they mean."""
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=nargs,
+        metavar=metavar,
+        instance_from_str=parse,
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: list(map(str, value if nargs != 1 else [value])),
+    )
+
+
 def within(kind: type, low: float, high: float = math.inf, *, above: bool = False, count: int = 1):
     """A number of `kind` from `low` (with `above`: above it) to `high`, or `count` of them."""
     bounds = f"above {low}" if above else f"at least {low}"
@@ -56,14 +66,8 @@ def within(kind: type, low: float, high: float = math.inf, *, above: bool = Fals
             numbers.append(number)
         return numbers[0] if count == 1 else tuple(numbers)
 
-    spec = tyro.constructors.PrimitiveConstructorSpec(
-        nargs=count,
-        metavar=" ".join([kind.__name__.upper()] * count),
-        instance_from_str=parse,
-        is_instance=lambda value: True,
-        str_from_instance=lambda value: [str(value)] if count == 1 else list(map(str, value)),
-    )
-    return Annotated[kind if count == 1 else tuple, spec]
+    metavar = " ".join([kind.__name__.upper()] * count)
+    return Annotated[kind if count == 1 else tuple, primitive(count, metavar, parse)]
 
 
 def some(words: list[str]) -> list[str]:
@@ -77,16 +81,7 @@ NonNegative, Positive = within(float, 0), within(float, 0, above=True)
 Share, PositiveShare = within(float, 0, 1), within(float, 0, 1, above=True)
 Betas = within(float, 0, 0.999999, count=2)
 # tyro's own lists take no value as well
-Texts = Annotated[
-    list[str],
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="STR [STR ...]",
-        instance_from_str=some,
-        is_instance=lambda value: True,
-        str_from_instance=lambda value: value,
-    ),
-]
+Texts = Annotated[list[str], primitive("*", "STR [STR ...]", some)]
 In = Annotated[str, tyro.conf.arg(name="in")]
 Ins = Annotated[Texts, tyro.conf.arg(name="in")]
 

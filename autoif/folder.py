@@ -3,11 +3,11 @@
 A part whose stage has not run is empty.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from autoif import files, shards, verifiers
+from autoif.files import read_json
 from autoif.settings import settings_path
 
 # (name, whose settings file, flag): what later stages say of the same name is of no account
@@ -25,13 +25,6 @@ def rows(path: Path, *fields: str) -> Iterator[dict]:
     """The rows of a file, or of those of its shards; none where there is no such file."""
     for part in shards.parts(path):
         yield from files.read(part, fields)
-
-
-def read_json(path: Path, default: dict | list) -> dict | list:
-    """The value of a JSON file, `default` where there is no such file."""
-    if not path.is_file():
-        return default
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def flag(path: Path, name: str, default: object) -> object:

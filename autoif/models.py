@@ -7,13 +7,12 @@ fills a folder with links to the model and with what it lacks to answer in a cha
 
 import json
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from tyro.conf import Positional
 
-from autoif.files import UserError, write_whole
+from autoif.files import UserError, read_json, remove, write_whole
 from autoif.flags import cli
 from autoif.settings import fingerprint, write_settings
 
@@ -39,10 +38,7 @@ LFS_POINTER = b"version https://git-lfs"
 
 
 def beside(model: str, form: str, write) -> Path:
-    """The file or folder that `write(path)` makes of `model`: `.NAME.MARK.form` beside it.
-
-    Kept, and made anew when the model's weights change.
-    """
+    """The `.NAME.MARK.form` that `write(path)` makes of `model` beside it, anew of new weights."""
     name = Path(model).name
     place = Path(model).resolve().parent if Path(model).is_dir() else Path.home() / ".cache/autoif"
     mark = fingerprint(model).split(":")[-1].replace("/", "_")[:16]
@@ -62,14 +58,6 @@ def beside(model: str, form: str, write) -> Path:
     finally:
         remove(partial)
     return path
-
-
-def remove(path: Path) -> None:
-    """Delete a file or a folder, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def read_config(model: str):
@@ -93,7 +81,6 @@ def empty_model(config):
 
 
 def parameters(config) -> int:
-    """How many parameters a model of that configuration has."""
     return empty_model(config).num_parameters()
 
 
@@ -133,19 +120,13 @@ def chat_tokenizer(model: str):
 
 
 def special_tokens(tokenizer) -> set[int]:
-    """All tokens that are marked special: those with a name, and those among the added ones.
-
-    Llama 3's <|start_header_id|> and <|eot_id|> have no name in its configuration.
-    """
+    """All tokens marked special: those with a name, and added ones, as Llama 3's <|eot_id|>."""
     added = tokenizer.added_tokens_decoder.items()
     return {*tokenizer.all_special_ids, *(number for number, token in added if token.special)}
 
 
 def end_of_turn(tokenizer) -> int:
-    """The token that the chat template puts behind an answer, else the tokenizer's own.
-
-    Qwen2's base model ends a text with <|endoftext|>, its template ends an answer with <|im_end|>.
-    """
+    """The token that the chat template puts behind an answer (Qwen2's <|im_end|>), else its own."""
     question, answer = {"role": "user", "content": "So?"}, {"role": "assistant", "content": "Yes"}
     text = tokenizer.apply_chat_template([question, answer], tokenize=False)
     tail = tokenizer(text[text.rindex("Yes") :], add_special_tokens=False)["input_ids"]
@@ -159,7 +140,7 @@ def stop_strings(model: str) -> list[str]:
     if jinja.exists():
         template = jinja.read_text(encoding="utf-8")
     elif config.exists():
-        template = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
+        template = read_json(config).get("chat_template")
     else:
         return []
     return FALLBACK_STOP if template in (None, FALLBACK_TEMPLATE) else []
@@ -168,28 +149,16 @@ def stop_strings(model: str) -> list[str]:
 def generation_config(end_tokens: list[int]) -> dict:
     """A generation config that changes no sampling: end tokens, nothing of what a base had.
 
-    For whoever calls `generate`: without `do_sample` transformers answers greedily, without `top_k`
-    it samples from 50 tokens only.
+    Without `do_sample` transformers answers greedily, without `top_k` it samples from 50 tokens.
     """
     sampling = {"do_sample": True, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
     return {**sampling, "eos_token_id": end_tokens}
 
 
-def known_end_tokens(folder: Path) -> set[int]:
-    """The end tokens that a model's own configurations name."""
-    known = set()
-    for name in ("config.json", "generation_config.json"):
-        if (folder / name).exists():
-            ends = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token_id")
-            known.update(ends if isinstance(ends, list) else [ends])
-    return known - {None}
-
-
 def servable(model: str, folder: str | Path) -> str:
     """Fill `folder` with links to `model`, its chat template and end tokens; returns `folder`.
 
-    Base and trained models are served alike: a base model that does not know its template's end
-    token would run into every length limit, and lose to the trained one for that alone.
+    A base model that does not know its template's end token would run into every length limit.
     """
     from huggingface_hub import snapshot_download
 
@@ -198,13 +167,16 @@ def servable(model: str, folder: str | Path) -> str:
     source = Path(model)
     if not source.is_dir():
         source = Path(snapshot_download(model, ignore_patterns=CARRIED))
-    ends = known_end_tokens(source) | {tokenizer.eos_token_id, end_of_turn(tokenizer)}
+    ends = {tokenizer.eos_token_id, end_of_turn(tokenizer)}
+    for name in ("config.json", "generation_config.json"):
+        known = read_json(source / name, {}).get("eos_token_id")
+        ends.update(known if isinstance(known, list) else [known])
 
     # what differs is written first: a link in its place would lead to the model's own file
     folder.mkdir(parents=True, exist_ok=True)
     if tokenizer.chat_template == FALLBACK_TEMPLATE:
         tokenizer.save_pretrained(folder)
-    config = json.dumps(generation_config(sorted(ends)), indent=2) + "\n"
+    config = json.dumps(generation_config(sorted(ends - {None})), indent=2) + "\n"
     write_whole(folder / "generation_config.json", config)
     for file in source.iterdir():
         if not (folder / file.name).exists():

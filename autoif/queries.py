@@ -21,8 +21,6 @@ COLUMNS = ("query", "question", "prompt")  # of a .csv or .tsv file, the first t
 
 @dataclass(kw_only=True)
 class Flags:
-    """Which queries a stage asks."""
-
     queries: str | None = None  # ShareGPT JSON, JSONL rows with 'query', or text lines
     heldout_queries: Share = 0.1  # share of queries that are never trained on
     min_chars: Natural = 20  # queries must be longer than this
@@ -46,8 +44,7 @@ def text_of(content: object) -> str | None:
 def first_human_turn(record: object) -> str | None:
     """The query of a record, None where it has none.
 
-    A text is one; else `query`, or the first human turn of `conversations` (ShareGPT), of
-    `messages` or of a list of messages.
+    A text, its `query`, or the first human turn of `conversations`, `messages` or a list of these.
     """
     if isinstance(record, str):
         return record
@@ -120,10 +117,7 @@ def _column(path: str, delimiter: str) -> Iterator[str]:
 
 
 def records(path: str) -> Iterator[object]:
-    """Yield what the file holds, a record a query.
-
-    Its kind is that of its name (.txt, .csv, .tsv, .jsonl), else seen from its first character.
-    """
+    """Yield what the file holds, a record a query; its name or first sign tells its kind."""
     if why := files.absent(path):
         raise UserError(f"--queries {path} {why}; {KINDS}")
     kind = Path(path).suffix.lower()

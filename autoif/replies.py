@@ -237,8 +237,7 @@ def parsed(code: str, mode: str = "exec") -> ast.AST | None:
 def script(text: str) -> str | None:
     """The first code block (or the whole text) that defines `evaluate`, None where none does.
 
-    What follows `evaluate` and defines nothing is left out: cases, loops that try them, and objects
-    around them that may be no Python.
+    What follows `evaluate` and defines nothing is left out, such as cases.
     """
     for block in [*BLOCK.findall(text), text]:
         lines = block.splitlines()

@@ -13,11 +13,10 @@ A file is JSONL of rows with `id` and `verifiers` (stages 02 and 03), or of rows
 process.
 
 The sandbox stays up between calls, which may come from any thread: those that arrive while others
-are answered share its next jobs. The processes of the functions asked last stay too: what a
-function remembers of one text may reach the next one (keep_mb=0: in a call only). A forked process
-makes a sandbox of its own. A function that errs says nothing: its text has no reward (`pass_share`
-is None), not a reward of 0; where a function hung on so many texts that the rest of a job was not
-tried, `error` says so.
+are answered share its next jobs. The processes of the functions asked last stay too: what one
+remembers of a text may reach the next one (keep_mb=0: in a call only). A forked process makes a
+sandbox of its own. A text on which a function errs, or which it was not tried on, has no reward
+(`pass_share` is None, and `error` says why), not a reward of 0.
 """
 
 import asyncio
@@ -268,41 +267,35 @@ def probes(instruction: str, query: str = QUERY) -> dict[str, str]:
     }
 
 
-def judged(verifiers: Verifiers, with_cases: bool) -> tuple[list[dict], list[list[list[str]]]]:
-    """The rows with functions, and what these say of each probe, and before them of each case."""
-    rows = [row for row in verifiers.rows.values() if row.get("verifiers")]
-
-    async def ask() -> list[list[list[str]]]:
-        async with sandbox.Sandbox(verifiers.flags) as box:
-            calls = []
-            for row in rows:
-                cases = row.get("cases", []) * with_cases
-                texts = [*map(itemgetter("input"), cases), *probes(row["instruction"]).values()]
-                calls.append(judge(box, row["verifiers"], texts))
-            return await asyncio.gather(*calls)
-
-    return rows, asyncio.run(ask())
+async def judged(verifiers: Verifiers, with_cases: bool) -> list[tuple[dict, list[list[str]]]]:
+    """(a row with functions, what these say of its cases, if wanted, and then of each probe)"""
+    rows, calls = [row for row in verifiers.rows.values() if row.get("verifiers")], []
+    async with sandbox.Sandbox(verifiers.flags) as box:
+        for row in rows:
+            cases = row.get("cases", []) * with_cases
+            texts = [*map(itemgetter("input"), cases), *probes(row["instruction"]).values()]
+            calls.append(judge(box, row["verifiers"], texts))
+        return list(zip(rows, await asyncio.gather(*calls)))
 
 
 def probe(verifiers: Verifiers) -> dict[str, dict]:
     """What each probe earns: {probe: {functions, of_functions, ids, of_constraints}}.
 
     `functions` counts those that pass it, where no other function of their constraint errs; `ids`
-    are the constraints under which stage 04 would accept it. An empty answer truly keeps a
-    constraint on what to leave out: a share above 0 is what a policy is paid for saying nothing.
+    are the constraints under which stage 04 would accept it.
     """
-    (rows, verdicts_on), earned = judged(verifiers, with_cases=False), {}
+    rows, earned = asyncio.run(judged(verifiers, with_cases=False)), {}
     for place, name in enumerate(probes("")):
-        passing, accepted = 0, []
-        for row, of_probes in zip(rows, verdicts_on):
+        passing, functions, accepted = 0, 0, []
+        for row, of_probes in rows:
             verdicts = of_probes[place]
+            functions += len(verdicts)
             # as in a reward: where one function errs nothing is said
             if "error" in verdicts:
                 continue
             passing += verdicts.count("pass")
             if accuracy(verdicts, row["verifiers"]) > MIN_ACCURACY:
                 accepted.append(row["id"])
-        functions = sum(map(len, map(itemgetter("verifiers"), rows)))
         earned[name] = {"functions": passing, "of_functions": functions}
         earned[name] |= {"ids": accepted, "of_constraints": len(rows)}
     return earned
@@ -356,9 +349,11 @@ class Flags(sandbox.Flags):
 def keep(verifiers: Verifiers, args: Flags) -> None:
     """Write the constraints that probes do not fool, without functions that always say the same."""
     funnel, counts = Funnel("reward", args.keep), Counter()
-    rows, verdicts_on = judged(verifiers, with_cases=True)
+    rows, functions = asyncio.run(judged(verifiers, with_cases=True)), 0
     with files.writer(args.keep) as write:
-        for row, reason in map(strengthen, rows, verdicts_on):
+        for row, verdicts in rows:
+            functions += len(row["verifiers"])
+            row, reason = strengthen(row, verdicts)
             if reason:
                 funnel.drop(reason, row)
                 continue
@@ -367,7 +362,7 @@ def keep(verifiers: Verifiers, args: Flags) -> None:
             funnel.keep()
         funnel.refuse_empty("Do these functions look at the text at all?")
         write_settings(args, args.keep)
-    funnel.finish(functions=sum(len(row["verifiers"]) for row in rows), **counts)
+    funnel.finish(functions=functions, **counts)
 
 
 def main(args: Flags) -> None:

@@ -4,17 +4,15 @@
     python 04_responses.py --in out/03_several.jsonl ...
 
 Each constraint draws how many it is joined with, and which: of its split, all of different families
-(siblings, such as "at most 20 words" and "at most 18 words", would ask for one thing twice). What
-else contradicts each other falls out in stage 04, since no response passes it. One that draws none
-stays as it is; of a constraint joined with another comes, with its instructions line by line,
+(siblings would ask for one thing twice). What else contradicts each other falls out in stage 04.
+One that draws none stays as it is; of others comes, with their instructions line by line,
 
     {"id": "i00002+i00007", "instruction": "Use no commas\\nUse 3 words", "split": "train",
      "family": "use no commas + use n words",
      "verifiers": [{"code": ..., "of": "i00002"}, {"code": ..., "of": "i00007"}]}
 
-Its accuracy is the lowest of the constraints that its functions are of (`verifiers.accuracy`), held
-out it is a row of the heldout benchmark. `--draws 16`, with `--queries-per-instruction 1` of stage
-04, gives each query constraints of its own.
+Its accuracy is the lowest of the constraints that its functions are of. `--draws 16`, with
+`--queries-per-instruction 1` of stage 04, gives each query constraints of its own.
 """
 
 import random
@@ -59,19 +57,6 @@ def family(row: dict) -> str:
     return row.get("family") or families.form(row["instruction"])
 
 
-def by_family(rows: list[dict], most: int, path: str) -> dict[str, list[dict]]:
-    """{family: its constraints}; UserError where a row of `most` constraints cannot be had."""
-    of_family = defaultdict(list)
-    for row in rows:
-        of_family[family(row)].append(row)
-    if most > len(of_family) and rows[0]["split"] == "train":
-        raise UserError(
-            f"--constraints: a prompt of {most} needs so many families, and the "
-            f"{rows[0]['split']} constraints of {path} are of {len(of_family)} only; ask for fewer"
-        )
-    return of_family
-
-
 def companions(
     row: dict, rng: random.Random, of_family: dict[str, list[dict]], numbers: tuple[int, int]
 ) -> list[dict]:
@@ -103,8 +88,14 @@ def joined(constraints: list[dict]) -> dict:
 
 def draw(rows: list[dict], args: Flags) -> list[dict]:
     """The rows of one split, each joined with others `--draws` times; equal ones come once."""
-    (low, high), drawn = span(args.constraints), {}
-    of_family = by_family(rows, high, args.file)
+    (low, high), of_family, drawn = span(args.constraints), defaultdict(list), {}
+    for row in rows:
+        of_family[family(row)].append(row)
+    if high > len(of_family) and rows[0]["split"] == "train":
+        raise UserError(
+            f"--constraints: a prompt of {high} needs so many families, and the train constraints "
+            f"of {args.file} are of {len(of_family)} only; ask for fewer"
+        )
     # few families may be held out: their rows are of as many constraints as they have
     numbers = min(low, len(of_family)), min(high, len(of_family))
     for row in rows:

@@ -2,9 +2,8 @@
 
     python 04_responses.py --shard 0/4 ...    # out/0-of-4/04_responses.jsonl; then 1/4, 2/4 and 3/4
 
-Everything that a stage writes beside --out, completions too, lies in that folder: shards share no
-file, and one that was killed goes on as any run does. The rows of all together are those of one
-run. What takes them gets all files: `--in out/*-of-4/04_sft.jsonl`.
+Everything that a stage writes beside --out, completions too, lies in that folder. The rows of all
+together are those of one run. What takes them gets all files: `--in out/*-of-4/04_sft.jsonl`.
 """
 
 import re
@@ -18,8 +17,6 @@ FOLDER = r"\d+-of-\d+"
 
 @dataclass(kw_only=True)
 class Flags:
-    """The share of a stage's rows that a process takes."""
-
     shard: str | None = None  # I/N: only the rows I, I + N, ...; into the folder I-of-N by --out
 
     def __post_init__(self):

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from autoif.files import UserError, dump, refuse_unwritable, whole_file, write_whole
+from autoif.files import UserError, dump, read_json, refuse_unwritable, whole_file, write_whole
 from autoif.shards import FOLDER
 
 
@@ -49,9 +49,8 @@ def wrote(*paths: str | Path, then: str) -> None:
 class Funnel:
     """Accounts for a stage's rows: each is kept, or dropped for a named reason.
 
-    Dropped rows go to `<out>.dropped.jsonl` with their reason, the numbers to `stats.json` beside
-    `out`. Both are written by `finish` alone: a run that fails leaves those of an earlier one, as
-    it leaves the earlier output.
+    Dropped rows go to `<out>.dropped.jsonl`, the numbers to `stats.json` beside it. Both are
+    written by `finish` alone: a run that fails leaves those of an earlier one, as its output.
     """
 
     def __init__(self, stage: str, out: str | Path):
@@ -104,10 +103,9 @@ class Funnel:
             shutil.copyfileobj(self._rows, file)
 
     def _stats(self) -> dict:
-        """What `stats.json` holds so far."""
         path = self.out.parent / "stats.json"
         try:
-            stats = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            stats = read_json(path, {})
         except (ValueError, OSError) as error:
             raise UserError(f"{path} cannot be read ({error}); mend or delete it") from None
         if not isinstance(stats, dict):

@@ -9,7 +9,7 @@ import json
 import shutil
 from pathlib import Path
 
-from autoif.files import UserError
+from autoif.files import UserError, read_json
 from autoif.models import beside, empty_model, read_config, refuse_pointers
 
 # How a trained model is written. The next stage trains from it, so the default loses nothing.
@@ -36,10 +36,7 @@ def stored(model: str) -> dict:
 
 
 def check_whole(model: str) -> None:
-    """UserError unless a model can be trained and its folder has all that config.json describes.
-
-    Of safetensors the headers are read, before a weight is loaded; other files are not.
-    """
+    """UserError unless a model can be trained and its headers have all that config.json says."""
     folder, config = Path(model), read_config(model)
     if getattr(config, "quantization_config", None):
         text = f"{model} is quantized, and cannot be trained; name the model it was made of"
@@ -63,7 +60,7 @@ def shards(folder: Path) -> list[str]:
     if (folder / "model.safetensors").exists() or not index.exists():
         return []
     try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        return sorted(set(read_json(index)["weight_map"].values()))
     except (ValueError, TypeError, KeyError, AttributeError):
         raise UserError(f"{index} names no files; download it again") from None
 
@@ -162,5 +159,5 @@ def write_half(source: Path, copy: Path) -> None:
 def set_dtype(folder: Path, dtype: str) -> None:
     """Name the weights' format in config.json: `from_pretrained` converts to what stands there."""
     file = folder / "config.json"
-    config = {**json.loads(file.read_text(encoding="utf-8")), "dtype": dtype}
+    config = {**read_json(file), "dtype": dtype}
     file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

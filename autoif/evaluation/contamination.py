@@ -6,12 +6,10 @@
 Prints, for each benchmark, how many of its tests overlap with the training texts and how many are
 rephrased there, and writes the pairs to look at into --out; without a judge these are only listed.
 
-Overlap (our definition of 13-grams): texts are lower-cased and cut into words, which are runs of
-letters and digits, and single characters where no blanks part them (Chinese, Japanese); a test is
-flagged when any 13 words in a row of it stand in one training text, a test of fewer words when all
-of it does. This sees copies, and no paraphrase. Rephrased, as LM-Sys's decontaminator finds it
-(arXiv 2311.04850): a judge says it of the training texts nearest to a test (here by TF-IDF of words
-and pairs of words, theirs by a sentence encoder).
+Overlap: any 13 words in a row of a test (all of a shorter one) stand in one training text; words
+are runs of letters and digits in lower case, and single characters of Chinese and Japanese.
+Rephrased, as LM-Sys's decontaminator finds it (arXiv 2311.04850): a judge says it of the training
+texts nearest to a test (here by TF-IDF of words and pairs of words, theirs by a sentence encoder).
 """
 
 import json
@@ -206,9 +204,7 @@ def markdown(reports: dict[str, dict]) -> str:
 
 async def main(args: Flags) -> None:
     # the held-out constraints are made of the same run: what is to be found there is known
-    names = list(args.benchmarks)
-    if "heldout" in names:
-        names.remove("heldout")
+    names = [name for name in args.benchmarks if name != "heldout"]
     files.refuse_unwritable(args.out)
     training = read_training(args.training)
     loaded, gaps = benchmarks.load(names, args)

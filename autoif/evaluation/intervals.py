@@ -44,24 +44,19 @@ def clusters_of(points: list[Point]) -> set[str]:
     return {cluster for _, cluster, _, _ in points}
 
 
-def is_plain(points: list[Point]) -> bool:
-    """Whether the points are yes or no, of one stratum, and each for itself."""
-    strata, clusters, above, below = map(set, zip(*points))
-    independent = len(strata) == 1 and len(clusters) == len(points)
-    return independent and below == {1} and above <= {0, 1}
-
-
 def interval(points: list[Point], share: bool = True) -> dict:
     """`{value, low, high, n, clusters, interval}` of a metric; n is the sum of denominators.
 
     Wilson for a plain share of independent items, and for one of 0 or 1 as if each cluster were an
-    item: all draws of a bootstrap would be equal. Else the cluster bootstrap. A mean of lengths is
-    no share, though each be 0 or 1.
+    item: all draws of a bootstrap would be equal. Else the cluster bootstrap.
     """
-    clusters, value = clusters_of(points), mean(points)
-    _, _, above, below = zip(*points)
+    strata, clusters, above, below = zip(*points)
+    clusters, value = set(clusters), mean(points)
+    # yes or no, of one stratum, and each for itself
+    plain = len(set(strata)) == 1 and len(clusters) == len(points)
+    plain = plain and set(below) == {1} and set(above) <= {0, 1}
     low, high, kind = None, None, "n/a"
-    if len(clusters) > 1 and share and (is_plain(points) or value in (0, 1)):
+    if len(clusters) > 1 and share and (plain or value in (0, 1)):
         low, high = wilson(round(value * len(clusters)), len(clusters))
         kind = "Wilson"
     elif len(clusters) > 1 and len(set(map(truediv, above, below))) > 1:

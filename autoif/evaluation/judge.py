@@ -44,8 +44,6 @@ async def stored(client, messages: list[dict], **sampling) -> dict:
 
 @dataclass(kw_only=True)
 class Flags:
-    """Who judges FollowBench, InfoBench, MT-Bench, Arena-Hard and rephrasings."""
-
     judge_model: str | None = None  # judge of the benchmarks that need one, and of rephrasings
     judge_base_url: str | None = llm.variable("OPENAI_BASE_URL")  # the judge's server
 
@@ -75,10 +73,7 @@ def client(args: Flags) -> contextlib.AbstractAsyncContextManager:
 async def verdict(
     client: llm.Client, messages: list[dict], read: Callable[[str], object], max_tokens: int
 ) -> tuple[object, str]:
-    """(what `read` makes of the judge's words, these words); None where it can read none of them.
-
-    An unreadable judgement is asked for again, as another sample: JUDGE_ATTEMPTS times in all.
-    """
+    """(what `read` makes of a judgement, its words); None where no attempt could be read."""
     sampling = {"max_tokens": max_tokens}
     for attempt in range(JUDGE_ATTEMPTS):
         judgement = await ask(client, messages, first=attempt, **sampling)

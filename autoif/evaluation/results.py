@@ -34,9 +34,7 @@ class Flags:
 def read(path: str | Path) -> list[dict]:
     """The objects of a results file; none when there is no such file yet."""
     try:
-        rows = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return []
+        rows = files.read_json(path, [])
     except (ValueError, OSError) as error:
         raise UserError(
             f"{path} cannot be read as results ({error}); move it away and run again"
@@ -101,8 +99,7 @@ def measure(benchmark: str, attempts: list[dict], rows: list[dict]) -> dict:
 def record(out: str | Path, result: dict, attempts: list[dict], rows: list[dict]) -> bool:
     """Write a benchmark's object into the results file, its items beside it; whether it is done.
 
-    Requests that kept failing leave it open, since a rerun asks them again, and its items are named
-    BENCHMARK.incomplete.jsonl. What a server refuses it refuses for good.
+    Requests that kept failing leave it open: a rerun asks them again.
     """
     done = result["unanswered"] <= result["refused"]
     finished = items_path(out, result["model"], result["benchmark"])

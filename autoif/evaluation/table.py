@@ -1,7 +1,6 @@
 """07_results.md and .png: our numbers beside the paper's, the conditions of each, and bars."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 
@@ -10,26 +9,8 @@ from autoif.files import write_whole
 
 CONDITIONS = ["n", "unanswered", "words", "truncated", "empty", "unparsable", "missing"]
 
-
-@dataclass(frozen=True)
-class Cell:
-    """One metric of one model."""
-
-    benchmark: str
-    metric: str
-    measured: dict  # {value, low, high, ...}
-    partial: bool
-    judge: str | None
-
-    @property
-    def column(self) -> str:
-        """The header that it stands under; judges differ, so a judged column names its own."""
-        return f"{self.metric} (judge {self.judge})" if self.judge else self.metric
-
-    @property
-    def owners_judge(self) -> bool:
-        """Whether it can stand beside published figures: no judge, or the owners' own."""
-        return self.judge == benchmarks.settings(self.benchmark).judge
+# {(model, column): {metric, measured, scale, shown, published}}
+Cells = dict[tuple[str, str], dict]
 
 
 def scale(benchmark: str, metric: str) -> int:
@@ -43,33 +24,40 @@ def ordered(benchmark: str, metrics: Iterable[str]) -> list[str]:
     return columns + sorted(set(metrics) - set(columns))
 
 
-def show(cell: Cell) -> str:
+def shown(measured: dict, factor: int, partial: bool = False) -> str:
     """`44.0 [39.9, 48.2]`: value and interval; a star where a part of the items was measured."""
-    factor = scale(cell.benchmark, cell.metric)
     digits = 1 if factor == 100 else 2
-    value = f"{cell.measured['value'] * factor:.{digits}f}{'*' * cell.partial}"
-    low, high = cell.measured["low"], cell.measured["high"]
+    value = f"{measured['value'] * factor:.{digits}f}{'*' * partial}"
+    low, high = measured.get("low"), measured.get("high")
     if low is None:
         return f"{value} [n/a]"
     return f"{value} [{low * factor:.{digits}f}, {high * factor:.{digits}f}]"
 
 
-def cells_of(rows: list[dict]) -> dict[tuple[str, str], Cell]:
-    """{(model, column): cell} of the table's columns, in their order."""
+def cells_of(rows: list[dict]) -> Cells:
+    """The cells of the table's columns, in their order.
+
+    `published`: whether it can stand beside published figures, as without a judge or with theirs.
+    """
     cells = {}
     for benchmark in benchmarks.NAMES:
-        for metric in benchmarks.settings(benchmark).columns:
+        owners = benchmarks.settings(benchmark)
+        for metric in owners.columns:
             for row in rows:
                 if row["benchmark"] == benchmark and metric in row.get("metrics", {}):
+                    measured, factor = row["metrics"][metric], scale(benchmark, metric)
                     partial = bool(row["partial"] or row["unanswered"])
                     judge = row["settings"].get("judge")
-                    cell = Cell(benchmark, metric, row["metrics"][metric], partial, judge)
-                    cells[row["model"], cell.column] = cell
+                    cell = {"metric": metric, "measured": measured, "scale": factor}
+                    cell["shown"] = shown(measured, factor, partial)
+                    cell["published"] = judge == owners.judge
+                    # judges differ, so a judged column names its own
+                    column = f"{metric} (judge {judge})" if judge else metric
+                    cells[row["model"], column] = cell
     return cells
 
 
 def markdown(header: list[str], lines: list[list]) -> str:
-    """A table of Markdown."""
     text = ""
     for line in [header, ["---"] * len(header), *lines]:
         cells = [str(cell).replace("|", "\\|") for cell in line]
@@ -77,31 +65,25 @@ def markdown(header: list[str], lines: list[list]) -> str:
     return text
 
 
-def grid(cells: dict[tuple[str, str], Cell], columns: list[str], bold: str = "") -> list[list[str]]:
+def grid(cells: Cells, columns: list[str], bold: str = "") -> list[list[str]]:
     """A line for each model that has one of the columns; an empty string where it lacks one."""
     lines = []
     for model in dict.fromkeys(model for model, _ in cells):
-        shown = []
+        line = []
         for column in columns:
-            cell = cells.get((model, column))
-            shown.append("" if cell is None else show(cell))
-        if any(shown):
-            lines.append([f"{bold}{model}{bold}", *shown])
+            line.append(cells[model, column]["shown"] if (model, column) in cells else "")
+        if any(line):
+            lines.append([f"{bold}{model}{bold}", *line])
     return lines
 
 
-def beside_paper(
-    cells: dict[tuple[str, str], Cell], paper: dict[str, list], paper_columns: list[str]
-) -> str:
-    """Ours above the paper's rows, "" when none of ours can stand there.
-
-    Of judged figures those of the owners' judge do; others have a column in the first table.
-    """
+def beside_paper(cells: Cells, paper: dict[str, list], paper_columns: list[str]) -> str:
+    """Ours above the paper's rows, "" when none of ours can stand there."""
     comparable, names, theirs = {}, {}, []
-    for (model, _), cell in cells.items():
-        if cell.metric in paper_columns and cell.owners_judge:
-            comparable[model, cell.metric] = cell
-            names[cell.metric] = cell.column
+    for (model, column), cell in cells.items():
+        if cell["metric"] in paper_columns and cell["published"]:
+            comparable[model, cell["metric"]] = cell
+            names[cell["metric"]] = column
     ours = grid(comparable, paper_columns, "**")
     if not ours:
         return ""
@@ -133,7 +115,7 @@ def write(
     cells, others = cells_of(rows), {}
     parts = ["Shares in per cent, with 95 % intervals; * only a part of the benchmark's items.\n"]
     for (_, column), cell in cells.items():
-        if not (paper and cell.metric in paper_columns and cell.owners_judge):
+        if not (paper and cell["metric"] in paper_columns and cell["published"]):
             others[column] = None
     if others:
         parts.append(markdown(["model", *others], grid(cells, list(others))))
@@ -162,7 +144,7 @@ def write_bars(path: str | Path, rows: list[dict]) -> None:
     from matplotlib.figure import Figure
 
     cells = cells_of(rows)
-    shares = [key for key, cell in cells.items() if scale(cell.benchmark, cell.metric) == 100]
+    shares = [key for key, cell in cells.items() if cell["scale"] == 100]
     if not shares:
         return
     columns = list(dict.fromkeys(map(itemgetter(1), shares)))
@@ -172,7 +154,7 @@ def write_bars(path: str | Path, rows: list[dict]) -> None:
     axes = figure.subplots()
     for model, column in shares:
         # the bars of one column stand side by side and take 0.8 of its width
-        place, measured = models.index(model), cells[model, column].measured
+        place, measured = models.index(model), cells[model, column]["measured"]
         x = columns.index(column) + (place - (len(models) - 1) / 2) * 0.8 / len(models)
         value = 100 * measured["value"]
         axes.bar(x, value, 0.8 / len(models), color=f"C{place}")

@@ -15,7 +15,7 @@ from openai.types.chat import ChatCompletion
 from autoif import files
 from autoif.files import UserError
 from autoif.llm import reply as replies
-from autoif.llm.endpoint import SEED_STRIDE, Failure
+from autoif.llm.endpoint import Failure, body_of
 from autoif.llm.store import Store
 
 
@@ -34,17 +34,13 @@ class Batch:
         if not indices:
             return self.last_failure
         self.written |= {(key, index) for index in indices}
-        body = {name: value for name, value in request.items() if value is not None}
-        if "seed" in body:
-            body["seed"] = body["seed"] * SEED_STRIDE + indices[0]
         # a stored sample between two that are not comes again, and is left out by `read`
-        first, count = indices[0], indices[-1] - indices[0] + 1
-        if count > 1:
-            body["n"] = count
+        asked = range(indices[0], indices[-1] + 1)
+        body = {"model": self.model, **body_of(request, asked)}
         # of its name OpenAI takes 64 characters
         short = base64.urlsafe_b64encode(bytes.fromhex(key)).decode()
-        line = {"custom_id": f"{short}.{first}.{count}", "method": "POST"}
-        line |= {"url": "/v1/chat/completions", "body": {"model": self.model, **body}}
+        line = {"custom_id": f"{short}.{asked[0]}.{len(asked)}", "method": "POST"}
+        line |= {"url": "/v1/chat/completions", "body": body}
         self.file.write(files.dump(line) + "\n")
         self.counts["failed"] += 1
         return self.last_failure

@@ -3,8 +3,7 @@
     async with llm.Client(args, "02_verifiers") as client:
         samples = await client.ask("Write a haiku", k=8)
 
-The store is asked before the network: when it holds every sample, neither endpoint, key nor network
-is needed. A sample is stored before it counts.
+When the store holds every sample, neither endpoint, key nor network is needed.
 """
 
 import asyncio
@@ -75,7 +74,7 @@ class Client:
     """A model behind a server and the store of its completions; use it in an `async with` block.
 
     `args` has the fields of `Flags`, and `seed` and `out` where the stage has them. `keep_empty`:
-    an answer without text counts, as where answers are scored; elsewhere there is no use for it.
+    an answer without text counts.
     """
 
     def __init__(self, args: Flags, stage: str, keep_empty: bool = False):
@@ -132,8 +131,7 @@ class Client:
 
         {"index": 0, "text": "...", "finish_reason": "stop"}, or "length" of one that was cut off;
         what failed or has no text (unless `keep_empty`) is only in `counts`. `more` is of this
-        request alone: any parameter of the server. `max_failed` is a share of each `part`: answers
-        that failed do not hide among scores that came.
+        request alone: any parameter of the server. `max_failed` is a share of each `part`.
         """
         request, name = self._request(prompt, more)
         with self._ending_together():

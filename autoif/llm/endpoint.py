@@ -9,6 +9,7 @@ import resource
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from operator import attrgetter
 
 import aiohttp
@@ -170,7 +171,9 @@ class Endpoint:
 
     async def _reply(self, request: dict, indices: list[int]):
         """The reply to a request, without the parameters that the server turns out to refuse."""
-        body, refused = self._body(request, indices), {}
+        body, refused = body_of(request, indices), {}
+        for name in self._without:
+            leave_out(name, body)
         while True:
             try:
                 reply = await self._healed_reply(body)
@@ -184,17 +187,6 @@ class Endpoint:
         for name, failure in refused.items():  # that was the reason, then, and not the prompt
             self._leave_out(name, f"takes no {name} from {self._model} ({failure})")
         return reply
-
-    def _body(self, request: dict, indices: list[int]) -> dict:
-        body = {name: value for name, value in request.items() if value is not None}
-        if "seed" in body:
-            # llama.cpp and vLLM add 0 .. n-1 to it for the n samples
-            body["seed"] = body["seed"] * SEED_STRIDE + indices[0]
-        if len(indices) > 1:
-            body["n"] = len(indices)
-        for name in self._without:
-            leave_out(name, body)
-        return body
 
     async def _healed_reply(self, body: dict):
         """A completion; what may heal is tried again, and all requests wait out a 429 together."""
@@ -233,7 +225,9 @@ class Endpoint:
                 raise ValueError(f"no choices in {reply}")
             return reply
         except UnicodeEncodeError:
-            return await self._completion(encodable(body))
+            # lone surrogates: models write them, and no HTTP body takes them
+            data = json.dumps(body, ensure_ascii=False).encode("utf-16", "surrogatepass")
+            return await self._completion(json.loads(data.decode("utf-16", "replace")))
         except (openai.APIError, ValueError, aiohttp.ClientError) as error:
             raise self._failure(error) from None
 
@@ -257,7 +251,9 @@ class Endpoint:
             return Failure(words)
         if error.request_id:
             words += f" (request {error.request_id})"
-        return Failure(words, error.status_code, error.code, retry_after(error.response))
+        wait = error.response.headers.get("retry-after", "")  # seconds, or a date
+        seconds = float(wait) if re.fullmatch(r"\d+(\.\d+)?", wait) else 0.0
+        return Failure(words, error.status_code, error.code, seconds)
 
     def _pause(self, failure: Failure, began: float) -> bool:
         """Let all requests wait after a 429; False when this one, or all, met it for too long."""
@@ -344,12 +340,15 @@ def secret() -> str:
     return key
 
 
-def retry_after(response: httpx2.Response) -> float:
-    """Seconds until the server wants to be asked again, 0 where it names none or a date."""
-    try:
-        return max(0.0, float(response.headers.get("retry-after", 0)))
-    except ValueError:
-        return 0.0
+def body_of(request: dict, indices: Sequence[int]) -> dict:
+    """What a server gets for these samples of a request, which follow on each other."""
+    body = {name: value for name, value in request.items() if value is not None}
+    if "seed" in body:
+        # llama.cpp and vLLM add 0 .. n-1 to it for the n samples
+        body["seed"] = body["seed"] * SEED_STRIDE + indices[0]
+    if len(indices) > 1:
+        body["n"] = len(indices)
+    return body
 
 
 def raise_error_in(reply) -> None:
@@ -407,9 +406,3 @@ def leave_out(name: str, body: dict) -> None:
         body["max_completion_tokens"] = body.pop(name)
     else:
         body.pop(name, None)
-
-
-def encodable(body: dict) -> dict:
-    """The body with lone surrogates (models write them, no HTTP body takes them) replaced."""
-    data = json.dumps(body, ensure_ascii=False).encode("utf-16", "surrogatepass")
-    return json.loads(data.decode("utf-16", "replace"))

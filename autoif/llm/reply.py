@@ -106,9 +106,8 @@ def fields(message) -> list[str]:
 def billed(reply, choices: int) -> tuple[int | None, list[int | None]]:
     """(prompt tokens, completion tokens of each choice); None is what the server did not count.
 
-    The completion's tokens are split over its choices, so that the store's sums are what was
-    billed. llama.cpp counts the first of `n` samples alone: it reports the same number as what its
-    slot predicted. Of any other server that does so, more than eight characters a token tell.
+    They are split, so that the store's sums are what was billed. llama.cpp counts the first of `n`
+    samples alone, as what its slot predicted; of others more than eight characters a token tell.
     """
     usage = getattr(reply, "usage", None)
     if usage is None:

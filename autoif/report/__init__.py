@@ -1,9 +1,5 @@
 """A page to look at a run: `python -m autoif.report OUT` writes OUT/report.html.
 
 gather.py reads what the run has, against.py what changed since another, page.py lays it out;
-page.css and samples.js go into the page, which asks no server for anything.
+page.html is its template; page.css and samples.js go into it, and it asks no server for anything.
 """
-
-from autoif.report.against import HEADER, changed  # noqa: F401  the room's door
-from autoif.report.gather import answers, gather, shown_rows  # noqa: F401
-from autoif.report.page import page  # noqa: F401

@@ -18,10 +18,12 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from autoif import folder, report, sandbox
+from autoif import folder, sandbox
 from autoif.evaluation.table import markdown
 from autoif.files import UserError, write_whole
 from autoif.flags import Count, cli
+from autoif.report import against, gather
+from autoif.report.page import page
 from autoif.shards import parts
 
 
@@ -44,7 +46,7 @@ def print_rows(args: Flags) -> None:
     if (score := folder.flag(path, "score", "none")) != "none":
         kept += f", score ({score}) at least {folder.flag(path, 'min_score', 0):g}"
     print(kept)
-    for row in report.shown_rows(args.out, args.show, args.seed):
+    for row in gather.shown_rows(args.out, args.show, args.seed):
         print(f"\n{row['id']}, pass rate {row['pass_rate']}\n{row['prompt']}")
         for response in row["responses"]:
             numbers = f"accuracy {response['accuracy']:g}, score {response['score']}"
@@ -53,7 +55,7 @@ def print_rows(args: Flags) -> None:
 
 def print_models(args: Flags) -> None:
     """Print held-out prompts with each model's answer, and what changed since the first one's."""
-    shown = report.answers(args.out, args.models, args.seed, args.only or "")
+    shown = gather.answers(args.out, args.models, args.seed, args.only or "")
     if not shown:
         what = f" of which one {args.only}" if args.only else ""
         raise UserError(f"{args.out} has no held-out prompt with answers of two models{what}")
@@ -86,14 +88,14 @@ def main(args: Flags) -> None:
     more = {}
     if args.against:
         responses(args.out), responses(args.against)
-        shared, lines = report.changed(args.out, args.against)
+        shared, lines = against.changed(args.out, args.against)
         more = {"against": (shared, lines), "other": args.against.resolve().name}
         print(f"{shared:,} answers of both; verdicts of {args.against} -> {args.out}:")
-        print(markdown(report.HEADER, lines))
-    page = args.to or args.out / "report.html"
-    run = report.gather(args.out, args.sample, args.seed, sandbox.options(args))
-    write_whole(page, report.page({**run, **more}))
-    print(f"{page}: {page.stat().st_size / 1e6:.1f} MB, opens in any browser")
+        print(markdown(against.HEADER, lines))
+    path = args.to or args.out / "report.html"
+    run = gather.gather(args.out, args.sample, args.seed, sandbox.options(args))
+    write_whole(path, page({**run, **more}))
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opens in any browser")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from autoif import folder
-from autoif.files import UserError
+from autoif.files import UserError, read_json
 from autoif.settings import identity, settings_path
 from autoif.shards import parts
 
@@ -17,7 +17,7 @@ def codes(out: Path) -> dict[str, list[str]]:
     """{id of a constraint: its functions} of the file that a run read, if it is still the same."""
     responses = out / "04_responses.jsonl"
     path = Path(folder.flag(responses, "input", out / "03_instructions.jsonl"))
-    settings = folder.read_json(settings_path((parts(responses) or [responses])[0]), {})
+    settings = read_json(settings_path((parts(responses) or [responses])[0]), {})
     recorded = settings.get("inputs", {}).get(str(path))
     if not path.is_file() or recorded not in (None, identity(str(path))):
         return {}

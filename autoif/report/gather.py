@@ -13,17 +13,17 @@ from pathlib import Path
 from autoif import folder, reward, shards
 from autoif.evaluation import intervals
 from autoif.evaluation.results import differences
-from autoif.files import UserError
-from autoif.folder import read_json, rows
+from autoif.files import UserError, read_json
+from autoif.folder import rows
 
 PROBED = 500  # constraints, at most, that the probes are run on: seconds, not minutes
 CURVES = ["05_sft", "06_offline", "online_*/06_dpo"]  # where run_all.sh trains
-CHANGES = ["now passes", "no longer passes", "left its query"]
 MAIN = "stage 04"  # the name of the run's own responses, beside online_1, online_2, ...
 
 
-def sampled(every: Iterable[dict], size: int, rng: random.Random) -> list[dict]:
+def sampled(every: Iterable[dict], size: int, seed: int) -> list[dict]:
     """An even sample; no more than that is held in memory, however many rows there are."""
+    rng = random.Random(seed)
     drawn = []
     for number, row in enumerate(every):
         if number < size:
@@ -52,13 +52,6 @@ def picture(path: Path) -> str | None:
 # ---- constraints and their functions ----
 
 
-def verdict_of(row: dict, function: int) -> str | None:
-    """The one verdict that a function gives all cases of its constraint; None where they differ."""
-    verdicts = {case["verdicts"][function] for case in row["cases"] if case.get("verdicts")}
-    # a single case has a single verdict whatever the function is
-    return verdicts.pop() if len(verdicts) == 1 < len(row["cases"]) else None
-
-
 def quality(constraints: list[dict]) -> dict:
     """What the kept functions and cases are like, over all constraints."""
     counts = {name: Counter() for name in ("functions", "cases", "constant", "split", "families")}
@@ -71,7 +64,10 @@ def quality(constraints: list[dict]) -> dict:
             counts["families"][row["family"]] += 1
         for number, verifier in enumerate(row["verifiers"]):
             accuracy.append(verifier["accuracy"])
-            counts["constant"][verdict_of(row, number)] += 1
+            said = {case["verdicts"][number] for case in row["cases"] if case.get("verdicts")}
+            # a single case has a single verdict whatever the function is
+            if len(said) == 1 < len(row["cases"]):
+                counts["constant"][f"always {said.pop()}"] += 1
         agreement += [case["agreement"] for case in row["cases"] if "agreement" in case]
     return {**counts, "accuracy": accuracy, "agreement": agreement}
 
@@ -131,25 +127,18 @@ def constraints(out: Path, size: int, seed: int, options: dict) -> dict | None:
 # ---- responses ----
 
 
-def outcomes(out: Path, wanted: set[str]) -> tuple[set[str], dict[str, list]]:
-    """(ids of kept responses, drop reasons by prompt in the order of its responses)."""
-    kept, dropped = set(), defaultdict(list)
+def with_outcomes(out: Path, prompts: list[dict]) -> list[dict]:
+    """The prompts with what became of each response: kept or why not, chosen or rejected."""
+    wanted, kept, dropped = {row["id"] for row in prompts}, set(), defaultdict(list)
     for row in rows(out / "04_sft.jsonl"):
         if row["id"].rpartition(".")[0] in wanted:
             kept.add(row["id"])
     for row in rows(out / "04_responses.dropped.jsonl"):
         if row["id"] in wanted and "text" in row:  # one without a text was never answered
             dropped[row["id"]].append(row["reason"])
-    return kept, dropped
-
-
-def with_outcomes(out: Path, prompts: list[dict]) -> list[dict]:
-    """The prompts with what became of each response: kept or why not, chosen or rejected."""
-    wanted = {row["id"] for row in prompts}
-    kept, dropped = outcomes(out, wanted)
     sides, shown = paired(out, wanted), []
     for row in prompts:
-        responses, reasons = [], iter(dropped[row["id"]])
+        responses, reasons = [], iter(dropped[row["id"]])  # in the order of its responses
         for number, response in enumerate(row["responses"]):
             outcome = "kept"
             if f"{row['id']}.{number}" not in kept:
@@ -163,8 +152,7 @@ def with_outcomes(out: Path, prompts: list[dict]) -> list[dict]:
 def shown_rows(out: Path, size: int, seed: int) -> list[dict]:
     """Random rows of 04_responses.jsonl with what became of each response."""
     fields = ("id", "prompt", "pass_rate", "responses")
-    drawn = sampled(rows(out / "04_responses.jsonl", *fields), size, random.Random(seed))
-    return with_outcomes(out, drawn)
+    return with_outcomes(out, sampled(rows(out / "04_responses.jsonl", *fields), size, seed))
 
 
 def responses(out: Path, name: str, size: int, seed: int) -> dict | None:
@@ -187,7 +175,7 @@ def responses(out: Path, name: str, size: int, seed: int) -> dict | None:
                 truncated += response.get("finish_reason") == "length"
             yield row
 
-    drawn = sampled(measured(), size, random.Random(seed))
+    drawn = sampled(measured(), size, seed)
     return {
         "rates": rates,
         "lengths": lengths,
@@ -200,21 +188,8 @@ def responses(out: Path, name: str, size: int, seed: int) -> dict | None:
 # ---- results ----
 
 
-def changes(first: dict, row: dict) -> list[str]:
-    """What became of an answer since the first model's to the same prompt."""
-    found = []
-    if row["verdict"] != first["verdict"]:
-        found.append(CHANGES[0] if row["verdict"] else CHANGES[1])
-    if first.get("relevant") and not row["relevant"]:
-        found.append(CHANGES[2])
-    return found
-
-
 def answers(out: Path, size: int, seed: int, only: str = "") -> list[dict]:
-    """Held-out prompts with the answer of each model, as the responses of a prompt are shown.
-
-    The first model is what the later ones are compared with; `only` is one of CHANGES.
-    """
+    """Held-out prompts with the answer of each model, and what changed since the first one's."""
     of_prompt: dict[tuple, list] = defaultdict(list)
     for result in read_json(out / "07_results.json", []):
         if result["benchmark"] == "heldout" and "items" in result:
@@ -223,24 +198,25 @@ def answers(out: Path, size: int, seed: int, only: str = "") -> list[dict]:
 
     def compared() -> Iterable[dict]:
         for (identity, sample, prompt), attempts in of_prompt.items():
-            responses = []
+            responses, (_, first), seen = [], attempts[0], set()
             for model, row in attempts:
-                changed = changes(attempts[0][1], row)
+                changes = []
+                if row["verdict"] != first["verdict"]:
+                    changes.append("now passes" if row["verdict"] else "no longer passes")
+                if first.get("relevant") and not row["relevant"]:
+                    changes.append("left its query")
                 response = {"model": model, "text": row["answers"][0], "verdicts": row["verdicts"]}
                 outcome = "passes" if row["verdict"] else "fails"
-                responses.append({**response, "outcome": outcome, "changes": changed})
-            changed = {change for response in responses for change in response["changes"]}
-            if len(responses) > 1 and (not only or only in changed):
+                responses.append({**response, "outcome": outcome, "changes": changes})
+                seen.update(changes)
+            if len(responses) > 1 and (not only or only in seen):
                 yield {"id": f"{identity}.{sample}", "prompt": prompt, "responses": responses}
 
-    return sampled(compared(), size, random.Random(seed))
+    return sampled(compared(), size, seed)
 
 
 def by_group(out: Path, results: list[dict], families: dict[str, str]) -> dict[str, dict]:
-    """{"kind" or "family": {its name: {model: interval}}} of the held-out benchmark's items.
-
-    The kind is what stage 07 wrote beside an item (length or not), the family is stage 03's.
-    """
+    """{"kind" or "family": {its name: {model: interval}}} of the held-out benchmark's items."""
     points = defaultdict(lambda: defaultdict(list))
     for result in results:
         if result["benchmark"] != "heldout" or "items" not in result:

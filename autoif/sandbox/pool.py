@@ -49,8 +49,6 @@ VERDICTS = {"P": "pass", "F": "fail", "E": "error", "D": "error"}
 
 
 class _Worker:
-    """One worker process, which answers one job after the other."""
-
     def __init__(self, settings: dict, packages: list[str], prefix: list[str]):
         self.ready = False
         environment = dict(variable.split("=") for variable in ENVIRONMENT)
@@ -126,7 +124,6 @@ class Sandbox(AbstractContextManager, AbstractAsyncContextManager):
         return await asyncio.gather(*[asyncio.wrap_future(self.submit(job)) for job in jobs])
 
     def submit(self, job: dict) -> Future:
-        """The answer to one job, to come."""
         place = hash(job["code"]) % self.places
         return self.threads[place].submit(self._judge, job)
 
@@ -218,8 +215,6 @@ class Sandbox(AbstractContextManager, AbstractAsyncContextManager):
 
 @dataclass(kw_only=True)
 class Flags:
-    """Where model-written code runs."""
-
     workers: Count | None = None  # processes that run model-written code (default: one a core)
     cpu_seconds: Positive = CPU_SECONDS  # of a call, of loading; wall time: 100 times that
     memory_mb: Count = MEMORY_MB  # memory of one function

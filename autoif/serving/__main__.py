@@ -7,10 +7,9 @@ A GGUF file is served as it is, `coder-1.5b` and other words of autoif.serving.f
     python -m autoif.serving coder-1.5b -- python 02_verifiers.py --model coder-1.5b
 
 The command finds the server in $OPENAI_BASE_URL and asks for the model by the name given here. With
-GPUs the engine is vLLM ($VLLM, or the one on the path; $VLLM_FLAGS are further flags) on all of
-them, else llama.cpp, whose flags these are. $SERVE overrides both: a command line with {model}, a
-folder, {name}, by which clients ask for it, and {port} in it. The server ends with the command, and
-with this process however it ends.
+GPUs the engine is vLLM ($VLLM, with $VLLM_FLAGS) on all of them, else llama.cpp, whose flags these
+are. $SERVE overrides both: a command line with {model}, a folder, {name}, by which clients ask for
+it, and {port} in it. The server ends with the command, and with this process however it ends.
 """
 
 import ctypes
@@ -85,7 +84,6 @@ def die_with_parent() -> None:
 
 
 def wait_until_ready(server: subprocess.Popen, url: str, log: Path) -> None:
-    """Return when the server says that it is well."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if server.poll() is not None:
@@ -114,7 +112,6 @@ def stop(server: subprocess.Popen) -> None:
 
 
 def serve(args: Flags, folder: Path, log: Path) -> int:
-    """Run the command beside the server; returns the command's exit code."""
     began, port = time.monotonic(), free_port()
     line = command_line(args, folder, port)
     with open(log, "a") as output:

@@ -9,7 +9,7 @@ import contextlib
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,29 +142,26 @@ def data_problems(args: Flags, stages: set[str]) -> Iterator[str | None]:
         )
 
 
-def sandbox_problems() -> Iterator[str]:
-    probe = {"code": "def evaluate(response): return True", "inputs": [""]}
-    try:
-        with sandbox.Sandbox(sandbox.Flags()) as box:
-            box.submit(probe).result()
-    except UserError as error:
-        yield f"sandbox: {error}"
-
-
 # ---- stages 05 and 06: a base model that they train, GPUs, an engine, disk space ----
+
+
+def refused(check: Callable, *values) -> str | None:
+    """What `check(*values)` says against them; None where it raises no UserError."""
+    try:
+        check(*values)
+    except UserError as error:
+        return str(error)
 
 
 def model_problems(
     args: Flags, shape: engines.Shape | None, memory: list[float], outputs: list[chain.Output]
-) -> Iterator[str]:
+) -> Iterator[str | None]:
     if shape is None and (unknown := on_hub(args.base, "BASE")):
         yield unknown
         return
     longest = [each.args.max_length for each in outputs if hasattr(each.args, "max_length")]
-    try:
-        check_shape(args.base, max(longest, default=0))
-    except UserError as error:
-        yield f"BASE {error}"
+    if wrong := refused(check_shape, args.base, max(longest, default=0)):
+        yield f"BASE {wrong}"
     if shape is None:
         return
     if not memory and shape.parameters >= CPU_PARAMETERS:
@@ -173,16 +170,14 @@ def model_problems(
             "this on a machine with GPUs, make the data only (--until 04), or see `bash run_all.sh "
             "--demo`"
         )
-    try:
-        refuse_unservable(args.base, shape, memory)
-    except UserError as error:
-        yield str(error)
+    # what cannot be served now could not be once it is trained
+    if memory and not os.environ.get("SERVE"):
+        yield refused(engines.vllm_command, args.base, args.base, 0, shape, memory)
+    elif not os.environ.get("SERVE") and importlib.util.find_spec("xllamacpp") is None:
+        yield "package xllamacpp: pip install -r requirements.txt"
     host = gpu.host() / max(1, len(memory))
     for name, layout in layouts(args, memory, outputs).items():
-        try:
-            arithmetic.refuse_too_large(f"{name}: {args.base}", layout, host)
-        except UserError as error:
-            yield str(error)
+        yield refused(arithmetic.refuse_too_large, f"{name}: {args.base}", layout, host)
     # the checkpoints in float32 with the bf16 copies that vLLM serves, and one resume point
     need = shape.parameters * ((4 + 2) * (2 + args.online_iterations) + 14)
     free = shutil.disk_usage(args.out if Path(args.out).exists() else ".").free
@@ -202,16 +197,6 @@ def layouts(args: Flags, memory: list[float], outputs: list[chain.Output]) -> di
             layout = arithmetic.layout(shape, output.args, 0, args.processes, min(memory))
             found.setdefault(Path(output.path).name, layout)
     return found
-
-
-def refuse_unservable(base: str, shape: engines.Shape, memory: list[float]) -> None:
-    """UserError where `base`, and so every model trained from it, cannot be served here."""
-    if os.environ.get("SERVE"):
-        return
-    if memory:
-        engines.vllm_command(base, base, 0, shape, memory)
-    elif importlib.util.find_spec("xllamacpp") is None:
-        raise UserError("package xllamacpp: pip install -r requirements.txt")
 
 
 # ---- stage 07: data of the benchmarks in the plan, a judge that answers ----
@@ -261,36 +246,20 @@ def warnings(args: Flags, outputs: list[chain.Output]) -> Iterator[str]:
         )
 
 
-# ---- all together ----
-
-
-def plan(
-    args: Flags, shape: engines.Shape | None, memory: list[float], outputs: list[chain.Output]
-) -> Iterator[str]:
-    """What the run holds, and what is finished."""
-    if shape and memory:
-        for name, layout in layouts(args, memory, outputs).items():
-            yield f"plan: {name}: {layout}"
-        yield f"plan: serving: {shape.arithmetic(1)} of {min(memory) / 1e9:.0f} GB on one GPU"
-    done = [name for name in OUTPUTS if (Path(args.out) / name).exists()]
-    yield f"plan: finished and kept: {', '.join(done) or 'nothing yet'}"
-
-
-def to_make(args: Flags, outputs: list[chain.Output]) -> list[chain.Output]:
-    """The outputs that are not there, or are made again."""
-    again = args.redo_from or "99"
-    return [each for each in outputs if not Path(each.path).exists() or each.stage >= again]
-
-
 def main(args: Flags) -> None:
     problems, memory, shape, outputs, stages = [], [], None, [], {*DATA}
     if args.plan:
-        outputs, _ = chain.read(args.plan)
-        problems += chain.problems(args.plan, args.redo_from)
-        outputs = to_make(args, outputs)
+        every, problems = chain.read(args.plan)
+        problems += chain.problems(every, args.redo_from)
+        again = args.redo_from or "99"
+        outputs = [out for out in every if not Path(out.path).exists() or out.stage >= again]
         stages = {each.stage for each in outputs}
     problems += data_problems(args, stages)
-    problems += sandbox_problems()
+    try:
+        with sandbox.Sandbox(sandbox.Flags()) as box:
+            box.submit({"code": "def evaluate(response): return True", "inputs": [""]}).result()
+    except UserError as error:
+        problems.append(f"sandbox: {error}")
     if args.until >= "05":
         try:
             memory = gpu.memory()
@@ -305,7 +274,12 @@ def main(args: Flags) -> None:
         problems += benchmark_problems(args, outputs, asked)
         for words in warnings(args, outputs):
             print(f"warning: {words}", flush=True)
-    print("\n".join(plan(args, shape, memory, outputs)), flush=True)
+    if shape and memory:
+        for name, layout in layouts(args, memory, outputs).items():
+            print(f"plan: {name}: {layout}")
+        print(f"plan: serving: {shape.arithmetic(1)} of {min(memory) / 1e9:.0f} GB on one GPU")
+    done = [name for name in OUTPUTS if (Path(args.out) / name).exists()]
+    print(f"plan: finished and kept: {', '.join(done) or 'nothing yet'}", flush=True)
     problems = list(filter(None, problems))
     if problems:
         numbered = (f"  {number}. {text}" for number, text in enumerate(problems, 1))

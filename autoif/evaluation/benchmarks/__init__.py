@@ -61,8 +61,6 @@ class Data:
 
 @dataclass(kw_only=True)
 class Flags:
-    """Which tests are read, and from where."""
-
     benchmarks: str = "all"  # all, or some with commas between them; read as a list
     data_dir: str | None = None  # folder with the benchmarks' data; what it lacks is on the hub
     limit: Count | None = None  # only so many items of each, spread evenly over it; marked partial

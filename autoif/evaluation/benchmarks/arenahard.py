@@ -1,12 +1,11 @@
 """Arena-Hard v0.1 (arXiv 2406.11939): win rate against gpt-4-0314, judged in both orders.
 
 The verdict is the last [[A>>B]], [[A>B]], [[A=B]], [[B>A]] or [[B>>A]]; a strong win counts three
-times, a tie half. For one model and one baseline this weighted mean is what the official
-Bradley-Terry fit gives, so nothing is fitted. Departures:
+times, a tie half: for one model and one baseline what the official Bradley-Terry fit gives.
+Departures:
  1. The judge's prompt asks the same in our words, with the official verdicts.
  2. A question with an unreadable verdict is asked again, then left out (as there) and counted.
- 3. The interval resamples questions; theirs resamples games after tripling the strong ones, which
-    is too narrow.
+ 3. The interval resamples questions; theirs resamples tripled games, which is too narrow.
 """
 
 import re

@@ -9,12 +9,10 @@ rules. A rule gives one verdict, which counts as both hard and soft.
 
 HSR and SSR of a level are the mean over categories, "FB HSR" and "FB SSR" over levels too.
 Departures:
- 1. The judge's prompt asks the same question in our words; its answer format, a list of YES and NO
-    in the last line, is theirs.
- 2. Where theirs scores an unreadable judgement as -1, the judge is asked again, then the item is
-    left out and counted.
- 3. Items are known by category, example and level, not by the text of the instruction, which occurs
-    twice in places.
+ 1. The judge's prompt asks the same in our words; its answer's form, a last line of YES and NO, is
+    theirs.
+ 2. An unreadable judgement, theirs' -1, is asked for again, then the item is left out and counted.
+ 3. Items are known by category, example and level: the instruction's text occurs twice in places.
 """
 
 import ast
@@ -50,10 +48,8 @@ has {count}.
 3) End with a line that holds nothing but a Python list of {level} element(s), each 'YES' or \
 'NO', in the order in which the constraints were added."""
 
+# what else is added is "a content constraint", or another category's
 KINDS = {
-    "content": "a content constraint",
-    "style": "a style constraint",
-    "format": "a format constraint",
     "situation": "a situation constraint "
     "(information that describes a particular situation or background)",
     "mixed": "a constraint",
@@ -205,9 +201,6 @@ def rule(item: dict) -> Callable[[str], bool] | None:
     return None
 
 
-# ---- the judge ----
-
-
 def added(level: int) -> str:
     return "1 added constraint" if level == 1 else f"{level} added constraints"
 
@@ -218,7 +211,7 @@ def judge_prompt(item: dict, text: str) -> str:
     for n in range(1, level + 1):
         history += f"#Instruction with {added(n)}#\n{instructions[n]}\n\n"
     return JUDGE_PROMPT.format(
-        kind=KINDS[item["category"]],
+        kind=KINDS.get(item["category"], f"a {item['category']} constraint"),
         times="once" if level == 1 else f"{level} times, one at a time",
         count=added(level),
         history=history,
@@ -258,9 +251,6 @@ async def judge(item: dict, answers: list[dict], client) -> dict | None:
     messages = [user(judge_prompt(item, answers[0]["text"]))]
     verdicts, words = await verdict(client, messages, read, SETTINGS.judge_max_tokens)
     return {"verdicts": verdicts, "words": words}
-
-
-# ---- scores ----
 
 
 def score(attempt: dict) -> dict:

@@ -1,8 +1,7 @@
 """GSM8K (arXiv 2110.14168), zero-shot: 1,319 problems, the answer's number compared as a number.
 
 The number is the one after the last "####", "\\boxed{" or "answer is"; else the one that follows
-"answer:" at once; else the last number of the answer. 18, $18.00 and 18.0 are the same number; the
-official script, which compares strings after "####", is for models trained on it.
+"answer:" at once; else the last number of the answer. The official script compares strings.
 """
 
 import re

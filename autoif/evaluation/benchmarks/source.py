@@ -35,9 +35,8 @@ class Source:
     ) -> list[dict]:
         """The rows of `<data_dir>/<local>`, else of the hub's dataset.
 
-        `local` is a file or a folder of .csv files; on the hub it is `file`, or without one the
-        train split. Rows of a folder, and of a .zip (its members under a folder named like
-        `local`), say in `file` which they are from.
+        `local` is a file or a folder of .csv files; on the hub it is `file`, or the train split.
+        Rows of a folder, and of a .zip's folder of that name, say in `file` which they are from.
         """
         path = self.data_dir and self.data_dir / local
         if self.has(local):
