@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonlines
+
 # the names that every row must have, or {name: form}, forms as in `mismatch`
 Fields = Iterable[str] | dict[str, object]
 
@@ -160,18 +162,24 @@ def values(
     path: str | Path, kind: type | None = None, advice: str = "mend or delete the line"
 ) -> Iterator[tuple[int, object]]:
     """Yield (line, value) of JSON lines, all of one `kind` if it is given; blank ones are none."""
-    what = "JSON object" if kind is dict else "JSON"
-    for number, line in lines(path):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-            if kind and not isinstance(value, kind):
-                raise ValueError("another kind of value")
-        except ValueError as error:
-            text = f"{path}:{number} is no {what} ({error}): {line.rstrip()[:80]!r}; {advice}"
-            raise UserError(text) from None
-        yield number, value
+    number = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal number
+        for line, text in lines(path):
+            number = line
+            yield text
+
+    try:
+        reader = jsonlines.Reader(texts())
+        for value in reader.iter(type=kind, allow_none=kind is None, skip_empty=True):
+            yield number, value
+    except jsonlines.InvalidLineError as error:
+        what = "JSON object" if kind is dict else "JSON"
+        raise UserError(
+            f"{path}:{number} is no {what} ({str(error).splitlines()[0][:120]}): "
+            f"{error.line[:80]!r}; {advice}"
+        ) from None
 
 
 def numbered(path: str | Path, fields: Fields = (), made_by: str = "") -> Iterator[tuple]:

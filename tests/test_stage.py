@@ -195,7 +195,7 @@ def test_bad_input_ends_a_stage_with_exit_code_2_and_no_traceback(tmp_path):
 
 @pytest.mark.parametrize("command", [["01_seed_augment.py"], ["-m", "autoif.report", "out"]])
 def test_a_package_that_is_missing_is_named_with_the_environment_to_activate(command, tmp_path):
-    (tmp_path / "tyro.py").write_text("import no_such_package")
+    (tmp_path / "jsonlines.py").write_text("import no_such_package")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, env=environment
@@ -204,7 +204,7 @@ def test_a_package_that_is_missing_is_named_with_the_environment_to_activate(com
     assert "no package 'no_such_package'" in done.stderr and ".venv/bin/activate" in done.stderr
 
 
-@pytest.mark.parametrize("module", ["dataclasses", "tyro"])  # among the first, and later
+@pytest.mark.parametrize("module", ["dataclasses", "jsonlines"])  # among the first, and later
 @pytest.mark.parametrize("stage", sorted(path.name for path in ROOT.glob("0*.py")))
 def test_an_interrupt_during_the_imports_is_one_line(stage, module, tmp_path):
     (tmp_path / f"{module}.py").write_text("raise KeyboardInterrupt")
