@@ -86,8 +86,16 @@ ASKS = constraint("h1", "Ask the reader a question", "'?' in response", "Why?", 
 
 def test_a_trained_constraint_leaks_where_the_texts_that_obey_it_obey_a_held_out_one():
     [pair] = asyncio.run(data.leaks([BEGINS, COLOUR], [ASKS], []))
-    assert pair["trained"] == BEGINS["instruction"] and pair["heldout"] == ASKS["instruction"]
-    assert pair["texts"] == pair["passes"] == 6 and pair["ordinary"] < 0.2
+    assert pair["given"] == BEGINS["instruction"] and pair["follows"] == ASKS["instruction"]
+    assert pair["texts"] == pair["passes"] == 6 and pair["base"] < 0.2
+
+
+def test_a_part_of_a_held_out_constraint_leaks_into_it():
+    cases = [f"It is red, {n}, and blue." for n in range(6)]
+    whole = constraint("h2", "Mention red and blue", "'blue' in response", *cases, split="heldout")
+    few = {**COLOUR, "cases": []}
+    [pair] = asyncio.run(data.leaks([few], [whole], []))
+    assert (pair["id"], pair["given"]) == ("i2", "Mention red and blue")
 
 
 def test_responses_count_beside_the_cases_and_only_what_the_own_functions_accept():
@@ -97,6 +105,24 @@ def test_responses_count_beside_the_cases_and_only_what_the_own_functions_accept
     [pair] = asyncio.run(data.leaks([few], [ASKS], responses))
     assert (pair["texts"], pair["passes"]) == (9, 8)
     assert not asyncio.run(data.leaks([few], [ASKS], []))  # of one text nothing can be said
+
+
+def test_what_leaked_in_the_first_study_is_found():
+    """By its recorded cases; the file has what leaks and each fourth of the other constraints."""
+    rows = list(files.read(TINY / "first_study.jsonl"))
+    heldout = list(files.read(ROOT / "study" / "heldout.jsonl"))
+    found = asyncio.run(data.leaks(rows, heldout, []))
+    leaking = {row["instruction"] for row in rows if row["id"] in {pair["id"] for pair in found}}
+    assert leaking == {
+        "Begin the answer with a question",
+        'Write a question line that begins with "Q:" and an answer line that begins with "A:"',
+        "Mention a time of day in digits, such as 14:30",
+        "Give a link that starts with https://",
+        'Give the answer as a JSON object with the key "answer"',
+        'Include the word "first"',
+        "Put a comma in every sentence",
+        "Write at least two words entirely in capital letters",
+    }
 
 
 def dropped(tmp_path, *flags: str) -> dict[str, list[str]]:
@@ -123,7 +149,7 @@ def test_what_leaks_and_what_is_of_a_held_out_family_is_dropped_by_name(tmp_path
     assert rows["03_instructions.dropped"] == ["i1", "i3"]
     assert rows["04_responses"] == ["i2.0", "i4.0"] and rows["04_sft"] == ["i2.0.0", "i4.0.0"]
     said = capsys.readouterr().out
-    assert "'Begin the answer with a question': leaks into 'Ask the reader a question'" in said
+    assert "'Ask the reader a question' follows from 'Begin the answer with a question'" in said
     assert "data: 4 constraints in -> 2 kept" in said
 
 

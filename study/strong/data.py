@@ -16,7 +16,9 @@ Each has a `kind` there, by what it asks of the answer:
 
 A trained constraint *leaks* where the texts that obey it (cases and responses that its own kept
 functions accept) pass the functions of a held-out one far more often than ordinary answers
-(ordinary.jsonl) do: who learns the one has learned the other. So does one of the same family.
+(ordinary.jsonl) and the texts that obey other constraints do, or the other way round: who learns
+the one has learned the other, or a part of it. One of the same family is dropped as well. It cannot
+be told of what most texts pass anyway: "at most three sentences" of "one sentence".
 """
 
 import asyncio
@@ -26,7 +28,6 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from pathlib import Path
 
 from tyro.conf import Positional
@@ -47,10 +48,10 @@ PLACE = re.compile(
     r"table|code|object|points|options|parts)\b",
     re.I,
 )
-# How much more often than ordinary answers: the lower bound of the share that passes (95 %, Wilson)
-# stands so far above theirs. With the six texts that a constraint has at least in most runs a half
-# is what only those reach that pass nearly always (6 of 6: at least 61 %).
-LEAK = 0.5
+# So far above the base rate stands the lower bound (95 %, Wilson) of the share that passes: four of
+# four texts (51 %) where a quarter of the others pass. Of the first study's 3,300 pairs five do,
+# all by 0.44 or more, no other by more than 0.16, and five the other way round.
+LEAK = 0.25
 
 
 # ---- kinds --------------------------------------------------------------------------------------
@@ -81,29 +82,47 @@ async def accepted(box, row: dict, texts: list[str]) -> set[str]:
     return passed
 
 
-async def leaks(trained: list[dict], heldout: list[dict], responses: list[dict]) -> list[dict]:
-    """The pairs of a trained and a held-out constraint of which the second follows from the first.
-
-    {"id": "i00097", "trained": "Begin with a question", "heldout": "Ask the reader a question",
-     "texts": 8, "passes": 8, "ordinary": 0.1}
-    """
-    texts_of = {row["id"]: {case["input"] for case in row["cases"]} for row in trained}
+async def following(given: list[dict], others: list[dict], responses: list[dict]) -> list[tuple]:
+    """(given, other, counts) where texts that obey the one pass the other's functions too often."""
+    texts_of = {row["id"]: {case["input"] for case in row["cases"]} for row in given}
     for row in responses:
         if row["instruction_id"] in texts_of:
             texts_of[row["instruction_id"]] |= {answer["text"] for answer in row["responses"]}
     ordinary = {row["text"] for row in files.read(STRONG / "ordinary.jsonl", ["text"])}
     async with sandbox.Sandbox(sandbox.Flags()) as box:
-        texts = (sorted(texts_of[row["id"]]) for row in trained)
-        obeying = await asyncio.gather(*map(partial(accepted, box), trained, texts))
+        texts = (sorted(texts_of[row["id"]]) for row in given)
+        obeying = await asyncio.gather(*map(partial(accepted, box), given, texts))
         every = sorted(ordinary.union(*obeying))
-        passed = await asyncio.gather(*(accepted(box, row, every) for row in heldout))
+        passed = await asyncio.gather(*(accepted(box, row, every) for row in others))
 
     found = []
-    for (row, texts), (other, passing) in product(zip(trained, obeying), zip(heldout, passed)):
-        passes, base = len(texts & passing), len(ordinary & passing) / len(ordinary)
-        if texts and wilson(passes, len(texts))[0] > base + LEAK:
-            pair = {"id": row["id"], "trained": row["instruction"], "heldout": other["instruction"]}
-            found.append({**pair, "texts": len(texts), "passes": passes, "ordinary": base})
+    for other, passing in zip(others, passed):
+        shares = [len(texts & passing) / max(1, len(texts)) for texts in obeying]
+        for row, texts, share in zip(given, obeying, shares):
+            # cases are short, whatever they obey: what most of them pass follows from none
+            elsewhere = (sum(shares) - share) / max(1, len(shares) - 1)
+            base = max(len(ordinary & passing) / len(ordinary), elsewhere)
+            passes = len(texts & passing)
+            if texts and wilson(passes, len(texts))[0] > base + LEAK:
+                counts = {"texts": len(texts), "passes": passes, "base": round(base, 3)}
+                found.append((row, other, counts))
+    return found
+
+
+async def leaks(trained: list[dict], heldout: list[dict], responses: list[dict]) -> list[dict]:
+    """The pairs of a trained and a held-out constraint of which one follows from the other.
+
+    {"id": "i00097", "given": "Begin with a question", "follows": "Ask the reader a question",
+     "texts": 4, "passes": 4, "base": 0.025}
+    """
+    found = []
+    for row, other, counts in await following(trained, heldout, responses):
+        pair = {"given": row["instruction"], "follows": other["instruction"]}
+        found.append({"id": row["id"], **pair, **counts})
+    # and what is a part of a held-out one: "first" of "first and then"
+    for row, other, counts in await following(heldout, trained, []):
+        pair = {"given": row["instruction"], "follows": other["instruction"]}
+        found.append({"id": other["id"], **pair, **counts})
     return found
 
 
@@ -179,7 +198,7 @@ def drop(args: Drop) -> None:
     # count: each dropped constraint once, with the first reason
     reasons = {name: "of a held-out family" for name in related(trained, heldout)}
     for pair in found:
-        reasons.setdefault(pair["id"], f"leaks into {pair['heldout']!r}")
+        reasons.setdefault(pair["id"], f"{pair['follows']!r} follows from {pair['given']!r}")
     kept = [row for row in trained if row["id"] not in reasons]
     with files.writer(args.out / "03_instructions.dropped.jsonl") as write:
         for row in trained:
