@@ -3,7 +3,7 @@
 #
 #   DATA_DIR=<folder> bash study/run.sh 1 2 3    on two cores 4.2 hours, and 2.8 for each further seed
 #   STUDY=strong DATA_DIR=<folder> bash study/run.sh 1 2 3   the second study: by arithmetic 3.7 hours, and 2.5 for each
-#                          further seed, once coder-1.5b's completions are recorded (LIVE=1: 1.7 hours more, once).
+#                          further seed, once coder-1.5b's completions are recorded (LIVE=1: an hour more, once).
 #                          WEAK=coder-0.5b: another student; ARMS="base sft offline": only these of study/strong/arms.sh
 #
 # DATA_DIR has the benchmarks' own files (without it the hub is asked); with LIMIT=270 only that many prompts of IFEval

@@ -16,7 +16,7 @@ FLAGS_01+=" --seeds ${SEEDS:-study/strong/seeds.txt}"
 FLAGS_02+=" ${MORE_02:-}"
 FLAGS_03+=" --heldout 0 ${MORE_03:-}"  # study/heldout.jsonl is held out
 # of at most five queries the first two are those of a live run, whose answers are there
-FLAGS_04+=" --queries-per-instruction 3 --k 6 ${MORE_04:-}"
+FLAGS_04+=" --queries-per-instruction 3 ${MORE_04:-}"
 FLAGS_04_ONLINE="--max-tokens 96 --k 8 --score topic"  # the student is no judge; without one answers leave their query
 FLAGS_05="--seed $SEED --precision fp32 --batch 8 --lr 2e-5 --epochs 2 --warmup-steps 10 --max-length 512 --micro-tokens 1024"
 # beta and epochs are the paper's; its rate is for hundreds of steps of 64 pairs
