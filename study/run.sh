@@ -2,7 +2,7 @@
 # The study: SmolLM2-135M trained on its own filtered answers, seed by seed, and measured.
 #
 #   DATA_DIR=<folder> bash study/run.sh 1 2 3    on two cores 4.2 hours, and 2.8 for each further seed
-#   STUDY=strong DATA_DIR=<folder> bash study/run.sh 1 2 3   the second study: by arithmetic 3.7 hours, and 2.5 for each
+#   STUDY=strong DATA_DIR=<folder> bash study/run.sh 1 2 3   the second study: by arithmetic 3.5 hours, and 2.5 for each
 #                          further seed, once coder-1.5b's completions are recorded (LIVE=1: an hour more, once).
 #                          WEAK=coder-0.5b: another student; ARMS="base sft offline": only these of study/strong/arms.sh
 #
@@ -66,8 +66,8 @@ self() {  # SEED
 }
 strong() {  # SEED
     local out=out/strong/${WEAK:-smollm2}/seed_$1 model folder wanted
-    # minutes by arithmetic, at 300 tokens a second sampled and trained on: data and SFT 6; offline DPO 4; an iteration of
-    # online DPO 6 (five of them); held-out constraints 4 a model (eight); benchmarks 24, from the second seed on 16
+    # minutes by arithmetic, at 300 tokens a second sampled and trained on: data and SFT 7; offline DPO 4; an iteration of
+    # online DPO 6 (five of them); held-out constraints 4 a model (eight); benchmarks 23, from the second seed on 16
     SEED=$1 bash study/strong/sft.sh "$out"
     SEED=$1 MAIN=$out bash study/variants.sh ${ARMS:-}
     for model in ${ARMS:-base sft offline online_fixed online_moving online_from_offline}; do
