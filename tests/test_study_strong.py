@@ -125,11 +125,23 @@ def test_what_leaked_in_the_first_study_is_found():
     }
 
 
-def dropped(tmp_path, *flags: str) -> dict[str, list[str]]:
+OTHERS = {
+    "Write in lower case": "response.islower()",
+    "Write in capital letters": "response.isupper()",
+    "Finish with a hashtag": "response.split()[-1].startswith('#')",
+    "Use fewer than nine words": "len(response.split()) < 9",
+    "Mention a price in dollars": "'$' in response and response.count('$') == 1",
+    "Repeat the first word at the end": "response.split()[0] == response.split()[-1]",
+}
+
+
+def dropped(tmp_path, *flags: str, others=()) -> dict[str, list[str]]:
     """{file of the run without leaks: ids of its rows}."""
     sibling = constraint("i3", "Ask the reader a question", "'?' in response", "Is it?")
     commas = constraint("i4", "Use no commas", "',' not in response", "One thing.")
     rows = [BEGINS, COLOUR, sibling, commas]
+    for number, (instruction, body) in enumerate(others, 5):
+        rows.append(constraint(f"i{number}", instruction, body, "a $ is one"))
     write(tmp_path / "03_instructions.jsonl", *rows)
     answers, samples = [], []
     for row in rows:
@@ -154,9 +166,11 @@ def test_what_leaks_and_what_is_of_a_held_out_family_is_dropped_by_name(tmp_path
 
 
 def test_settings_are_tuned_on_trained_families_alone(tmp_path):
-    rows = dropped(tmp_path, "--tuning")
-    assert set(rows["03_instructions"]) == {"i2", "i4"}
-    assert len(rows["04_sft"]) == 1
+    rows = dropped(tmp_path, "--tuning", others=OTHERS.items())
+    names = {f"i{number}" for number in (2, *range(4, 11))}
+    assert set(rows["03_instructions"]) == names
+    trained = {name.split(".")[0] for name in rows["04_sft"]}
+    assert 0 < len(names - trained) < len(trained)
 
 
 def test_every_arm_takes_the_same_pairs_of_cases_and_as_many_of_responses(tmp_path):
