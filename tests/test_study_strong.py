@@ -355,7 +355,7 @@ def test_a_column_is_the_mean_of_what_its_clusters_add():
 
 def test_smaller_differences_take_more_seeds_and_some_more_families():
     rng = np.random.default_rng(0)
-    values = rng.normal(0, 2, (3, 1)) + rng.normal(0, 1, 24) + rng.normal(0, 4, (3, 24))
+    values = np.array([[-2.0], [0.0], [2.0]]) + rng.normal(0, 1, 24) + rng.normal(0, 4, (3, 24))
     large, small = (effects.seeds_needed(values, difference) for difference in (8, 4))
     assert large < small
     apart = values + rng.normal(0, 20, 24)
@@ -399,7 +399,7 @@ def test_how_many_seeds_a_difference_takes_is_one_line(capsys):
     said = capsys.readouterr().out
     assert said.startswith("held-out, offline - base: a difference of 20 takes ")
     with pytest.raises(UserError, match="two at least"):
-        call(table.COMMANDS, [*flags[:4], "1", *flags[5:], "--results", str(TINY)])
+        call(table.COMMANDS, [*flags[:5], *flags[6:], "--results", str(TINY)])
 
 
 def test_every_answer_of_a_seed_can_be_read(tmp_path):
