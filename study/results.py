@@ -12,6 +12,7 @@ data), seconds, and the metrics of each training ("05_sft.metrics").
 
 Intervals are of a bootstrap that draws seeds and items: an item (a prompt) is drawn for all models
 and seeds at once. Of one seed they say nothing about others, of three little: "by seed" shows each.
+The second study's are made otherwise (strong/table.py).
 """
 
 import functools
@@ -52,6 +53,24 @@ MODELS = {
 # results that are not of one seed and the study's settings
 RUNS = {"first_run": "seed 1, first run", "tuning": "the tuning run"}
 IFEVAL = ["Pr(S)", "Pr(L)", "Ins(S)", "Ins(L)"]
+KINDS = ["insert", "forbid", "count", "place"]  # of constraints (strong/data.py)
+# what each type of IFEval's asks for; "place" are all others
+IFEVAL_KINDS = {
+    "keywords:forbidden_words": "forbid",
+    "punctuation:no_comma": "forbid",
+    "keywords:existence": "insert",
+    "detectable_content:number_placeholders": "insert",
+    "detectable_content:postscript": "insert",
+    "detectable_format:number_highlighted_sections": "insert",
+    "detectable_format:title": "insert",
+    "keywords:frequency": "count",
+    "keywords:letter_frequency": "count",
+    "change_case:capital_word_frequency": "count",
+    "detectable_format:number_bullet_lists": "count",
+    "length_constraints:number_paragraphs": "count",
+    "length_constraints:number_sentences": "count",
+    "length_constraints:number_words": "count",
+}
 # bounds between the lengths of answers, in words: about a fifth of the base model's in each
 LENGTHS = (10, 20, 35, 55)
 # column: the benchmark, the metrics whose mean it is, and what its number is multiplied with
@@ -63,6 +82,7 @@ COLUMNS = {
     "not in IFEval": ("heldout", ["not in IFEval"], 100),
     "on topic": ("heldout", ["relevance"], 100),
     "obeyed, on topic": ("heldout", ["obeyed, on topic"], 100),
+    **{name: ("heldout", [name], 100) for name in KINDS},
     "words": ("heldout", ["words"], 1),
     "cut": ("heldout", ["truncated"], 100),
     "greedy: held-out": ("greedy", ["Held-out"], 100),
@@ -70,10 +90,13 @@ COLUMNS = {
     "greedy: obeyed, on topic": ("greedy", ["obeyed, on topic"], 100),
     "IFEval": ("ifeval", IFEVAL, 100),
     **{f"IFEval {name}": ("ifeval", [name], 100) for name in IFEVAL},
+    **{f"IFEval: {name}": ("ifeval", [name], 100) for name in KINDS},
     "IFBench": ("ifbench", ["IFB Pr(L)"], 100),
     "MMLU": ("mmlu", ["MMLU"], 100),
     "GSM8K": ("gsm8k", ["GSM8K"], 100),
     "nats a token": ("perplexity", ["nats a token"], 1),
+    "on topic by TF-IDF": ("topic", ["TF-IDF"], 100),
+    "likelier behind its query": ("topic", ["own query"], 100),
 }
 # the columns of the picture, and of each seed by itself
 SHOWN = [
@@ -139,12 +162,16 @@ def collect(out: Path, path: Path) -> None:
             parts[f"{name}.metrics"] = list(files.read(metrics))
     for row in files.read(out / "03_instructions.jsonl"):
         about = {name: row[name] for name in ("id", "instruction", "family", "split")}
-        parts["constraints"].append({**about, "kind": kind(row["instruction"])})
+        # the second study's say what they ask for (data.py), the first's whether it is a length
+        parts["constraints"].append({**about, "kind": row.get("kind", kind(row["instruction"]))})
     for items in out.glob("07_items/*/*.jsonl"):
         if items.name.endswith(".incomplete.jsonl"):
             continue
         parts[f"{items.parent.name}/{items.stem}"] = rows = []
         for row in files.read(items, ["id", "points"], "07_eval.py"):
+            asked = row.get("instruction_ids", [])
+            if items.stem == "ifeval" and len(asked) == 1:
+                row["points"][IFEVAL_KINDS.get(asked[0], "place")] = row["points"]["Pr(S)"]
             rows.append({name: row.get(name, 0) for name in ("id", "sample", "points")})
     write_parts(path, parts_of(path) | parts)
 
@@ -188,6 +215,11 @@ def not_in_ifeval(path: Path) -> set[str]:
     return {row["id"] for row in rows if row["family"] not in marked}
 
 
+def about_constraints(path: Path, field: str) -> dict[str, str]:
+    """{id: family or kind} of a seed's constraints."""
+    return {row["id"]: row[field] for row in parts_of(path).get("constraints", [])}
+
+
 def answers_of(path: Path, model: str, benchmark: str) -> list[dict]:
     """The points of each answer of a seed's model, {metric: points}; [] where not measured."""
     part = f"{model}_greedy/heldout" if benchmark == "greedy" else f"{model}/{benchmark}"
@@ -209,10 +241,12 @@ def points_of(path: Path, model: str, benchmark: str) -> dict[str, list]:
             [(stratum, item, passed, one)], [(*_, answers, _)] = row["Held-out"], row["relevance"]
             metrics["obeyed, on topic"].append((stratum, item, passed and answers, one))
     if benchmark == "heldout":
-        others = not_in_ifeval(path)
+        others, kinds = not_in_ifeval(path), about_constraints(path, "kind")
         for point in metrics["Held-out"]:
-            if point[1].split("-")[0] in others:
+            constraint = point[1].split("-")[0]
+            if constraint in others:
                 metrics["not in IFEval"].append(point)
+            metrics[kinds.get(constraint)].append(point)
         metrics["alike in length"] = alike_in_length(path, model)
     return metrics
 
@@ -258,17 +292,22 @@ def totals(paths: list[Path], model: str, column: str) -> dict[str, dict[str, np
     return of_seeds
 
 
+def shared(paths: list[Path], models: list[str], column: str) -> tuple[list[str], dict]:
+    """The seeds that all measured models have, and their totals; nothing without the first."""
+    measured = {model: totals(paths, model, column) for model in models}
+    measured = {model: seeds for model, seeds in measured.items() if seeds}
+    if models[0] not in measured:
+        return [], {}
+    return sorted(set.intersection(*(set(each) for each in measured.values()))), measured
+
+
 def compared(paths: list[Path], models: list[str], column: str) -> tuple[list[str], dict]:
     """Seeds, and {model: (its number, its gain over the first model)}: (value, low, high) each.
 
     Models are compared on the seeds and items that all of them have, drawn for all at once. A model
     that was not measured is left out; without the first there is nothing.
     """
-    measured = {model: totals(paths, model, column) for model in models}
-    measured = {model: seeds for model, seeds in measured.items() if seeds}
-    if models[0] not in measured:
-        return [], {}
-    seeds = sorted(set.intersection(*(set(each) for each in measured.values())))
+    seeds, measured = shared(paths, models, column)
     if not seeds:
         return [], {}
     values_M, drawn_RM = resampled(list(measured.values()), seeds)
@@ -309,12 +348,13 @@ def resampled(totals_of: list[dict], seeds: list[str]) -> tuple[np.ndarray, np.n
 # ---- table and picture --------------------------------------------------------------------------
 
 
-def shown(column: str, interval: tuple[float, float, float] | None, sign: str = "") -> str:
+def shown(column: str, interval: tuple[float, ...] | None, sign: str = "") -> str:
     if interval is None:
         return "-"
     digits = 3 if column == "nats a token" else 1
-    value, low, high = (f"{each:{sign}.{digits}f}" for each in interval)
-    return f"{value} [{low}, {high}]"
+    value, low, high = (f"{each:{sign}.{digits}f}" for each in interval[:3])
+    # of so many families or prompts, where it is by them
+    return f"{value} [{low}, {high}]" + "".join(f" of {each}" for each in interval[3:])
 
 
 def headed(column: str, seeds: list[str], paths: list[Path]) -> str:
@@ -334,7 +374,9 @@ def name_of(path: Path) -> str:
     return RUNS.get(name, name.replace("_", " "))
 
 
-def table_of(paths: list[Path], columns: list[str], models: dict[str, str]) -> str:
+def table_of(
+    paths: list[Path], columns: list[str], models: dict[str, str], compared=compared
+) -> str:
     """The models' numbers, and under them what each gains over the first; "" without any."""
     header, numbers, gains = ["", "model"], defaultdict(list), defaultdict(list)
     for column in columns:
@@ -355,19 +397,19 @@ def table_of(paths: list[Path], columns: list[str], models: dict[str, str]) -> s
     return table.markdown(header, lines) if header[2:] else ""
 
 
-def variants_of(path: Path, columns: list[str]) -> str:
+def variants_of(path: Path, columns: list[str], known=MODELS, compared=compared) -> str:
     """The table of a seed's variants, in the columns that any of them has; "" without variants."""
     others = []
     for part in parts_of(path):
         model, _, benchmark = part.partition("/")
-        if benchmark == "heldout" and model not in MODELS and not model.endswith("_greedy"):
+        if benchmark == "heldout" and model not in known and not model.endswith("_greedy"):
             others.append(model)
-    models = {name: MODELS.get(name, name) for name in ("base", "sft", *sorted(others))}
+    models = {name: known.get(name, name) for name in ("base", "sft", *sorted(others))}
     had = []
     for column in columns:
         if any(totals([path], name, column) for name in others):
             had.append(column)
-    return table_of([path], had, models)
+    return table_of([path], had, models, compared)
 
 
 def by_seed(paths: list[Path], first: Path) -> str:
@@ -436,13 +478,19 @@ def draw(paths: list[Path], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def compare(results: Path, models: list[str], seeds: list[str]) -> str:
-    """The table of any models and seeds: what each gains over the first model named."""
+def measured_in(results: Path, models: list[str], seeds: list[str]) -> list[Path]:
+    """The files of the seeds; UserError where one lacks held-out answers of a model."""
     paths = [results / f"seed_{seed}{SUFFIX}" for seed in seeds]
     for path, model in itertools.product(paths, models):
         if not answers_of(path, model, "heldout"):
             measured = ", ".join(part for part in sorted(parts_of(path)) if "/" in part)
             raise UserError(f"{path} has no held-out answers of {model}, but {measured or 'none'}")
+    return paths
+
+
+def compare(results: Path, models: list[str], seeds: list[str]) -> str:
+    """The table of any models and seeds: what each gains over the first model named."""
+    paths = measured_in(results, models, seeds)
     return table_of(paths, list(COLUMNS), {name: MODELS.get(name, name) for name in models})
 
 

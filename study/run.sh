@@ -2,15 +2,21 @@
 # The study: SmolLM2-135M trained on its own filtered answers, seed by seed, and measured.
 #
 #   DATA_DIR=<folder> bash study/run.sh 1 2 3    on two cores 4.2 hours, and 2.8 for each further seed
+#   STUDY=strong DATA_DIR=<folder> bash study/run.sh 1 2 3   the second study: by arithmetic 3.5 hours, and 2.5 for each
+#                          further seed, once coder-1.5b's completions are recorded (LIVE=1: an hour more, once).
+#                          WEAK=coder-0.5b: another student; ARMS="base sft offline": only these of study/strong/arms.sh
 #
 # DATA_DIR has the benchmarks' own files (without it the hub is asked); with LIMIT=270 only that many prompts of IFEval
 # and IFBench are asked, evenly spaced. Everything lands in out/study/seed_N, and what the table is made of in
-# study/results. After any interruption the same command goes on where it was: completions are stored, training
-# resumes, what is measured is kept.
+# study/results (out/strong, study/strong/results). After any interruption the same command goes on where it was:
+# completions are stored, training resumes, what is measured is kept.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash run_all.sh --env
 source .venv/bin/activate
+export STUDY=${STUDY:-self}
+TABLE=study/results.py RESULTS=study/results
+[ "$STUDY" = self ] || TABLE=study/strong/table.py RESULTS=study/strong/results/${WEAK:-smollm2}
 data=(${DATA_DIR:+--data-dir "$DATA_DIR"})
 unset DATA_DIR  # run_all.sh would measure IFEval with answers of another length
 
@@ -34,11 +40,11 @@ measure() {
         gsm8k) once "$items/gsm8k.jsonl" "${serve[@]}" "${evaluate[@]}" --benchmarks gsm8k --limit 60 --max-tokens 256 ;;
         esac
     done
-    python study/results.py collect "$1"
+    python study/results.py collect "$1" --results "$RESULTS"
 }
 
-for seed in "${@:-1}"; do
-    out=out/study/seed_$seed
+self() {  # SEED
+    local seed=$1 out=out/study/seed_$1 model wanted
     # data, training and held-out constraints: some 40 minutes
     OUT=$out SEED=$seed bash run_all.sh --study
     # once more, with six queries a constraint, and two epochs of DPO on its pairs: some 55 minutes
@@ -57,5 +63,26 @@ for seed in "${@:-1}"; do
         esac
         measure "$out" "${model%%:*}" "$out/${model#*:}" $wanted
     done
+}
+strong() {  # SEED
+    local out=out/strong/${WEAK:-smollm2}/seed_$1 model folder wanted
+    # minutes by arithmetic, at 300 tokens a second sampled and trained on: data and SFT 7; offline DPO 4; an iteration of
+    # online DPO 6 (five of them); held-out constraints 4 a model (eight); benchmarks 23, from the second seed on 16
+    SEED=$1 bash study/strong/sft.sh "$out"
+    SEED=$1 MAIN=$out bash study/variants.sh ${ARMS:-}
+    for model in ${ARMS:-base sft offline online_fixed online_moving online_from_offline}; do
+        wanted="perplexity greedy ifeval" folder=variants/$model/06_offline
+        [ "$1" != 1 ] || wanted+=" ifbench"
+        case $model in
+        base) folder=base && [ "$1" = 1 ] || wanted= ;;  # greedily it answers the same in every seed
+        sft) folder=05_sft ;;
+        online_*) folder=variants/$model/online_2/06_dpo ;;
+        esac
+        measure "$out" "$model" "$out/$folder" $wanted
+    done
+}
+
+for seed in "${@:-1}"; do
+    "$STUDY" "$seed"
 done
-python study/results.py table
+python "$TABLE" table --results "$RESULTS"

@@ -3,10 +3,16 @@
 # the study measures is not looked at. Each try is a variant (variants.sh) of a run of its own.
 #
 #   bash study/tune.sh [NAME...]   some 20 minutes, and 7 a try; into study/results/tuning.jsonl.gz
+#   STUDY=strong bash study/tune.sh     the second study's, beside it 12 minutes a try
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash run_all.sh --env
 source .venv/bin/activate
+if [ "${STUDY:-self}" = strong ]; then
+    export MAIN=out/strong/tuning SEED=1 HELDOUT_QUERIES=demo/queries.txt DROP=--tuning
+    bash study/strong/sft.sh "$MAIN"
+    exec bash study/variants.sh base sft ${@:-offline lr_1e-5 lr_1e-4 beta_0.1 epochs_1}
+fi
 export MAIN=out/study/tuning SEED=1 HELDOUT_QUERIES=study/queries.txt
 if [ ! -e "$MAIN/03_instructions.jsonl" ]; then
     OUT=$MAIN/whole bash run_all.sh --study --until 03

@@ -3,6 +3,7 @@
 #
 #   bash study/variants.sh             all; after study/run.sh 1; two hours on two cores
 #   SEED=2 bash study/variants.sh NAME...     some of them, beside seed 2
+#   STUDY=strong bash study/variants.sh       the second study's (study/strong/arms.sh)
 #
 # no_cross_validation no_back_translation no_checks   table 3, without the quality score, which a
 #                     model of 135M parameters cannot give: SFT on what the weaker filters keep
@@ -18,30 +19,32 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 bash run_all.sh --env
 source .venv/bin/activate
-export SEED=${SEED:-1}
-MAIN=${MAIN:-out/study/seed_$SEED}
-OUT=$MAIN HERE=$MAIN/variants
+export SEED=${SEED:-1} STUDY=${STUDY:-self}
+OUT=${MAIN:-}
 source study/settings.sh
+MAIN=$OUT HERE=$OUT/variants TABLE=study/results.py
 [ -d "$MAIN/05_sft" ] || { echo "variants.sh: error: no $MAIN/05_sft; run study/run.sh $SEED" >&2; exit 2; }
 
 # train STAGE FLAGS...: torchrun, with the stage's own words and exit code at its end
 train() { python -m autoif.training --standalone --nproc_per_node 1 "$@"; }
 
-# evaluate NAME MODEL: on the main run's held-out constraints, whatever this variant kept
-evaluate() {
+# heldout NAME MODEL: on the main run's held-out constraints, whatever this variant kept
+heldout() {
     [ -e "$MAIN/07_items/$1/heldout.jsonl" ] || SERVE_LOG=$MAIN/logs python -m autoif.serving $FLAGS_SERVING "$2" -- \
         python 07_eval.py --model "$2" --name "$1" --out "$MAIN/07_results.json" --benchmarks heldout \
         --heldout "$MAIN/03_instructions.jsonl" --queries "$HELDOUT_QUERIES" $FLAGS_07_HELDOUT
 }
+evaluate() { heldout "$@"; }
 
 # sft NAME FLAGS_02 FLAGS_03 FLAGS_04: data and SFT once more; what the main run asked is not asked again
 sft() {
-    local out=$HERE/$1
-    mkdir -p "$out/completions"
-    [ -e "$out/base" ] || cp -r "$MAIN/base" "$out/base"
-    cp -n "$MAIN/completions/"0[1-4]*.jsonl "$out/completions/" || true
-    OUT=$out MORE_02=$2 MORE_03="$3 --split-of $MAIN/03_instructions.jsonl" MORE_04=$4 \
-        bash run_all.sh --study --until 05
+    local out=$HERE/$1 data=$HERE/$1 more="--split-of $MAIN/03_instructions.jsonl" whole=$MAIN
+    local make=(bash run_all.sh --study --until 05)
+    [ "$STUDY" = self ] || data=$out/data more= whole=$MAIN/data make=(bash study/strong/sft.sh "$out")
+    mkdir -p "$data/completions"
+    [ -e "$data/base" ] || cp -r "$MAIN/base" "$data/base"
+    cp -n "$whole/completions/"0[1-4]*.jsonl "$data/completions/" || true
+    OUT=$out MORE_02=$2 MORE_03="$3 $more" MORE_04=$4 "${make[@]}"
     evaluate "$1" "$out/05_sft"
 }
 
@@ -111,9 +114,10 @@ variant() {
 
 all="no_cross_validation no_back_translation no_checks accuracy_0.8 accuracy_1.0 pairs_1_64 pairs_1_16 pairs_1_4
      instruction_level query_level reject_truncated alike_in_length"
+[ "$STUDY" = self ] || source "study/$STUDY/arms.sh"
 for name in ${@:-$all}; do
     echo "== $name"
     variant "$name"
-    python study/results.py collect "$MAIN"
+    python study/results.py collect "$MAIN" --results "$RESULTS"
 done
-python study/results.py table
+python "$TABLE" table --results "$RESULTS"

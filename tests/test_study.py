@@ -111,7 +111,7 @@ def test_twelve_families_or_more_are_held_out_whole_and_most_are_not_about_lengt
         ("Answer with exactly two sentences", "Use at most three sentences"),
     ],
 )
-def test_no_constraint_is_held_out_that_follows_from_a_trained_one(rows, given, follows):
+def test_these_constraints_are_on_one_side_since_one_follows_from_the_other(rows, given, follows):
     split = {row["instruction"]: row["split"] for row in rows}
     assert split[given] == split[follows]
 

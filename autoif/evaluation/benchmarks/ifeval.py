@@ -182,4 +182,5 @@ def scored(item: dict, strict: list[bool], loose: list[bool], prefix: str = "") 
     of_prompt, of_instructions = points[f"{prefix}Pr(S)"][0], points[f"{prefix}Ins(S)"][0]
     mean = [("prompt", *of_prompt[1:]), ("instruction", *of_instructions[1:])]
     row = {"verdict": all(strict), "reason": "misses " + ", ".join(missed) if missed else ""}
-    return {**row, "strict": strict, "loose": loose, "points": {**points, f"{prefix}mean(S)": mean}}
+    row |= {"instruction_ids": item["instruction_ids"], "strict": strict, "loose": loose}
+    return {**row, "points": {**points, f"{prefix}mean(S)": mean}}

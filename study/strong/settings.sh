@@ -1,0 +1,28 @@
+# What `STUDY=strong bash run_all.sh --study` changes: strong to weak. Constraints, functions, answers and scores are
+# one live run's (live/settings.sh), the same in all seeds; a seed varies training, and all that the student samples.
+SEED=${SEED:-1} OUT=${OUT:-out/strong/${WEAK:-smollm2}/seed_$SEED}
+heldout_queries=${HELDOUT_QUERIES:-study/heldout_queries.txt}
+BASE=${WEAK:-smollm2}                # the student; WEAK=coder-0.5b is the second
+source live/settings.sh
+HELDOUT_QUERIES=$heldout_queries
+RECORDED=study/strong/completions    # asked before a server is
+[ "${LIVE:-}" ] || SUPERVISED=() WRITING=()  # LIVE=1: coder-1.5b is asked for what is not recorded
+PLAN="supervisor: coder-1.5b, recorded ($RECORDED)${LIVE:+ and live}; $STUDENT learns"
+ONLINE_ITERATIONS=2
+RESULTS=study/strong/results/${WEAK:-smollm2}  # a file a seed, and table.md
+# live/seeds.txt and as many again, of all kinds: what is left of those beside the test set is little
+FLAGS_01+=" --seeds ${SEEDS:-study/strong/seeds.txt}"
+# MORE_02 to MORE_04: flags of the ablations (arms.sh)
+FLAGS_02+=" ${MORE_02:-}"
+FLAGS_03+=" --heldout 0 ${MORE_03:-}"  # study/heldout.jsonl is held out
+# of at most five queries the first two are those of a live run, whose answers are there
+FLAGS_04+=" --queries-per-instruction 3 ${MORE_04:-}"
+FLAGS_04_ONLINE="--max-tokens 96 --k 8 --score topic"  # the student is no judge; without one answers leave their query
+FLAGS_05="--seed $SEED --precision fp32 --batch 8 --lr 2e-5 --epochs 2 --warmup-steps 10 --max-length 512 --micro-tokens 1024"
+# beta and epochs are the paper's; its rate is for hundreds of steps of 64 pairs
+BETA=0.3 FLAGS_06="--seed $SEED --precision fp32 --batch 8 --lr 5e-5 --epochs 2 --max-length 512 --micro-tokens 1024"
+FLAGS_06_PAIRS="--seed $SEED --pairs-per-prompt 4"  # as the released code
+# Pairs of every arm, as many as the smallest has: of cases, of responses. Online an iteration has a half of both, and
+# (48 + 96) x 2 epochs / 8 are 36 steps offline as online.
+PAIRS_OF_CASES=${PAIRS_OF_CASES:-48} PAIRS_OF_RESPONSES=${PAIRS_OF_RESPONSES:-96}
+FLAGS_07_HELDOUT="--seed $SEED --queries-per-instruction 4 --k 4 --max-tokens 96"  # other queries and draws in each seed

@@ -1,0 +1,269 @@
+"""The second study's table, by t over seeds and families (effects.py).
+
+    python study/strong/table.py table                             # -> results/smollm2/table.md
+    python study/strong/table.py compare base offline --seeds 1 2 3 --results study/results
+    python study/strong/table.py seeds offline online_fixed --seeds 1 2 3 --difference 2
+    python study/strong/table.py texts out/strong/smollm2/seed_1   # all answers, to be read
+
+Raw results are as the first study's (study/results.py collects them): a file a seed. `seeds` says
+how many of them would find such a difference, by how much the gain differs in those that are there.
+"""
+
+import itertools
+import sys
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from tyro.conf import Positional
+
+STRONG = Path(__file__).resolve().parent
+sys.path.insert(0, str(STRONG.parents[1]))  # run from a checkout, uninstalled
+from autoif import files  # noqa: E402
+from autoif.evaluation import table  # noqa: E402
+from autoif.files import UserError  # noqa: E402
+from autoif.flags import Positive, Texts, cli  # noqa: E402
+from study import results as raw  # noqa: E402
+from study.strong import effects  # noqa: E402
+
+# of study/strong/arms.sh
+ARMS = {
+    "base": "the student",
+    "sft": "+ SFT",
+    "offline": "+ SFT + offline DPO",
+    "online_fixed": "+ SFT + online DPO, the SFT model as reference",
+    "online_moving": "+ SFT + online DPO, each iteration's start as reference",
+    "online_from_offline": "+ SFT + offline DPO + online DPO",
+}
+
+
+# ---- measure ------------------------------------------------------------------------------------
+
+
+def clustered(paths: list[Path], models: list[str], column: str) -> tuple[list[str], dict]:
+    """Seeds, and {model: what each family (or prompt) adds to its number, shape (S, C)}."""
+    seeds, measured = raw.shared(paths, models, column)
+    if not seeds:
+        return [], {}
+    families_of = {}
+    for path in paths:
+        families_of |= raw.about_constraints(path, "family")
+    sums_of = {}
+    for model, seed in itertools.product(measured, seeds):
+        sums_of[model, seed] = sums = {}
+        for item, totals_M2 in measured[model][seed].items():
+            # h00002-3: an answer to the fourth query of a constraint
+            cluster = families_of.get(item.split("-")[0], item)
+            sums[cluster] = sums.get(cluster, 0) + totals_M2
+    clusters = sorted(set.intersection(*map(set, sums_of.values())))
+    values = {}
+    for model in measured:
+        values[model] = np.zeros((len(seeds), len(clusters)))
+        for place, seed in enumerate(seeds):
+            sums_CM2 = np.array([sums_of[model, seed][cluster] for cluster in clusters])
+            values[model][place] = effects.of_clusters(sums_CM2) * raw.COLUMNS[column][2]
+    return seeds, values
+
+
+def by_families(paths: list[Path], models: list[str], column: str) -> tuple[list[str], dict]:
+    """As results.compared, by t over seeds and families: (value, low, high, families) each."""
+    seeds, values = clustered(paths, models, column)
+    models_shown = {}
+    for model, values_SC in values.items():
+        clusters = values_SC.shape[1]
+        gain = effects.interval(values_SC - values[models[0]])
+        models_shown[model] = ((*effects.interval(values_SC), clusters), (*gain, clusters))
+    return seeds, models_shown
+
+
+def needed(results: Path, models: list[str], seeds: list[str], column: str, gain: float) -> str:
+    """How many seeds find so many points between two models, by the seeds that are there."""
+    _, values = clustered(raw.measured_in(results, models, seeds), models, column)
+    first, second = (values[model] for model in models)
+    if len(first) < 2:
+        raise UserError("what seeds differ by shows in two at least; give more --seeds")
+    number = effects.seeds_needed(second - first, gain) or "more than 100"
+    by = f"{len(first)} seeds and {first.shape[1]} families or prompts"
+    found = f"a difference of {gain:g} takes {number} seeds (power {effects.POWER}; by {by})"
+    return f"{column}, {models[1]} - {models[0]}: {found}"
+
+
+# ---- table --------------------------------------------------------------------------------------
+
+
+def constraints(path: Path) -> str:
+    """How many constraints of each kind were trained on and are held out."""
+    lines = []
+    for split in ("train", "heldout"):
+        rows = [row for row in raw.parts_of(path)["constraints"] if row["split"] == split]
+        kinds = Counter(row["kind"] for row in rows)
+        families = len({row["family"] for row in rows})
+        lines.append([split, len(rows), families, *(kinds[kind] for kind in raw.KINDS)])
+    return table.markdown(["constraints", "number", "families", *raw.KINDS], lines)
+
+
+def trainings(paths: list[Path]) -> list[tuple]:
+    """(model, iteration, its training, what was measured before) of all DPO that there is."""
+    found = [("offline", "", "variants_offline_06_offline", "")]
+    for arm in ARMS:
+        number = 1
+        while any(steps_of(path, f"variants_{arm}_online_{number}_06_dpo") for path in paths):
+            folder = f"variants_{arm}_online_{number}"
+            found.append((f"{arm}_{number}", number, f"{folder}_06_dpo", f"{folder}_before"))
+            number += 1
+        if number > 1:  # the last iteration's model is the arm's
+            found[-1] = (arm, *found[-1][1:])
+    return found
+
+
+def steps_of(path: Path, name: str) -> list[dict]:
+    """The steps of a training in a seed's file; [] where there was none."""
+    return raw.parts_of(path).get(f"{name}.metrics", [])
+
+
+def mean_of(rows: list[dict], field: str) -> str:
+    return f"{sum(row[field] for row in rows) / len(rows):.2f}" if rows else "-"
+
+
+def iterations(paths: list[Path]) -> str:
+    """What each training by DPO saw and made.
+
+    In the mean of the seeds margin and accuracy on its new pairs before it began, by what earlier
+    ones had learned; the rewards of the last quarter of its steps; the answers of its model.
+    """
+    before, rewards = ["margin", "accuracy"], ["margin", "accuracy", "chosen", "rejected"]
+    answers, lines = ["held-out", "on topic", "words", "cut"], []
+    for model, number, name, earlier in trainings(paths):
+        seeds = [path for path in paths if steps_of(path, name)]
+        if not seeds:
+            continue
+        fresh, late = [], []
+        for path in seeds:
+            fresh += steps_of(path, earlier)
+            steps = steps_of(path, name)
+            late += steps[-max(1, len(steps) // 4) :]
+        line = [model, number, len(steps)]
+        line += [mean_of(fresh, field) for field in before]
+        line += [mean_of(late, field) for field in rewards]
+        for column in answers:
+            _, measured = by_families(seeds, [model], column)
+            line.append(raw.shown(column, measured[model][0] if measured else None))
+        lines.append(line)
+    header = ["arm", "iteration", "steps", *(f"before: {field}" for field in before), *rewards]
+    return table.markdown([*header, *answers], lines)
+
+
+def agreement(paths: list[Path]) -> str:
+    """How the measures of being on topic go together, over all answers of all models."""
+    pairs = defaultdict(list)
+    for parts in map(raw.parts_of, paths):
+        for part in parts:
+            model, _, benchmark = part.partition("/")
+            for row, answer in zip(parts[part], parts.get(f"{model}/heldout", ())):
+                if benchmark == "topic":
+                    near = answer["points"]["relevance"][0][2]
+                    for name, [point] in row["points"].items():
+                        pairs[name].append((near, point[2]))
+    lines = []
+    for name, values in pairs.items():
+        both = np.corrcoef(np.array(values, float).T)[0, 1]
+        lines.append(f"On topic by embeddings, and by {name}: r = {both:.2f} ({len(values)}).\n")
+    return "".join(lines)
+
+
+def write(results: Path) -> str:
+    """Make table.md of the second study."""
+    paths = sorted(results.glob(f"seed_*{raw.SUFFIX}"))
+    if not paths:
+        raise UserError(f"{results} has no seed_N{raw.SUFFIX}; STUDY=strong bash study/run.sh")
+    seeds = ", ".join(raw.seed_of(path).removeprefix("seed_") for path in paths)
+    measured = set().union(*map(raw.parts_of, paths))
+    arms = {arm: title for arm, title in ARMS.items() if f"{arm}/heldout" in measured}
+    heldout = ["held-out", "not on length", *raw.KINDS]
+    topic = ["on topic", "obeyed, on topic", *raw.columns_of("topic"), "words", "cut"]
+    parts = [
+        "Shares in per cent with 95 % intervals by t over seeds and clusters, and of how many "
+        f"clusters: families of held-out constraints, prompts of benchmarks; seeds: {seeds}.\n"
+    ]
+    for columns in (
+        heldout,
+        topic,
+        raw.columns_of("greedy"),
+        raw.columns_of("ifeval"),
+        raw.columns_of("ifbench", "perplexity"),
+    ):
+        parts.append(raw.table_of(paths, columns, arms, by_families))
+    parts += [iterations(paths), constraints(paths[0]), agreement(paths)]
+    known = ARMS | {model: model for model, *_ in trainings(paths)}
+    for path in (*paths, results / f"tuning{raw.SUFFIX}"):
+        if rows := raw.variants_of(path, [*heldout, *topic], known, by_families):
+            parts += [f"Other arms of {raw.name_of(path)}:\n", rows]
+    text = "\n".join(filter(None, parts))
+    files.write_whole(results / "table.md", text)
+    return text
+
+
+# ---- commands -----------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class Results:
+    results: Path = STRONG / "results" / "smollm2"
+
+
+@dataclass(kw_only=True)
+class Run(Results):
+    out: Positional[Path]  # out/strong/smollm2/seed_N
+
+
+@dataclass(kw_only=True)
+class Models(Results):
+    models: Positional[Texts]  # as in the tables' lines: base, sft, offline, ...
+    seeds: Texts  # that are there, such as 1 2 3
+
+
+@dataclass(kw_only=True)
+class Seeds(Models):
+    difference: Positive  # in points
+    column: Literal[tuple(raw.COLUMNS)] = "held-out"
+
+
+def print_seeds(args: Seeds) -> None:
+    if len(args.models) != 2:
+        raise UserError("name two models")
+    print(needed(args.results, args.models, args.seeds, args.column, args.difference))
+
+
+def print_comparison(args: Models) -> None:
+    """The table of any models and seeds, of the first study's too."""
+    paths = raw.measured_in(args.results, args.models, args.seeds)
+    models = {model: model for model in args.models}
+    print(raw.table_of(paths, list(raw.COLUMNS), models, by_families))
+
+
+def print_table(args: Results) -> None:
+    print(write(args.results))
+
+
+def write_texts(args: Run) -> None:
+    """Every answer to a held-out constraint, to be read: a part a model."""
+    parts = {}
+    for items in args.out.glob("07_items/*/heldout.jsonl"):
+        parts[items.parent.name] = rows = []
+        for row in files.read(items, ["id", "prompt", "answers", "verdict", "relevant"]):
+            about = {name: row[name] for name in ("id", "prompt", "verdict", "relevant")}
+            rows.append({**about, "answer": row["answers"][0]})
+    raw.write_parts(args.results / f"texts_{args.out.name}{raw.SUFFIX}", parts)
+
+
+COMMANDS = {
+    "table": print_table,
+    "compare": print_comparison,
+    "seeds": print_seeds,
+    "texts": write_texts,
+}
+
+if __name__ == "__main__":
+    cli(COMMANDS, __doc__)
