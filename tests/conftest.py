@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # What `make test` leaves out: a file, a fixture or a test, and why it takes its time.
 SLOW = {
     "test_bench.py": "each benchmark once, in small",
+    "test_demo.py": "four stages, and the model that learns from them",
     "test_handover.py": "a dozen trainings",
     "test_interrupted.py": "a stage killed again and again",
     "test_one_gpu.py": "a whole run",
@@ -76,7 +77,7 @@ ALONE = {
     "test_honest_work_of_a_tenth_of_a_second_is_no_timeout",
 }
 # What reads files that lie in the repository; tests of the benchmarks' own data name it (`needs`).
-DATA = ("test_demo.py", "test_study.py", "test_study_results.py")
+DATA = ("test_recordings.py", "test_study.py", "test_study_results.py")
 
 
 def pytest_collection_modifyitems(items):
