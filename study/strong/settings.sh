@@ -5,7 +5,8 @@ heldout_queries=${HELDOUT_QUERIES:-study/heldout_queries.txt}
 BASE=${WEAK:-smollm2}                # the student; WEAK=coder-0.5b is the second
 source live/settings.sh
 HELDOUT_QUERIES=$heldout_queries
-RECORDED=study/strong/completions    # asked before a server is
+RECORDED=study/strong/completions    # asked before a server is; before they are made, the live run's
+[ -d "$RECORDED" ] || RECORDED=demo/completions
 [ "${LIVE:-}" ] || SUPERVISED=() WRITING=()  # LIVE=1: coder-1.5b is asked for what is not recorded
 PLAN="supervisor: coder-1.5b, recorded ($RECORDED)${LIVE:+ and live}; $STUDENT learns"
 ONLINE_ITERATIONS=2
