@@ -229,7 +229,8 @@ def names_in(tree: ast.Module) -> tuple[set[str], set[str]]:
 def related(shapes: list[set[str]]) -> Iterator[tuple[int, int]]:
     """Yield the rows (by number) that at least half of the functions of one of them tie together.
 
-    Half, since single functions miss their constraint, and would tie everything to everything.
+    Half, since single functions miss their constraint: one that counts words where it should count
+    sentences would tie the two kinds, and soon everything to everything.
     """
     having: dict[str, list[int]] = {}
     shared = Counter()
@@ -280,7 +281,8 @@ def place(name: str, seed: int) -> bytes:
 def heldout(names: list[str], share: float, seed: int) -> set[str]:
     """The families to hold out: in the order of their hashes, until about `share` of the rows is.
 
-    One that would overshoot it by more than half of itself is passed over.
+    One that would overshoot it by more than half of itself is passed over: a large family must not
+    empty the training side.
     """
     size = Counter(names)
     wanted, chosen, count = share * len(names), set(), 0

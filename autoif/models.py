@@ -38,7 +38,10 @@ LFS_POINTER = b"version https://git-lfs"
 
 
 def beside(model: str, form: str, write) -> Path:
-    """The `.NAME.MARK.form` that `write(path)` makes of `model` beside it, anew of new weights."""
+    """The file or folder that `write(path)` makes of `model`: `.NAME.MARK.form` beside it.
+
+    Kept, and made anew when the model's weights change.
+    """
     name = Path(model).name
     place = Path(model).resolve().parent if Path(model).is_dir() else Path.home() / ".cache/autoif"
     mark = fingerprint(model).split(":")[-1].replace("/", "_")[:16]
@@ -126,7 +129,10 @@ def special_tokens(tokenizer) -> set[int]:
 
 
 def end_of_turn(tokenizer) -> int:
-    """The token that the chat template puts behind an answer (Qwen2's <|im_end|>), else its own."""
+    """The token that the chat template puts behind an answer, else the tokenizer's own.
+
+    Qwen2's base model ends a text with <|endoftext|>, its template ends an answer with <|im_end|>.
+    """
     question, answer = {"role": "user", "content": "So?"}, {"role": "assistant", "content": "Yes"}
     text = tokenizer.apply_chat_template([question, answer], tokenize=False)
     tail = tokenizer(text[text.rindex("Yes") :], add_special_tokens=False)["input_ids"]
@@ -158,7 +164,8 @@ def generation_config(end_tokens: list[int]) -> dict:
 def servable(model: str, folder: str | Path) -> str:
     """Fill `folder` with links to `model`, its chat template and end tokens; returns `folder`.
 
-    A base model that does not know its template's end token would run into every length limit.
+    Base and trained models are served alike: a base model that does not know its template's end
+    token would run into every length limit, and lose to the trained one for that alone.
     """
     from huggingface_hub import snapshot_download
 

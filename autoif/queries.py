@@ -44,7 +44,8 @@ def text_of(content: object) -> str | None:
 def first_human_turn(record: object) -> str | None:
     """The query of a record, None where it has none.
 
-    A text, its `query`, or the first human turn of `conversations`, `messages` or a list of these.
+    A text is one; else `query`, or the first human turn of `conversations` (ShareGPT), of
+    `messages` or of a list of messages.
     """
     if isinstance(record, str):
         return record
@@ -117,7 +118,10 @@ def _column(path: str, delimiter: str) -> Iterator[str]:
 
 
 def records(path: str) -> Iterator[object]:
-    """Yield what the file holds, a record a query; its name or first sign tells its kind."""
+    """Yield what the file holds, a record a query.
+
+    Its kind is that of its name (.txt, .csv, .tsv, .jsonl), else seen from its first character.
+    """
     if why := files.absent(path):
         raise UserError(f"--queries {path} {why}; {KINDS}")
     kind = Path(path).suffix.lower()

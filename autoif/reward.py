@@ -13,10 +13,11 @@ A file is JSONL of rows with `id` and `verifiers` (stages 02 and 03), or of rows
 process.
 
 The sandbox stays up between calls, which may come from any thread: those that arrive while others
-are answered share its next jobs. The processes of the functions asked last stay too: what one
-remembers of a text may reach the next one (keep_mb=0: in a call only). A forked process makes a
-sandbox of its own. A text on which a function errs, or which it was not tried on, has no reward
-(`pass_share` is None, and `error` says why), not a reward of 0.
+are answered share its next jobs. The processes of the functions asked last stay too: what a
+function remembers of one text may reach the next one (keep_mb=0: in a call only). A forked process
+makes a sandbox of its own. A function that errs says nothing: its text has no reward (`pass_share`
+is None), not a reward of 0; where a function hung on so many texts that the rest of a job was not
+tried, `error` says so.
 """
 
 import asyncio
@@ -282,7 +283,8 @@ def probe(verifiers: Verifiers) -> dict[str, dict]:
     """What each probe earns: {probe: {functions, of_functions, ids, of_constraints}}.
 
     `functions` counts those that pass it, where no other function of their constraint errs; `ids`
-    are the constraints under which stage 04 would accept it.
+    are the constraints under which stage 04 would accept it. An empty answer truly keeps a
+    constraint on what to leave out: a share above 0 is what a policy is paid for saying nothing.
     """
     rows, earned = asyncio.run(judged(verifiers, with_cases=False)), {}
     for place, name in enumerate(probes("")):

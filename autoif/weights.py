@@ -36,7 +36,10 @@ def stored(model: str) -> dict:
 
 
 def check_whole(model: str) -> None:
-    """UserError unless a model can be trained and its headers have all that config.json says."""
+    """UserError unless a model can be trained and its folder has all that config.json describes.
+
+    Of safetensors the headers are read, before a weight is loaded; other files are not.
+    """
     folder, config = Path(model), read_config(model)
     if getattr(config, "quantization_config", None):
         text = f"{model} is quantized, and cannot be trained; name the model it was made of"

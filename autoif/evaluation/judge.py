@@ -73,7 +73,10 @@ def client(args: Flags) -> contextlib.AbstractAsyncContextManager:
 async def verdict(
     client: llm.Client, messages: list[dict], read: Callable[[str], object], max_tokens: int
 ) -> tuple[object, str]:
-    """(what `read` makes of a judgement, its words); None where no attempt could be read."""
+    """(what `read` makes of the judge's words, these words); None where it can read none of them.
+
+    An unreadable judgement is asked for again, as another sample: JUDGE_ATTEMPTS times in all.
+    """
     sampling = {"max_tokens": max_tokens}
     for attempt in range(JUDGE_ATTEMPTS):
         judgement = await ask(client, messages, first=attempt, **sampling)

@@ -29,7 +29,10 @@ def read(path: str | Path) -> dict[str, list[list[str]]]:
 
 
 def add_answers(path: str | Path, attempts: list[dict], strip: Callable[[str], str]) -> None:
-    """Add to each attempt its `answers`, without what `strip` takes off; "missing" are empty."""
+    """Add to each attempt its `answers` out of the file, without what `strip` takes off (thoughts).
+
+    A prompt that the file lacks has failed: its answers are empty, their finish reason "missing".
+    """
     samples = read(path)
     if not any(attempt["item"]["prompt"].strip() in samples for attempt in attempts):
         example = attempts[0]["item"]["prompt"][:60]

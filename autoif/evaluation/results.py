@@ -99,7 +99,8 @@ def measure(benchmark: str, attempts: list[dict], rows: list[dict]) -> dict:
 def record(out: str | Path, result: dict, attempts: list[dict], rows: list[dict]) -> bool:
     """Write a benchmark's object into the results file, its items beside it; whether it is done.
 
-    Requests that kept failing leave it open: a rerun asks them again.
+    Requests that kept failing leave it open, since a rerun asks them again, and its items are named
+    BENCHMARK.incomplete.jsonl. What a server refuses it refuses for good.
     """
     done = result["unanswered"] <= result["refused"]
     finished = items_path(out, result["model"], result["benchmark"])

@@ -2,10 +2,11 @@
 
     {"key", "index", "text", "finish_reason", "prompt_tokens", "completion_tokens"}
 
-is a record, one a sample; tokens that the server did not count are null. It is handed to the
-operating system before `put` returns: kill -9 costs nothing that was put. Reading needs no lock;
-the first `put` locks the file, and cuts off a torn last line. A sample without text that was not
-cut off is no answer: unless `keep_empty` it is not stored, and not seen in a store that has it.
+is a record, one a sample; other fields are ignored, and tokens that the server did not count are
+null. It is handed to the operating system before `put` returns, so that kill -9 costs nothing that
+was put. Reading needs no lock and no write permission; the first `put` locks the file, and cuts off
+a last line that an earlier kill left torn. A sample without text that was not cut off is no answer:
+unless `keep_empty` it is not stored, and not seen in a store that has it.
 """
 
 import fcntl

@@ -11,7 +11,8 @@ names every layer that could not be had, and then answers messages, one at a tim
 
 A child writes frames of ten bytes: a nonce of eight that the worker drew for it, a letter, and the
 number of a built-in name. The letters: R function loaded, P pass, F fail, those of REASONS, Z done
-(what is left is for another child). One that stays gets its next message over the same socket.
+(what is left of the inputs is for another child). One that stays is stopped, and goes on with the
+next message for its function, which it gets whole over the socket that takes its frames.
 """
 
 import builtins
@@ -422,8 +423,8 @@ def verdicts(message: mmap.mmap, count: int, stays: bool, child: Child | None, s
     """P, F, E or D for each of `count` inputs, the reason of the first E, a child that may stay.
 
     A bad input is an E and the next one goes to a fresh child, until the function is disqualified.
-    A child may stay that alone gave all the verdicts, each P or F; of one that stayed none but such
-    count, so that what stays of one message is no error in another.
+    A child may stay that alone gave all the verdicts, each of them P or F; of what a `child` that
+    stayed says nothing else counts, so that what stays of one message is no error in another.
     """
     given, reason, bad, timeouts = "", "", 0, 0
     while True:

@@ -124,6 +124,7 @@ class Sandbox(AbstractContextManager, AbstractAsyncContextManager):
         return await asyncio.gather(*[asyncio.wrap_future(self.submit(job)) for job in jobs])
 
     def submit(self, job: dict) -> Future:
+        """The answer to one job, to come."""
         place = hash(job["code"]) % self.places
         return self.threads[place].submit(self._judge, job)
 

@@ -112,6 +112,7 @@ def stop(server: subprocess.Popen) -> None:
 
 
 def serve(args: Flags, folder: Path, log: Path) -> int:
+    """Run the command beside the server; returns the command's exit code."""
     began, port = time.monotonic(), free_port()
     line = command_line(args, folder, port)
     with open(log, "a") as output:

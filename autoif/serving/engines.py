@@ -71,7 +71,8 @@ def free_share() -> float:
 def split(model: str, shape: Shape, memory: list[float], share: float) -> tuple[int, int]:
     """The smallest split that fits, as often as there are GPUs: (tensor parallel, data parallel).
 
-    Fewer GPUs a copy exchange less, and more copies answer more.
+    Fewer GPUs a copy exchange less, and more copies answer more. UserError with the arithmetic
+    where not even all GPUs together hold it.
     """
     usable, splits = share * min(memory), []
     for exponent in range(len(memory).bit_length()):

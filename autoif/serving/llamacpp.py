@@ -21,7 +21,10 @@ ALL_SET = (1 << 12) - 1
 
 
 def converted(model: str, folder: Path, weights: str) -> str:
-    """The GGUF file of `model` beside it; an empty `folder` takes the form that is converted."""
+    """The GGUF file of `model`, kept beside it and made anew when its weights change.
+
+    `folder` is empty and takes the servable form that is converted. `weights` is q8_0, bf16 or f32.
+    """
 
     def write(path: Path) -> None:
         source = half(model) if weights == "bf16" else model

@@ -79,8 +79,8 @@ def only(letters: set[str]) -> str | None:
 def read_choice(text: str, choices: list[str]) -> str | None:
     """The letter an answer settles on, None when it settles on none, or on two ("A or B").
 
-    The last one announced, one at its start, the only one that stands alone or is named, or the
-    only choice whose words occur.
+    The last one announced ("the answer is B", "B is correct"), one at its start, the only one that
+    stands alone on a line or is named ("(B)", "option B"), or the only choice whose words occur.
     """
     text = DENIED.sub("", NEXT_QUESTION.split(text)[0])
     announced = [*MARKED.finditer(text), *NAMED.finditer(text)] or [*IT_IS.finditer(text)]
