@@ -5,12 +5,15 @@ Under `-n 2` (tests/run.sh) a file is one process's; what measures time comes la
 
 import fcntl
 import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from xdist.scheduler import LoadFileScheduling
+
+from autoif import files
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -121,6 +124,18 @@ def whole_run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("OPENAI_BASE_URL", raising=False)
         return example_run.make(tmp_path_factory.mktemp("runs") / "run")
+
+
+@pytest.fixture(scope="module")
+def stats(out):
+    """stats.json of the run in a file's own `out`."""
+    return json.loads((out / "stats.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def rows(out):
+    """The constraints of that run, after stage 03."""
+    return list(files.read(out / "03_instructions.jsonl"))
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 from pathlib import Path
 
+from autoif import files
 from autoif.flags import call
 
 STUDY = Path(__file__).resolve().parents[1] / "study"
@@ -17,6 +18,10 @@ FILES = {
 }
 FEW = {**rekey.FLAGS}  # four of the recorded nine samples of 01 are enough for tests
 FEW["01_seed_augment"] = [*rekey.FLAGS["01_seed_augment"][:2], "--k", "4", "--count", "20"]
+
+
+def completions(name):
+    return list(files.read(STUDY / "completions" / f"{name}.jsonl"))
 
 
 def run_stage(name, out, *flags):

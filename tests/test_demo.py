@@ -1,6 +1,5 @@
 """The demo's recordings, of a live run, through stages 01 to 04: no server, key or network."""
 
-import json
 import os
 import subprocess
 import sys
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from autoif import files, queries
+from autoif import queries
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ROOT / "demo"
@@ -29,11 +28,6 @@ def out(tmp_path_factory):
         done.stderr
     )  # a prompt was reworded? demo/README.md says how to record again
     return out
-
-
-@pytest.fixture(scope="module")
-def rows(out):
-    return list(files.read(out / "03_instructions.jsonl"))
 
 
 def test_every_completion_is_recorded_and_none_is_asked_for(out):
@@ -57,8 +51,8 @@ def test_no_held_out_constraint_has_a_sibling_that_is_trained_on(rows):
     assert sum(row["split"] == "heldout" for row in rows) >= 10
 
 
-def test_the_supervisor_was_tried_as_a_judge(out):
-    stats = json.loads((out / "stats.json").read_text())["04_responses"]
+def test_the_supervisor_was_tried_as_a_judge(stats):
+    stats = stats["04_responses"]
     assert stats["judge AUC"] > 0.5 and len(stats["judge scores"]) > 1
 
 

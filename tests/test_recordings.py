@@ -5,15 +5,11 @@ import re
 import shutil
 
 import pytest
-from recordings import FILES, STUDY, rekey, run_stage
+from recordings import FILES, STUDY, completions, rekey, run_stage
 
 from autoif import files, reward
 
 SPLITS = ("train", "heldout")
-
-
-def completions(name):
-    return list(files.read(STUDY / "completions" / f"{name}.jsonl"))
 
 
 @pytest.fixture(scope="module")
@@ -27,16 +23,6 @@ def out(tmp_path_factory):
         for name in FILES:
             run_stage(name, out)
     return out
-
-
-@pytest.fixture(scope="module")
-def stats(out):
-    return json.loads((out / "stats.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def rows(out):
-    return list(files.read(out / "03_instructions.jsonl"))
 
 
 def test_the_store_keeps_what_was_recorded(out):

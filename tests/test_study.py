@@ -3,7 +3,6 @@
 import ast
 import csv
 import importlib
-import json
 import os
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from recordings import rekey
+from recordings import completions, rekey
 
 from autoif import files, sandbox
 from autoif.evaluation.kinds import kind
@@ -19,10 +18,6 @@ from autoif.evaluation.kinds import kind
 ROOT = Path(__file__).resolve().parents[1]
 STUDY = ROOT / "study"
 NAMES = ("01_seed_augment", "02_verifiers", "03_backtranslate")
-
-
-def completions(name):
-    return list(files.read(STUDY / "completions" / f"{name}.jsonl"))
 
 
 @pytest.fixture(scope="module")
@@ -38,16 +33,6 @@ def out(tmp_path_factory):
     run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return out
-
-
-@pytest.fixture(scope="module")
-def stats(out):
-    return json.loads((out / "stats.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def rows(out):
-    return list(files.read(out / "03_instructions.jsonl"))
 
 
 @pytest.fixture(scope="module")
