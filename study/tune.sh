@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 bash run_all.sh --env
 source .venv/bin/activate
 if [ "${STUDY:-self}" = strong ]; then
-    export MAIN=out/strong/tuning SEED=1 HELDOUT_QUERIES=demo/queries.txt DROP=--tuning
+    export MAIN=out/strong/tuning SEED=1 HELDOUT_QUERIES=study/queries.txt DROP=--tuning
     bash study/strong/sft.sh "$MAIN"
     exec bash study/variants.sh base sft ${@:-offline lr_1e-5 lr_1e-4 beta_0.1 epochs_1}
 fi

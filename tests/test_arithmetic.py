@@ -197,3 +197,6 @@ def test_the_demos_model_needs_neither_smaller_packs_nor_recomputed_layers_on_a_
     )
     layout = arithmetic.layout(small, engine.Flags(), 2000, 1, 24e9)
     assert (layout.tokens, layout.recomputed) == (16384, 0)
+    # the live run's process had 5.3 GB at most, that of coder-0.5b 19.8
+    fp32 = engine.Flags(precision="fp32", micro_tokens=1024)
+    assert 5.0e9 < arithmetic.layout(small, fp32, 512, 1, 24e9).bytes < 5.6e9

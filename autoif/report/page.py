@@ -13,7 +13,7 @@ from autoif.report.gather import MAIN
 STAGES = {  # stage: (what comes in, what is kept)
     "01_seed_augment": ("lines", "constraints"),
     "02_verifiers": ("constraints", "with functions and cases that agree"),
-    "03_backtranslate": ("constraints", "that their functions do not contradict"),
+    "03_backtranslate": ("constraints", "that no back-translation contradicts"),
     "04_responses": ("responses", "SFT rows"),
     "06_dpo pairs": ("prompts and constraints", "with a pair"),
 }

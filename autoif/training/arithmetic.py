@@ -97,18 +97,22 @@ def memory(
     zero: int = 3,
     offload: bool = False,
     recomputed: int = 0,
+    precision: str = "bf16",
 ) -> dict[str, float]:
-    """Bytes that one of `processes` GPUs holds while it trains packs of `tokens` in bf16.
+    """Bytes that one of `processes` GPUs holds while it trains packs of `tokens`.
 
     `states`: of each of `count` parameters the bf16 weight 2, the fp32 gradient 4, the fp32 master
-    weight and two moments 12, each shared out over the GPUs from ZeRO stage 3, 2 and 1 on. `cpu`:
-    what --offload moves to the host, where gradients lie twice. `activations`: all that layers
-    keep, and one layer's gradients; of the first `recomputed` layers their input alone (2 a
-    column), and twice what a layer keeps while one of them runs again. `output`: logits and their
-    gradient, 1,024 tokens at a time, and the output layer's weight and gradient.
+    weight and two moments 12, each shared out over the GPUs from ZeRO stage 3, 2 and 1 on; in fp32
+    the weight is 4, and the gradient lies there twice. `cpu`: what --offload moves to the host,
+    where gradients lie twice. `activations`: all that layers keep, and one layer's gradients; of
+    the first `recomputed` layers their input alone (2 a column in bf16), and twice what a layer
+    keeps while one of them runs again. `output`: logits and their gradient, 1,024 tokens at a time,
+    and the output layer's weight and gradient.
     """
     # every stage of ZeRO shares out one more of the three
-    weights, gradients, optimizer, gathered = 2 * count, 4 * count, 12 * count / processes, 0
+    wide = 2 if precision == "fp32" else 1
+    weights, gradients = 2 * wide * count, 4 * wide * count
+    optimizer, gathered = 12 * count / processes, 0
     if zero >= 2:
         gradients /= processes
     if zero == 3:
@@ -118,10 +122,11 @@ def memory(
     if offload:
         states, host = weights, 2 * gradients + optimizer
     whole = max(shape.num_hidden_layers - recomputed + 1, 2)
+    kept = 2 * shape.hidden_size * recomputed + whole * kept_bytes(shape)
     return {
         "states": states,
         "gathered": gathered,
-        "activations": (2 * shape.hidden_size * recomputed + whole * kept_bytes(shape)) * tokens,
+        "activations": wide * kept * tokens,
         "output": 8 * LOGIT_TOKENS * shape.vocab_size + 4 * shape.vocab_size * shape.hidden_size,
         "cpu": host,
     }
@@ -181,7 +186,9 @@ def layout(shape, args, longest: int, processes: int, device: float) -> Layout:
     found = []
     for tokens, recomputed in forms:
         for zero in stages:
-            needed = memory(shape, count, tokens, processes, zero, args.offload, recomputed)
+            needed = memory(
+                shape, count, tokens, processes, zero, args.offload, recomputed, args.precision
+            )
             found.append(Layout(zero, tokens, recomputed, layers, needed, device))
             if found[-1].bytes <= ROOM * device:
                 return found[-1]

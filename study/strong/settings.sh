@@ -4,9 +4,10 @@ SEED=${SEED:-1} OUT=${OUT:-out/strong/${WEAK:-smollm2}/seed_$SEED}
 heldout_queries=${HELDOUT_QUERIES:-study/heldout_queries.txt}
 BASE=${WEAK:-smollm2}                # the student; WEAK=coder-0.5b is the second
 source live/settings.sh
-HELDOUT_QUERIES=$heldout_queries
-RECORDED=study/strong/completions    # asked before a server is; before they are made, the live run's
-[ -d "$RECORDED" ] || RECORDED=demo/completions
+# Questions that take a sentence or more: the supervisor answers the demo's in five words, and a student that has learned
+# that obeys the more constraints for it
+QUERIES=study/strong/queries.txt HELDOUT_QUERIES=$heldout_queries
+RECORDED=study/strong/completions    # asked before a server is
 [ "${LIVE:-}" ] || SUPERVISED=() WRITING=()  # LIVE=1: coder-1.5b is asked for what is not recorded
 PLAN="supervisor: coder-1.5b, recorded ($RECORDED)${LIVE:+ and live}; $STUDENT learns"
 ONLINE_ITERATIONS=2
@@ -16,8 +17,7 @@ FLAGS_01+=" --seeds ${SEEDS:-study/strong/seeds.txt}"
 # MORE_02 to MORE_04: flags of the ablations (arms.sh)
 FLAGS_02+=" ${MORE_02:-}"
 FLAGS_03+=" --heldout 0 ${MORE_03:-}"  # study/heldout.jsonl is held out
-# of at most five queries the first two are those of a live run, whose answers are there
-FLAGS_04+=" --queries-per-instruction 3 ${MORE_04:-}"
+FLAGS_04+=" --queries-per-instruction 5 --max-tokens 128 ${MORE_04:-}"
 FLAGS_04_ONLINE="--max-tokens 96 --k 8 --score topic"  # the student is no judge; without one answers leave their query
 FLAGS_05="--seed $SEED --precision fp32 --batch 8 --lr 2e-5 --epochs 2 --warmup-steps 10 --max-length 512 --micro-tokens 1024"
 # beta and epochs are the paper's; its rate is for hundreds of steps of 64 pairs
