@@ -2,9 +2,9 @@
 # The study: SmolLM2-135M trained on its own filtered answers, seed by seed, and measured.
 #
 #   DATA_DIR=<folder> bash study/run.sh 1 2 3    on two cores 4.2 hours, and 2.8 for each further seed
-#   STUDY=strong DATA_DIR=<folder> bash study/run.sh 1 2 3   the second study: by arithmetic 3.5 hours, and 2.5 for each
-#                          further seed, once coder-1.5b's completions are recorded (LIVE=1: an hour more, once).
-#                          WEAK=coder-0.5b: another student; ARMS="base sft offline": only these of study/strong/arms.sh
+#   STUDY=strong DATA_DIR=<folder> bash study/run.sh 1 2 3   the second study: by arithmetic 4.2 hours, and 3.2 for each
+#                          further seed. WEAK=coder-0.5b: another student; ARMS="base sft offline": only these of
+#                          study/strong/arms.sh
 #
 # DATA_DIR has the benchmarks' own files (without it the hub is asked); with LIMIT=270 only that many prompts of IFEval
 # and IFBench are asked, evenly spaced. Everything lands in out/study/seed_N, and what the table is made of in
@@ -66,8 +66,8 @@ self() {  # SEED
 }
 strong() {  # SEED
     local out=out/strong/${WEAK:-smollm2}/seed_$1 model folder wanted
-    # minutes by arithmetic, at 300 tokens a second sampled and trained on: data and SFT 7; offline DPO 4; an iteration of
-    # online DPO 6 (five of them); held-out constraints 4 a model (eight); benchmarks 23, from the second seed on 16
+    # minutes: data 1, SFT 9, offline DPO 6, an iteration of online DPO 13 (five of them), held-out constraints 5 a model
+    # (eight), benchmarks 23, from the second seed on 16
     SEED=$1 bash study/strong/sft.sh "$out"
     SEED=$1 MAIN=$out bash study/variants.sh ${ARMS:-}
     for model in ${ARMS:-base sft offline online_fixed online_moving online_from_offline}; do

@@ -6,6 +6,7 @@ Under `-n 2` (tests/run.sh) a file is one process's; what measures time comes la
 import fcntl
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,7 @@ SLOW = {
     "checkout": "README's commands, trainings among them",
     "test_a_gguf_file_of_ones_own_supervises_a_live_run": "a model of 135M on two cores",
     "llama_cpp": "a server of the demo's model",
+    "strong_run": "four stages on 128 constraints",
     "undisturbed": "a training in a process of its own",
     "whole_run": "every stage once, and three trainings",
     "test_a_killed_run_ends_with_the_same_losses_and_weights": "trainings",
@@ -124,6 +126,19 @@ def whole_run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("OPENAI_BASE_URL", raising=False)
         return example_run.make(tmp_path_factory.mktemp("runs") / "run")
+
+
+def run_recorded(out, *flags: str, **more: str) -> Path:
+    """What `bash run_all.sh` makes in `out` of recordings alone, without endpoint or key."""
+    if not (Path(sys.prefix) / ".requirements").exists():
+        pytest.skip("this environment was not made by run_all.sh; bash tests/run.sh makes it")
+    env = {name: value for name, value in os.environ.items() if not name.startswith("OPENAI_")}
+    env |= {"OUT": str(out), "VENV": sys.prefix, **more}
+    command = ["bash", "run_all.sh", *flags]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    # a prompt was reworded? demo/README.md, study/rekey.py
+    assert done.returncode == 0, done.stderr
+    return out
 
 
 @pytest.fixture(scope="module")

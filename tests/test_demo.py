@@ -2,10 +2,10 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from conftest import run_recorded
 
 from autoif import queries
 
@@ -17,17 +17,7 @@ SPLITS = ("train", "heldout")
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     """What `bash run_all.sh --demo --until 04` makes."""
-    if not (Path(sys.prefix) / ".requirements").exists():
-        pytest.skip("needs the environment that run_all.sh makes")
-    out = tmp_path_factory.mktemp("demo")
-    env = {name: value for name, value in os.environ.items() if not name.startswith("OPENAI_")}
-    env |= {"OUT": str(out), "VENV": sys.prefix}
-    command = ["bash", "run_all.sh", "--demo", "--until", "04"]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, (
-        done.stderr
-    )  # a prompt was reworded? demo/README.md says how to record again
-    return out
+    return run_recorded(tmp_path_factory.mktemp("demo"), "--demo", "--until", "04")
 
 
 def test_every_completion_is_recorded_and_none_is_asked_for(out):

@@ -3,13 +3,11 @@
 import ast
 import csv
 import importlib
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from conftest import run_recorded
 from recordings import completions, rekey
 
 from autoif import files, sandbox
@@ -25,14 +23,7 @@ def out(tmp_path_factory):
     """The folder that holds what stages 01 to 03 made of the recordings."""
     out = tmp_path_factory.mktemp("study")
     (out / "base").mkdir()  # kept as it is: these stages need no model
-    if not (Path(sys.prefix) / ".requirements").exists():
-        pytest.skip("this environment was not made by run_all.sh; bash tests/run.sh makes it")
-    command = ["bash", "run_all.sh", "--study", "--until", "03"]
-    env = {name: value for name, value in os.environ.items() if not name.startswith("OPENAI_")}
-    env |= {"OUT": str(out), "VENV": sys.prefix}
-    run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    return out
+    return run_recorded(out, "--study", "--until", "03")
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_models
+from conftest import run_recorded
 from scipy import stats
 
 from autoif import files
@@ -165,6 +166,30 @@ def test_what_leaks_and_what_is_of_a_held_out_family_is_dropped_by_name(tmp_path
     assert "data: 4 constraints in -> 2 kept" in said
 
 
+@pytest.fixture(scope="module")
+def strong_run(tmp_path_factory):
+    """The second study's data, out of its recordings."""
+    out = tmp_path_factory.mktemp("strong")
+    (out / "base").mkdir()  # kept as it is: these stages need no model
+    return run_recorded(out, "--study", "--until", "04", STUDY="strong")
+
+
+def test_the_recordings_are_all_that_is_asked_for(strong_run):
+    for recorded in (STRONG / "completions").glob("*.jsonl"):
+        assert (strong_run / "completions" / recorded.name).read_bytes() == recorded.read_bytes()
+    assert not list((strong_run / "logs").glob("serve_*"))
+
+
+def test_of_the_recordings_what_is_left_beside_the_test_set_is_of_all_four_kinds(
+    strong_run, tmp_path, capsys
+):
+    call(data.COMMANDS, ["drop", str(strong_run), str(tmp_path)])
+    rows = list(files.read(tmp_path / "03_instructions.jsonl"))
+    kinds = Counter(row["kind"] for row in rows if row["split"] == "train")
+    assert kinds.total() >= 70 and min(kinds.values()) >= 15
+    assert len(list(files.read(tmp_path / "04_sft.jsonl"))) >= 400
+
+
 def test_settings_are_tuned_on_trained_families_alone(tmp_path):
     rows = dropped(tmp_path, "--tuning", others=OTHERS.items())
     names = {f"i{number}" for number in (2, *range(4, 11))}
@@ -237,7 +262,7 @@ def test_offline_and_online_have_as_many_pairs_of_each_level(tmp_path):
     assert len(counts) == 3
     assert np.array_equal(counts[0], np.sum(counts[1:], axis=0))
     assert sum(counts[1]) % 8 == 0  # no batch is filled up: as many steps
-    assert [value(line, "--skip") for line in takes] == ["0", "0", "24"]
+    assert [value(line, "--skip") for line in takes] == ["0", "0", str(counts[1][0])]
     levels = [line for line in lines if "06_dpo.py pairs" in line]
     assert all("out/03_instructions.jsonl" in line for line in levels)
 
@@ -373,10 +398,11 @@ def test_smaller_differences_take_more_seeds_and_some_more_families():
 # ---- table --------------------------------------------------------------------------------------
 
 
-def test_the_table_is_what_its_raw_results_make(tmp_path):
+@pytest.mark.parametrize("folder", [TINY, STRONG / "results" / "smollm2"])
+def test_the_table_is_what_its_raw_results_make(tmp_path, folder):
     copy = tmp_path / "strong"
-    shutil.copytree(TINY, copy)
-    assert table.write(copy) == (TINY / "table.md").read_text()
+    shutil.copytree(folder, copy)
+    assert table.write(copy) == (folder / "table.md").read_text()
 
 
 def test_families_stand_beside_each_interval_and_gains_are_paired(tmp_path):
@@ -409,6 +435,16 @@ def test_every_answer_of_a_seed_can_be_read(tmp_path):
     call(table.COMMANDS, ["texts", str(run), "--results", str(tmp_path)])
     parts = results.parts_of(tmp_path / "texts_seed_1.jsonl.gz")
     assert json.dumps(parts["base"]).count("a text") == 1
+
+
+def test_measures_of_topic_stand_beside_what_readers_say(tmp_path):
+    row = {"query": "q", "answer": "a", "encoder": True, "TF-IDF": False, "own query": True}
+    rows = [{**row, "readers": [True, True]}, {**row, "readers": [True, False]}]
+    other = {"encoder": False, "TF-IDF": True, "own query": False}
+    rows.append({**row, **other, "readers": [False, False]})
+    said = table.readers(write(tmp_path / "read.jsonl", *rows)).splitlines()
+    assert "| the other reader | 2 of 3 |" in said[2]
+    assert "| encoder | 2 of 2 | 1.00 |" in said[3] and "| TF-IDF | 0 of 2 | -1.00 |" in said[4]
 
 
 def test_what_is_committed_of_the_second_study_is_small():

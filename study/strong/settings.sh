@@ -4,8 +4,7 @@ SEED=${SEED:-1} OUT=${OUT:-out/strong/${WEAK:-smollm2}/seed_$SEED}
 heldout_queries=${HELDOUT_QUERIES:-study/heldout_queries.txt}
 BASE=${WEAK:-smollm2}                # the student; WEAK=coder-0.5b is the second
 source live/settings.sh
-# Questions that take a sentence or more: the supervisor answers the demo's in five words, and a student that has learned
-# that obeys the more constraints for it
+# Questions that take a sentence or more: the supervisor answers the demo's in five words, and brevity obeys by itself
 QUERIES=study/strong/queries.txt HELDOUT_QUERIES=$heldout_queries
 RECORDED=study/strong/completions    # asked before a server is
 [ "${LIVE:-}" ] || SUPERVISED=() WRITING=()  # LIVE=1: coder-1.5b is asked for what is not recorded
@@ -23,7 +22,7 @@ FLAGS_05="--seed $SEED --precision fp32 --batch 8 --lr 2e-5 --epochs 2 --warmup-
 # beta and epochs are the paper's; its rate is for hundreds of steps of 64 pairs
 BETA=0.3 FLAGS_06="--seed $SEED --precision fp32 --batch 8 --lr 5e-5 --epochs 2 --max-length 512 --micro-tokens 1024"
 FLAGS_06_PAIRS="--seed $SEED --pairs-per-prompt 4"  # as the released code
-# Pairs of every arm, as many as the smallest has: of cases, of responses. Online an iteration has a half of both, and
-# (48 + 96) x 2 epochs / 8 are 36 steps offline as online.
-PAIRS_OF_CASES=${PAIRS_OF_CASES:-48} PAIRS_OF_RESPONSES=${PAIRS_OF_RESPONSES:-96}
+# Pairs of every arm, of cases and of responses: offline there are 109 and 137. Online an iteration has a half of both,
+# and (96 + 128) x 2 epochs / 8 are 56 steps offline as online.
+PAIRS_OF_CASES=${PAIRS_OF_CASES:-96} PAIRS_OF_RESPONSES=${PAIRS_OF_RESPONSES:-128}
 FLAGS_07_HELDOUT="--seed $SEED --queries-per-instruction 4 --k 4 --max-tokens 96"  # other queries and draws in each seed

@@ -4,6 +4,7 @@
     python study/strong/table.py compare base offline --seeds 1 2 3 --results study/results
     python study/strong/table.py seeds offline online_fixed --seeds 1 2 3 --difference 2
     python study/strong/table.py texts out/strong/smollm2/seed_1   # all answers, to be read
+    python study/strong/table.py readers                           # "on topic", by reading 60
 
 Raw results are as the first study's (study/results.py collects them): a file a seed. `seeds` says
 how many of them would find such a difference, by how much the gain differs in those that are there.
@@ -173,6 +174,18 @@ def agreement(paths: list[Path]) -> str:
     return "".join(lines)
 
 
+def readers(path: Path) -> str:
+    """Each measure of being on topic beside two blind readers of the same answers (read.jsonl)."""
+    rows = list(files.read(path, ["query", "answer", "encoder", "TF-IDF", "own query", "readers"]))
+    agreed = [row for row in rows if row["readers"][0] == row["readers"][1]]
+    lines = [["the other reader", f"{len(agreed)} of {len(rows)}", ""]]
+    for name in ("encoder", "TF-IDF", "own query"):
+        said = np.array([[row[name], row["readers"][0]] for row in agreed], float).T
+        same = int((said[0] == said[1]).sum())
+        lines.append([name, f"{same} of {len(agreed)}", f"{np.corrcoef(said)[0, 1]:.2f}"])
+    return table.markdown(["on topic by", "as the reader says", "r"], lines)
+
+
 def write(results: Path) -> str:
     """Make table.md of the second study."""
     paths = sorted(results.glob(f"seed_*{raw.SUFFIX}"))
@@ -197,8 +210,11 @@ def write(results: Path) -> str:
         parts.append(raw.table_of(paths, columns, arms, by_families))
     parts += [iterations(paths), constraints(paths[0]), agreement(paths)]
     known = ARMS | {model: model for model, *_ in trainings(paths)}
+    # tuning has no rows above
+    tuned = {model: ARMS[model] for model in ("base", "sft")}
     for path in (*paths, results / f"tuning{raw.SUFFIX}"):
-        if rows := raw.variants_of(path, [*heldout, *topic], known, by_families):
+        shown = known if path in paths else tuned
+        if rows := raw.variants_of(path, [*heldout, *topic], shown, by_families):
             parts += [f"Other arms of {raw.name_of(path)}:\n", rows]
     text = "\n".join(filter(None, parts))
     files.write_whole(results / "table.md", text)
@@ -230,6 +246,11 @@ class Seeds(Models):
     column: Literal[tuple(raw.COLUMNS)] = "held-out"
 
 
+@dataclass(kw_only=True)
+class Readers:
+    path: Path = STRONG / "read.jsonl"  # answers, what the measures say, what two readers say
+
+
 def print_seeds(args: Seeds) -> None:
     if len(args.models) != 2:
         raise UserError("name two models")
@@ -245,6 +266,10 @@ def print_comparison(args: Models) -> None:
 
 def print_table(args: Results) -> None:
     print(write(args.results))
+
+
+def print_readers(args: Readers) -> None:
+    print(readers(args.path))
 
 
 def write_texts(args: Run) -> None:
@@ -263,6 +288,7 @@ COMMANDS = {
     "compare": print_comparison,
     "seeds": print_seeds,
     "texts": write_texts,
+    "readers": print_readers,
 }
 
 if __name__ == "__main__":
