@@ -128,8 +128,8 @@ def whole_run(tmp_path_factory):
         return example_run.make(tmp_path_factory.mktemp("runs") / "run")
 
 
-def run_recorded(out, *flags: str, **more: str) -> Path:
-    """What `bash run_all.sh` makes in `out` of recordings alone, without endpoint or key."""
+def run_all(out, *flags: str, **more: str) -> Path:
+    """What `bash run_all.sh` makes in `out`, without endpoint or key; `more` are variables."""
     if not (Path(sys.prefix) / ".requirements").exists():
         pytest.skip("this environment was not made by run_all.sh; bash tests/run.sh makes it")
     env = {name: value for name, value in os.environ.items() if not name.startswith("OPENAI_")}

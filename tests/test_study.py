@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import run_recorded
+from conftest import run_all
 from recordings import completions, rekey
 
 from autoif import files, sandbox
@@ -23,7 +23,7 @@ def out(tmp_path_factory):
     """The folder that holds what stages 01 to 03 made of the recordings."""
     out = tmp_path_factory.mktemp("study")
     (out / "base").mkdir()  # kept as it is: these stages need no model
-    return run_recorded(out, "--study", "--until", "03")
+    return run_all(out, "--study", "--until", "03")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_models
-from conftest import run_recorded
+from conftest import run_all
 from scipy import stats
 
 from autoif import files
@@ -171,13 +171,16 @@ def strong_run(tmp_path_factory):
     """The second study's data, out of its recordings."""
     out = tmp_path_factory.mktemp("strong")
     (out / "base").mkdir()  # kept as it is: these stages need no model
-    return run_recorded(out, "--study", "--until", "04", STUDY="strong")
+    return run_all(out, "--study", "--until", "04", STUDY="strong")
 
 
 def test_the_recordings_are_all_that_is_asked_for(strong_run):
     for recorded in (STRONG / "completions").glob("*.jsonl"):
         assert (strong_run / "completions" / recorded.name).read_bytes() == recorded.read_bytes()
     assert not list((strong_run / "logs").glob("serve_*"))
+    stats = json.loads((strong_run / "stats.json").read_text())
+    recorded = list(files.read(STRONG / "completions" / "02_verifiers.jsonl"))
+    assert len(recorded) == stats["02_verifiers"]["completions"]
 
 
 def test_of_the_recordings_what_is_left_beside_the_test_set_is_of_all_four_kinds(

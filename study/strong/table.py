@@ -210,11 +210,11 @@ def write(results: Path) -> str:
         parts.append(raw.table_of(paths, columns, arms, by_families))
     parts += [iterations(paths), constraints(paths[0]), agreement(paths)]
     known = ARMS | {model: model for model, *_ in trainings(paths)}
+    named = dict.fromkeys(paths, known)
     # tuning has no rows above
-    tuned = {model: ARMS[model] for model in ("base", "sft")}
-    for path in (*paths, results / f"tuning{raw.SUFFIX}"):
-        shown = known if path in paths else tuned
-        if rows := raw.variants_of(path, [*heldout, *topic], shown, by_families):
+    named[results / f"tuning{raw.SUFFIX}"] = {model: ARMS[model] for model in ("base", "sft")}
+    for path, titles in named.items():
+        if rows := raw.variants_of(path, [*heldout, *topic], titles, by_families):
             parts += [f"Other arms of {raw.name_of(path)}:\n", rows]
     text = "\n".join(filter(None, parts))
     files.write_whole(results / "table.md", text)
