@@ -96,7 +96,6 @@ COLUMNS = {
     "GSM8K": ("gsm8k", ["GSM8K"], 100),
     "nats a token": ("perplexity", ["nats a token"], 1),
     "on topic by TF-IDF": ("topic", ["TF-IDF"], 100),
-    "likelier behind its query": ("topic", ["own query"], 100),
 }
 # the columns of the picture, and of each seed by itself
 SHOWN = [

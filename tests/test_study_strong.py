@@ -18,7 +18,7 @@ from autoif import files
 from autoif.files import UserError
 from autoif.flags import call
 from study import results
-from study.strong import data, effects, likelihood, table
+from study.strong import data, effects, measures, table
 
 ROOT = Path(__file__).resolve().parents[1]
 STRONG = ROOT / "study" / "strong"
@@ -219,6 +219,9 @@ def test_every_arm_takes_the_same_pairs_of_cases_and_as_many_of_responses(tmp_pa
     assert cases[0] + cases[1] == cases[2]
     with pytest.raises(UserError, match="has 12 pairs of level instruction, and 14 are wanted"):
         take("--instruction", "4", "--skip", "10")
+    take("--instruction", "4", "--no-end")
+    rows = files.read(tmp_path / "pairs.jsonl")
+    assert all(row["truncated"] == ["chosen", "rejected"] for row in rows)
 
 
 # ---- arms ---------------------------------------------------------------------------------------
@@ -295,7 +298,7 @@ def test_the_rounding_arms_round_every_training_and_the_others_none(tmp_path):
     assert value(responses[0], "--instruction") == "0"
 
 
-# ---- likelihoods --------------------------------------------------------------------------------
+# ---- beside stage 07 ----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -309,31 +312,24 @@ def test_before_it_learns_a_policy_that_is_its_reference_has_no_margin(tmp_path,
     pair["rejected"] = [{"role": "assistant", "content": "no, no"}]
     path, out = write(tmp_path / "06_pairs.jsonl", pair), tmp_path / "before"
     flags = ["pairs", str(model), "--reference", str(model), "--in", str(path), "--out", str(out)]
-    call(likelihood.COMMANDS, [*flags, "--beta", "0.3"])
+    call(measures.COMMANDS, [*flags, "--beta", "0.3"])
     [row] = files.read(out / "metrics.jsonl")
     assert row["margin"] == row["accuracy"] == 0 and row["pairs"] == 1
 
 
-def test_an_empty_answer_fits_no_query(tmp_path, model):
+def test_an_answer_is_near_the_query_whose_words_it_shares_and_an_empty_one_near_none(tmp_path):
     heldout = write(tmp_path / "03.jsonl", ASKS)
-    queries = ("Why is the sky blue?", "How is cheese made?")
     items = []
-    for number, query in enumerate(queries):
+    for number, query in enumerate(("Why is the sky blue?", "How is cheese made?")):
         prompt = f"{query}\n{ASKS['instruction']}"
         for sample, text in enumerate(("Blue light is scattered in the sky.", " ")):
             item = {"id": f"h1-{number}", "sample": sample, "prompt": prompt, "answers": [text]}
             items.append(item)
     path = write(tmp_path / "heldout.jsonl", *items)
-    call(
-        likelihood.COMMANDS,
-        ["topic", str(path), "--model", str(model), "--heldout", str(heldout)],
-    )
-    rows = list(files.read(tmp_path / "topic.jsonl"))
+    call(measures.COMMANDS, ["topic", str(path), "--heldout", str(heldout)])
+    rows = files.read(tmp_path / "topic.jsonl")
     near = [row["points"]["TF-IDF"][0][2] for row in rows]
-    fits = [row["points"]["own query"][0][2] for row in rows]
-    assert near == [True, False, False, False] and not fits[1] and not fits[3]
-    # the same text, with the two queries in turn
-    assert rows[0]["nats"] == pytest.approx(-rows[2]["nats"], abs=2e-3) and rows[0]["nats"] != 0
+    assert near == [True, False, False, False]
 
 
 # ---- intervals ----------------------------------------------------------------------------------

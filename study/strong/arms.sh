@@ -7,15 +7,16 @@
 # NAME_responses          no pairs of cases, neither offline nor online
 # NAME_bf16               every training in bf16, and its weights rounded to the nearest at each hand-over
 # no_cross_validation no_back_translation no_score    offline DPO and its SFT (NAME_sft) on what weaker filters keep
-# lr_X beta_X epochs_X    offline with another setting
+# lr_X beta_X epochs_X sft-weight_X    offline with another setting
+# without_end             offline without the sides' end tokens, as Llama 3 (arXiv 2407.21783, 4.1.4) learns pairs
 TABLE=study/strong/table.py all="base sft offline online_fixed online_moving online_from_offline"
 
-# evaluate NAME MODEL: held-out constraints, and whether the answers fit their queries
+# evaluate NAME MODEL: held-out constraints, and whether the answers fit their queries by shared words
 evaluate() {
     heldout "$@"
     local items=$MAIN/07_items/$1
-    [ -e "$items/topic.jsonl" ] || python study/strong/likelihood.py topic "$items/heldout.jsonl" \
-        --model "$MAIN/base" --heldout "$MAIN/03_instructions.jsonl"
+    [ -e "$items/topic.jsonl" ] || python study/strong/measures.py topic "$items/heldout.jsonl" \
+        --heldout "$MAIN/03_instructions.jsonl"
 }
 
 # pairs OUT RESPONSES CASES_COUNT RESPONSES_COUNT SKIP [FLAGS]: of these responses and of the cases, so many
@@ -24,7 +25,7 @@ pairs() {
     python 06_dpo.py pairs --in "$from/03_instructions.jsonl" "$2" --sft "$from/04_sft.jsonl" \
         --out "$1/all_pairs.jsonl" $FLAGS_06_PAIRS ${6:-}
     python study/strong/data.py take "$1/all_pairs.jsonl" "$1/06_pairs.jsonl" --seed "$SEED" \
-        --instruction "$3" --responses "$4" --skip "$5"
+        --instruction "$3" --responses "$4" --skip "$5" $TAKE
 }
 
 offline() {  # NAME
@@ -46,7 +47,7 @@ online() {  # NAME POLICY fixed|moving
             --out "$out/04_responses.jsonl" --seed "$SEED$n" $FLAGS_04_ONLINE
         pairs "$out" "$out/04_responses.jsonl" "$each" "$fresh" $(((n - 1) * each)) "--level online"
         # what earlier training says of the new pairs, before anything is learned of them
-        [ -e "$out/before/metrics.jsonl" ] || python study/strong/likelihood.py pairs "$policy" \
+        [ -e "$out/before/metrics.jsonl" ] || python study/strong/measures.py pairs "$policy" \
             --reference "$from/05_sft" --in "$out/06_pairs.jsonl" --out "$out/before" --beta "$BETA"
         [ -e "$out/06_dpo" ] || train 06_dpo.py train --in "$out/06_pairs.jsonl" --model "$policy" \
             --reference "$reference" --out "$out/06_dpo" --beta "$BETA" $FLAGS_06
@@ -57,7 +58,7 @@ online() {  # NAME POLICY fixed|moving
 }
 
 variant() {  # NAME
-    local from=$MAIN cases=$PAIRS_OF_CASES suffix= rounding="--precision bf16 --export-dtype bf16" FLAGS_06=$FLAGS_06
+    local from=$MAIN cases=$PAIRS_OF_CASES suffix= TAKE= rounding="--precision bf16 --export-dtype bf16" FLAGS_06=$FLAGS_06
     case $1 in
     *_responses) suffix=_responses cases=0 ;;
     *_bf16)
@@ -69,7 +70,8 @@ variant() {  # NAME
     no_cross_validation) sft "$1_sft" --no-cross-validation "" "" ;;
     no_back_translation) sft "$1_sft" "" --no-back-translation "" ;;
     no_score) sft "$1_sft" "" "" --no-score ;;
-    lr_* | beta_* | epochs_*) FLAGS_06+=" --${1%%_*} ${1##*_}" ;;
+    without_end) TAKE=--no-end ;;
+    lr_* | beta_* | epochs_* | sft-weight_*) FLAGS_06+=" --${1%%_*} ${1##*_}" ;;
     esac
     case $1 in
     base) evaluate base "$MAIN/base" ;;
@@ -84,7 +86,7 @@ variant() {  # NAME
         variant "offline$suffix"
         online "$1" "$HERE/offline$suffix/06_offline" fixed ;;
     no_*) from=$HERE/$1_sft && offline "$1" ;;
-    offline* | lr_* | beta_* | epochs_*) offline "$1" ;;
+    offline* | without_end | lr_* | beta_* | epochs_* | sft-weight_*) offline "$1" ;;
     *) echo "variants.sh: error: no variant $1" >&2; exit 2 ;;
     esac
 }

@@ -168,6 +168,7 @@ class Take:
     instruction: Natural  # pairs of cases
     responses: Natural  # pairs of responses
     skip: Natural = 0  # pairs of cases that earlier iterations have taken
+    no_end: bool = False  # of either side the end token is not learned
     seed: int = 0
 
 
@@ -247,7 +248,7 @@ def take(args: Take) -> None:
         made += drawn
     with files.writer(args.out) as write:
         for row in made:
-            write(row)
+            write({**row, "truncated": ["chosen", "rejected"]} if args.no_end else row)
 
 
 COMMANDS = {"heldout": write_heldout, "leaks": print_leaks, "drop": drop, "take": take}
