@@ -51,7 +51,11 @@ MODELS = {
     "more_queries_epochs_2": "+ SFT + offline DPO, 6 queries a constraint, 2 epochs",
 }
 # results that are not of one seed and the study's settings
-RUNS = {"first_run": "seed 1, first run", "tuning": "the tuning run"}
+RUNS = {
+    "first_run": "seed 1, first run",
+    "float32": "seed 2 in float32",
+    "tuning": "the tuning run",
+}
 IFEVAL = ["Pr(S)", "Pr(L)", "Ins(S)", "Ins(L)"]
 KINDS = ["insert", "forbid", "count", "place"]  # of constraints (strong/data.py)
 # what each type of IFEval's asks for; "place" are all others
@@ -498,8 +502,8 @@ def write(results: Path) -> str:
     paths = sorted(results.glob(f"seed_*{SUFFIX}"))
     if not paths:
         raise UserError(f"{results} has no seed_N{SUFFIX}; run study/run.sh first")
-    first, no_score, tuned = (
-        results / f"{name}{SUFFIX}" for name in ("first_run", "no_score", "tuning")
+    first, no_score, float32, tuned = (
+        results / f"{name}{SUFFIX}" for name in ("first_run", "no_score", "float32", "tuning")
     )
     seeds = ", ".join(seed_of(path).removeprefix("seed_") for path in paths)
     parts = [f"Shares in per cent with 95 % intervals over seeds and items; seeds: {seeds}.\n"]
@@ -515,7 +519,9 @@ def write(results: Path) -> str:
     greedy = ["greedy: held-out", "greedy: obeyed, on topic"]
     fewer = [*heldout, *greedy, "IFEval", "nats a token"]
     parts.append(table_of([no_score], fewer, MODELS))
-    for path in (*paths, first, tuned):
+    parts.append("Seed 2 with float32 passes, and float32 weights handed on:\n")
+    parts.append(table_of([float32], fewer, MODELS))
+    for path in (*paths, first, float32, tuned):
         if rows := variants_of(path, fewer):
             parts += [f"Variants of {name_of(path)}:\n", rows]
     text = "\n".join(parts)
