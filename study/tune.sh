@@ -3,7 +3,7 @@
 # the study measures is not looked at. Each try is a variant (variants.sh) of a run of its own.
 #
 #   bash study/tune.sh [NAME...]   some 20 minutes, and 7 a try; into study/results/tuning.jsonl.gz
-#   STUDY=strong bash study/tune.sh     the second study's, beside it 12 minutes a try
+#   STUDY=strong bash study/tune.sh     the second study's, beside it 8 minutes a try
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash run_all.sh --env
