@@ -221,7 +221,7 @@ def test_every_arm_takes_the_same_pairs_of_cases_and_as_many_of_responses(tmp_pa
         take("--instruction", "4", "--skip", "10")
     take("--instruction", "4", "--no-end")
     rows = files.read(tmp_path / "pairs.jsonl")
-    assert all(row["truncated"] == ["chosen", "rejected"] for row in rows)
+    assert [row["truncated"] for row in rows] == [["chosen", "rejected"]] * 8
 
 
 # ---- arms ---------------------------------------------------------------------------------------
@@ -296,6 +296,14 @@ def test_the_rounding_arms_round_every_training_and_the_others_none(tmp_path):
     assert sum("05_sft.py" in line for line in lines) == 2  # once it is there
     responses = [line for line in lines if "offline_responses/06_pairs" in line and "take" in line]
     assert value(responses[0], "--instruction") == "0"
+
+
+def test_a_try_is_offline_dpo_with_one_setting_changed(tmp_path):
+    lines = arms(tmp_path, "offline", "without_end", "sft-weight_0.2")
+    plain, unended, weighted = (line for line in lines if "data.py take" in line)
+    assert "--no-end" in unended and "--no-end" not in plain + weighted
+    *others, trained = (line for line in lines if line.startswith("train"))
+    assert value(trained, "--sft-weight") == "0.2" and "sft-weight" not in "".join(others)
 
 
 # ---- beside stage 07 ----------------------------------------------------------------------------
