@@ -275,7 +275,7 @@ def main(args: Flags) -> None:
 
     # the loop begins here: Ctrl-C would wait in it until the language of each query is known
     if args.score == "none":
-        print("04_responses: no quality scores (--no-score), as in the paper's ablation")
+        print("04_responses: no quality scores (--score none)")
     counts = asyncio.run(answer_all(prompts, funnel, args))
     funnel.finish(**beside_the_paper(counts), **numbers)
     folder = Path(args.out).parent

@@ -1,4 +1,4 @@
-"""How right are the functions? Precision and recall against labels by hand, filter by filter.
+"""How right are the functions? Precision and recall against readers' labels, filter by filter.
 
     python live/precision.py functions out/live    # all that compile, of every constraint
     python -m autoif.serving coder-1.5b -- python 04_responses.py --model coder-1.5b --no-score \\
@@ -7,9 +7,10 @@
         --store out/live/completions/04_responses.jsonl --out out/live/precision/04_responses.jsonl
     python live/precision.py table out/live
 
-Labels are by hand. `labels.jsonl` says whether an answer obeys its constraint, by a reader who saw
-no function; `nli.jsonl` what a constraint says of a back-translation of one of its functions (by
-`03_backtranslate.py --max-functions 2 --max-tokens 64`), since this supervisor is no judge of that:
+Readers are language models larger than the supervisor. `labels.jsonl` says whether an answer obeys
+its constraint, by one who saw no function; `nli.jsonl` what a constraint says of a back-translation
+of one of its functions (by `03_backtranslate.py --max-functions 2 --max-tokens 64`), since this
+supervisor is no judge of that:
 
     {"instruction": "Use no digits", "response": "Two and two are four.", "obeys": true}
     {"instruction": "Use no digits", "back_translation": "Use a number.", "label": "contradiction"}
@@ -33,14 +34,14 @@ from autoif.evaluation.intervals import interval  # noqa: E402
 from autoif.settings import settings_path  # noqa: E402
 
 LIVE = ROOT / "live"
-FILTERS = ("none: all that compile", "cross-validation", "and back-translation, NLI by hand")
+FILTERS = ("none: all that compile", "cross-validation", "and back-translation, NLI by a reader")
 
 
 @dataclass(kw_only=True)
 class Flags:
     out: Positional[str]  # folder of a run
-    labels: str = str(LIVE / "labels.jsonl")  # whether answers obey, by hand
-    nli: str = str(LIVE / "nli.jsonl")  # whether back-translations contradict, by hand
+    labels: str = str(LIVE / "labels.jsonl")  # whether answers obey
+    nli: str = str(LIVE / "nli.jsonl")  # whether back-translations contradict
 
 
 def passed_by(args: Flags) -> dict[str, list[int]]:

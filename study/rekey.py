@@ -25,7 +25,7 @@ MODEL = "recorded-supervisor"
 FLAGS = {
     "01_seed_augment": ["--seeds", str(STUDY / "seeds.txt"), "--k", "9", "--count", "20"],
     "02_verifiers": ["--k", "4"],
-    "03_backtranslate": ["--nli", "llm", "--heldout", "0.25", "--seed", "59"],
+    "03_backtranslate": ["--nli", "llm", "--heldout", "0.25", "--seed", "35"],
 }
 
 

@@ -451,30 +451,33 @@ def funnel(paths: list[Path]) -> str:
     return table.markdown(header, lines)
 
 
-def draw(paths: list[Path], path: Path) -> None:
+def draw(paths: list[Path], path: Path, models=MODELS, columns=SHOWN, compared=compared) -> None:
     """Bars of each column's models, and under them what each gains over the base model."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5), layout="constrained")
     bars, gains = figure.subplots(2, sharex=True, height_ratios=[3, 2])
-    for place, title in enumerate(MODELS.values()):
+    for place, title in enumerate(models.values()):
         bars.bar(0, 0, color=f"C{place}", label=title)  # for the legend
-    names, width = [], 0.8 / len(MODELS)
-    for x, column in enumerate(SHOWN):
-        seeds, measured = compared(paths, list(MODELS), column)
+    names, width = [], 0.8 / len(models)
+    for column in columns:
+        seeds, measured = compared(paths, list(models), column)
+        if not measured:
+            continue
+        x = len(names)
         names.append(re.sub("(?<=[,:]) | (?=[(])", "\n", headed(column, seeds, paths)))
-        for place, model in enumerate(MODELS):
+        for place, model in enumerate(models):
             if model not in measured:
                 continue
-            left, color = x + (place - (len(MODELS) - 1) / 2) * width, f"C{place}"
-            (value, low, high), (gain, least, most) = measured[model]
+            left, color = x + (place - (len(models) - 1) / 2) * width, f"C{place}"
+            (value, low, high, *_), (gain, least, most, *_) = measured[model]
             bars.bar(left, value, width, color=color)
             bars.errorbar(left, value, [[value - low], [high - value]], capsize=2, color="k")
             if model != "base":
                 bounds = [[gain - least], [most - gain]]
                 gains.errorbar(left, gain, bounds, fmt="o", capsize=2, c=color)
     gains.axhline(0, color="k", linewidth=0.8)
-    gains.set_xticks(range(len(SHOWN)), names)
+    gains.set_xticks(range(len(names)), names)
     bars.set_ylabel("per cent, 95 % interval")
     gains.set_ylabel("points over base")
     bars.legend(fontsize="small")

@@ -8,15 +8,16 @@
 #
 # DATA_DIR has the benchmarks' own files (without it the hub is asked); with LIMIT=270 only that many prompts of IFEval
 # and IFBench are asked, evenly spaced. Everything lands in out/study/seed_N, and what the table is made of in
-# study/results (out/strong, study/strong/results). After any interruption the same command goes on where it was:
-# completions are stored, training resumes, what is measured is kept.
+# $RESULTS: out/study/results (out/strong, study/strong/results). After any interruption the same command goes on where
+# it was: completions are stored, training resumes, what is measured is kept.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash run_all.sh --env
 source .venv/bin/activate
 export STUDY=${STUDY:-self}
-TABLE=study/results.py RESULTS=study/results
-[ "$STUDY" = self ] || TABLE=study/strong/table.py RESULTS=study/strong/results/${WEAK:-smollm2}
+TABLE=study/results.py of=out/study/results
+[ "$STUDY" = self ] || TABLE=study/strong/table.py of=study/strong/results/${WEAK:-smollm2}
+export RESULTS=${RESULTS:-$of}
 data=(${DATA_DIR:+--data-dir "$DATA_DIR"})
 unset DATA_DIR  # run_all.sh would measure IFEval with answers of another length
 

@@ -2,7 +2,7 @@
 # The choice of DPO's settings, on a fifth of the *training* families and on training queries: what
 # the study measures is not looked at. Each try is a variant (variants.sh) of a run of its own.
 #
-#   bash study/tune.sh [NAME...]   some 20 minutes, and 7 a try; into study/results/tuning.jsonl.gz
+#   bash study/tune.sh [NAME...]   some 20 minutes, and 7 a try; into out/study/results/tuning.jsonl.gz
 #   STUDY=strong bash study/tune.sh     the second study's, beside it 8 minutes a try
 set -euo pipefail
 cd "$(dirname "$0")/.."

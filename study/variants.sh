@@ -10,8 +10,7 @@
 # accuracy_0.8 accuracy_1.0                           how many functions must accept a response: SFT
 # pairs_1_64 pairs_1_16 pairs_1_4                     the scaling of pairs: offline DPO
 # instruction_level query_level                       pairs of cases, pairs of responses: offline DPO
-# reject_truncated alike_in_length any_topic          ours: cut answers rejected; sides of one length; chosen
-#                     ones that have left their query
+# reject_truncated alike_in_length                    ours: cut answers rejected; sides of one length
 # more_queries        six queries a constraint, not three: SFT (more_queries_sft) and offline DPO;
 #                     more_queries_epochs_X: more epochs of DPO on its pairs; study/run.sh makes it and that with X=2
 # same lr_X beta_X epochs_X sft_weight_X sft_lr_X online_gap_X   single settings, of DPO or SFT: same are the study's
@@ -98,7 +97,6 @@ variant() {
         from=$HERE/more_queries_sft
         [ "$1" = more_queries ] || epochs="--epochs ${1##*_}"
         dpo "$1" "$from/03_instructions.jsonl $from/04_responses.jsonl" "" "$epochs" ;;
-    any_topic) dpo "$1" "$both" "--min-score 0" ;;
     same) dpo "$1" "$both" ;;
     lr_*) dpo "$1" "$both" "" "--lr ${1##*_}" ;;
     beta_*) dpo "$1" "$both" "" "--beta ${1##*_}" ;;

@@ -406,10 +406,11 @@ def test_smaller_differences_take_more_seeds_and_some_more_families():
 
 
 @pytest.mark.parametrize("folder", [TINY, STRONG / "results" / "smollm2"])
-def test_the_table_is_what_its_raw_results_make(tmp_path, folder):
+def test_table_and_picture_are_what_raw_results_make(tmp_path, folder):
     copy = tmp_path / "strong"
-    shutil.copytree(folder, copy)
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("*.png"))
     assert table.write(copy) == (folder / "table.md").read_text()
+    assert (copy / "bars.png").stat().st_size > 5_000
 
 
 def test_families_stand_beside_each_interval_and_gains_are_paired(tmp_path):

@@ -1,7 +1,7 @@
 """What is measured beside stage 07: of fresh pairs before they are learned, and of topics.
 
     python study/strong/measures.py pairs POLICY --reference SFT --in 06_pairs.jsonl --out DIR
-    python study/strong/measures.py topic out/strong/seed_1/07_items/sft/heldout.jsonl \\
+    python study/strong/measures.py topic out/strong/smollm2/seed_1/07_items/sft/heldout.jsonl \\
         --heldout study/heldout.jsonl
 
 `pairs` is the first line of an iteration before it begins: by the rewards that the policy has

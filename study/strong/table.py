@@ -1,6 +1,6 @@
 """The second study's table, by t over seeds and families (effects.py).
 
-    python study/strong/table.py table                             # -> results/smollm2/table.md
+    python study/strong/table.py table                 # -> results/smollm2/table.md and bars.png
     python study/strong/table.py compare base offline --seeds 1 2 3 --results study/results
     python study/strong/table.py seeds offline online_fixed --seeds 1 2 3 --difference 2
     python study/strong/table.py texts out/strong/smollm2/seed_1   # all answers, to be read
@@ -38,6 +38,8 @@ ARMS = {
     "online_moving": "+ SFT + online DPO, each iteration's start as reference",
     "online_from_offline": "+ SFT + offline DPO + online DPO",
 }
+# the columns of the picture
+SHOWN = ["held-out", "not on length", "on topic", "obeyed, on topic", "cut", "IFEval"]
 
 
 # ---- measure ------------------------------------------------------------------------------------
@@ -187,7 +189,7 @@ def readers(path: Path) -> str:
 
 
 def write(results: Path) -> str:
-    """Make table.md of the second study."""
+    """Make table.md and bars.png of the second study."""
     paths = sorted(results.glob(f"seed_*{raw.SUFFIX}"))
     if not paths:
         raise UserError(f"{results} has no seed_N{raw.SUFFIX}; STUDY=strong bash study/run.sh")
@@ -218,6 +220,7 @@ def write(results: Path) -> str:
             parts += [f"Other arms of {raw.name_of(path)}:\n", rows]
     text = "\n".join(filter(None, parts))
     files.write_whole(results / "table.md", text)
+    raw.draw(paths, results / "bars.png", arms, SHOWN, by_families)
     return text
 
 
