@@ -12,7 +12,7 @@ if [ "${STUDY:-self}" = strong ]; then
     export MAIN=out/strong/tuning SEED=1 HELDOUT_QUERIES=study/queries.txt DROP=--tuning
     export PAIRS_OF_CASES=80 PAIRS_OF_RESPONSES=112  # of 85 and 115 that are left
     bash study/strong/sft.sh "$MAIN"
-    exec bash study/variants.sh base sft ${@:-lr_1e-5 offline lr_2e-5}
+    exec bash study/variants.sh base sft ${@:-offline_lr_1e-5 offline offline_lr_2e-5}
 fi
 export MAIN=out/study/tuning SEED=1 HELDOUT_QUERIES=study/queries.txt
 if [ ! -e "$MAIN/03_instructions.jsonl" ]; then

@@ -224,6 +224,15 @@ def test_every_arm_takes_the_same_pairs_of_cases_and_as_many_of_responses(tmp_pa
     assert [row["truncated"] for row in rows] == [["chosen", "rejected"]] * 8
 
 
+def test_of_alike_pairs_chosen_sides_are_as_long_as_rejected_ones_and_brevity_is_left_out():
+    rows = []
+    for chosen, rejected in ((1, 9), (2, 6), (3, 4), (5, 5), (8, 3)):
+        sides = {"chosen": "word " * chosen, "rejected": "word " * rejected}
+        rows.append({name: [{"content": text}] for name, text in sides.items()})
+    assert data.alike(rows) == rows[1:]  # -4 -1 +0 +5
+    assert data.alike(rows[2:]) == rows[2:]
+
+
 # ---- arms ---------------------------------------------------------------------------------------
 
 STUBS = """
@@ -247,7 +256,7 @@ def arms(tmp_path, *names: str) -> list[str]:
     env = {**os.environ, "PWD": str(tmp_path)}
     for name in ("study", "live"):
         (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "out").mkdir()
+    (tmp_path / "out").mkdir(exist_ok=True)
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
@@ -299,11 +308,31 @@ def test_the_rounding_arms_round_every_training_and_the_others_none(tmp_path):
 
 
 def test_a_try_is_offline_dpo_with_one_setting_changed(tmp_path):
-    lines = arms(tmp_path, "offline", "without_end", "sft-weight_0.2")
+    lines = arms(tmp_path, "offline", "without_end", "offline_sft-weight_0.2")
     plain, unended, weighted = (line for line in lines if "data.py take" in line)
     assert "--no-end" in unended and "--no-end" not in plain + weighted
     *others, trained = (line for line in lines if line.startswith("train"))
     assert value(trained, "--sft-weight") == "0.2" and "sft-weight" not in "".join(others)
+
+
+def test_a_setting_goes_with_every_training_of_an_online_arm_and_its_first_iteration(tmp_path):
+    lines = arms(tmp_path, "online_moving_lr_2e-5", "online_from_offline_beta_0.5")
+    trained = {value(line, "--out"): line for line in lines if line.startswith("train")}
+    assert len(trained) == 7  # two of online_fixed, two of online_moving, and three
+    for out, line in trained.items():
+        wanted, other = ("lr", "beta") if "lr_2e-5" in out else ("beta", "lr")
+        assert value(line, f"--{wanted}") == out.split(f"_{wanted}_")[1].split("/")[0]
+        assert value(line, f"--{other}") in ("0.3", "5e-5")
+
+
+def test_arms_of_other_pairs_begin_with_the_responses_that_are_there(tmp_path):
+    first = tmp_path / "out" / "variants" / "online_fixed" / "online_1" / "04_responses.jsonl"
+    write(first, {"id": "r"})
+    lines = arms(tmp_path, "online_fixed_alike", "offline_alike")
+    assert [line.endswith("--alike") for line in lines if "data.py take" in line] == [True] * 3
+    assert sum("04_responses.py" in line for line in lines) == 1  # the second iteration's
+    linked = tmp_path / "out" / "variants" / "online_fixed_alike" / "online_1" / first.name
+    assert list(files.read(linked)) == [{"id": "r"}]
 
 
 # ---- beside stage 07 ----------------------------------------------------------------------------

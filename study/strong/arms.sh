@@ -5,9 +5,10 @@
 # online_moving           the same, each iteration's start as reference
 # online_from_offline     the same as online_fixed, but from the offline model: does it add?
 # NAME_responses          no pairs of cases, neither offline nor online
+# NAME_alike              pairs of responses whose chosen sides are as long as the rejected ones, in the mean
 # NAME_bf16               every training in bf16, and its weights rounded to the nearest at each hand-over
 # no_cross_validation no_back_translation no_score    offline DPO and its SFT (NAME_sft) on what weaker filters keep
-# lr_X beta_X epochs_X sft-weight_X    offline with another setting
+# NAME_lr_X NAME_beta_X NAME_sft-weight_X    with another setting
 # without_end             offline without the sides' end tokens, as Llama 3 (arXiv 2407.21783, 4.1.4) learns pairs
 TABLE=study/strong/table.py all="base sft offline online_fixed online_moving online_from_offline"
 
@@ -61,6 +62,7 @@ variant() {  # NAME
     local from=$MAIN cases=$PAIRS_OF_CASES suffix= TAKE= rounding="--precision bf16 --export-dtype bf16" FLAGS_06=$FLAGS_06
     case $1 in
     *_responses) suffix=_responses cases=0 ;;
+    *_alike) suffix=_alike TAKE=--alike ;;
     *_bf16)
         suffix=_bf16 from=$HERE/sft_bf16 FLAGS_06+=" $rounding"
         mkdir -p "$from"
@@ -71,12 +73,20 @@ variant() {  # NAME
     no_back_translation) sft "$1_sft" "" --no-back-translation "" ;;
     no_score) sft "$1_sft" "" "" --no-score ;;
     without_end) TAKE=--no-end ;;
-    lr_* | beta_* | epochs_* | sft-weight_*) FLAGS_06+=" --${1%%_*} ${1##*_}" ;;
+    *_lr_* | *_beta_* | *_sft-weight_*)
+        suffix=${1%_*} && suffix=_${suffix##*_}_${1##*_}
+        FLAGS_06+=" --$(cut -d_ -f2 <<< "$suffix") ${1##*_}" ;;
     esac
     case $1 in
     base) evaluate base "$MAIN/base" ;;
     sft | sft_bf16) evaluate "$1" "$from/05_sft" ;;
-    online_fixed*) online "$1" "$from/05_sft" fixed ;;
+    online_fixed*)
+        case $suffix in "" | _bf16) ;; *)  # the SFT model's first responses are the same
+            mkdir -p "$HERE/$1/online_1"
+            [ ! -e "$HERE/online_fixed/online_1/04_responses.jsonl" ] ||
+                ln -sfn ../../online_fixed/online_1/04_responses.jsonl "$HERE/$1/online_1" ;;
+        esac
+        online "$1" "$from/05_sft" fixed ;;
     online_moving*)  # its first iteration is that of online_fixed: both begin at the SFT model
         variant "online_fixed$suffix"
         mkdir -p "$HERE/$1"
@@ -86,7 +96,7 @@ variant() {  # NAME
         variant "offline$suffix"
         online "$1" "$HERE/offline$suffix/06_offline" fixed ;;
     no_*) from=$HERE/$1_sft && offline "$1" ;;
-    offline* | without_end | lr_* | beta_* | epochs_* | sft-weight_*) offline "$1" ;;
+    offline* | without_end) offline "$1" ;;
     *) echo "variants.sh: error: no variant $1" >&2; exit 2 ;;
     esac
 }

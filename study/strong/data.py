@@ -169,6 +169,7 @@ class Take:
     responses: Natural  # pairs of responses
     skip: Natural = 0  # pairs of cases that earlier iterations have taken
     no_end: bool = False  # of either side the end token is not learned
+    alike: bool = False  # of pairs of responses chosen sides as long as the rejected, in the mean
     seed: int = 0
 
 
@@ -227,6 +228,23 @@ def drop(args: Drop) -> None:
                     write(row)
 
 
+def alike(rows: list[dict]) -> list[dict]:
+    """Without those whose chosen side is shortest beside the rejected one.
+
+    So many are left out that chosen sides have as many words as rejected ones in the mean.
+    """
+
+    def longer(row: dict) -> int:
+        return len(row["chosen"][-1]["content"].split()) - len(
+            row["rejected"][-1]["content"].split()
+        )
+
+    rows = sorted(rows, key=longer)
+    while sum(map(longer, rows)) < 0:
+        rows.pop(0)
+    return rows
+
+
 def take(args: Take) -> None:
     """Write as many pairs of each level as every arm has."""
     rows, rng, made = list(files.read(args.input, ["level"])), random.Random(args.seed), []
@@ -238,6 +256,8 @@ def take(args: Take) -> None:
         for row in rows:
             if (row["level"] == "instruction") == (level == "instruction"):
                 of_level.append(row)
+        if args.alike and level == "responses":
+            of_level = alike(of_level)
         drawn = rng.sample(of_level, len(of_level))[skip : skip + count]
         if len(drawn) < count:
             raise UserError(

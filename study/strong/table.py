@@ -196,7 +196,7 @@ def write(results: Path) -> str:
     seeds = ", ".join(raw.seed_of(path).removeprefix("seed_") for path in paths)
     measured = set().union(*map(raw.parts_of, paths))
     arms = {arm: title for arm, title in ARMS.items() if f"{arm}/heldout" in measured}
-    heldout = ["held-out", "not on length", *raw.KINDS]
+    heldout = ["held-out", "not on length", "that, alike in length", *raw.KINDS]
     topic = ["on topic", "obeyed, on topic", *raw.columns_of("topic"), "words", "cut"]
     parts = [
         "Shares in per cent with 95 % intervals by t over seeds and clusters, and of how many "
@@ -213,8 +213,8 @@ def write(results: Path) -> str:
     parts += [iterations(paths), constraints(paths[0]), agreement(paths)]
     known = ARMS | {model: model for model, *_ in trainings(paths)}
     named = dict.fromkeys(paths, known)
-    # tuning has no rows above
-    named[results / f"tuning{raw.SUFFIX}"] = {model: ARMS[model] for model in ("base", "sft")}
+    for name in ("first_run", "tried", "tuning"):  # these have no rows above
+        named[results / f"{name}{raw.SUFFIX}"] = {model: ARMS[model] for model in ("base", "sft")}
     for path, titles in named.items():
         if rows := raw.variants_of(path, [*heldout, *topic], titles, by_families):
             parts += [f"Other arms of {raw.name_of(path)}:\n", rows]
