@@ -328,8 +328,9 @@ def test_a_setting_goes_with_every_training_of_an_online_arm_and_its_first_itera
 def test_arms_of_other_pairs_begin_with_the_responses_that_are_there(tmp_path):
     first = tmp_path / "out" / "variants" / "online_fixed" / "online_1" / "04_responses.jsonl"
     write(first, {"id": "r"})
-    lines = arms(tmp_path, "online_fixed_alike", "offline_alike")
-    assert [line.endswith("--alike") for line in lines if "data.py take" in line] == [True] * 3
+    lines = arms(tmp_path, "online_fixed_alike", "offline_alike", "offline_alike_lr_1e-5")
+    assert [line.endswith("--alike") for line in lines if "data.py take" in line] == [True] * 4
+    assert value(lines[-3], "--out") == "out/variants/offline_alike_lr_1e-5/06_offline"
     assert sum("04_responses.py" in line for line in lines) == 1  # the second iteration's
     linked = tmp_path / "out" / "variants" / "online_fixed_alike" / "online_1" / first.name
     assert list(files.read(linked)) == [{"id": "r"}]

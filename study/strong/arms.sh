@@ -8,7 +8,7 @@
 # NAME_alike              pairs of responses whose chosen sides are as long as the rejected ones, in the mean
 # NAME_bf16               every training in bf16, and its weights rounded to the nearest at each hand-over
 # no_cross_validation no_back_translation no_score    offline DPO and its SFT (NAME_sft) on what weaker filters keep
-# NAME_lr_X NAME_beta_X NAME_sft-weight_X    with another setting
+# NAME_lr_X NAME_beta_X NAME_sft-weight_X    with another setting; NAME may be offline_alike
 # without_end             offline without the sides' end tokens, as Llama 3 (arXiv 2407.21783, 4.1.4) learns pairs
 TABLE=study/strong/table.py all="base sft offline online_fixed online_moving online_from_offline"
 
@@ -59,10 +59,11 @@ online() {  # NAME POLICY fixed|moving
 }
 
 variant() {  # NAME
-    local from=$MAIN cases=$PAIRS_OF_CASES suffix= TAKE= rounding="--precision bf16 --export-dtype bf16" FLAGS_06=$FLAGS_06
+    local from=$MAIN cases=$PAIRS_OF_CASES suffix= option value TAKE= FLAGS_06=$FLAGS_06
+    local rounding="--precision bf16 --export-dtype bf16"
+    case $1 in *_alike*) suffix=_alike TAKE=--alike ;; esac
     case $1 in
     *_responses) suffix=_responses cases=0 ;;
-    *_alike) suffix=_alike TAKE=--alike ;;
     *_bf16)
         suffix=_bf16 from=$HERE/sft_bf16 FLAGS_06+=" $rounding"
         mkdir -p "$from"
@@ -74,8 +75,8 @@ variant() {  # NAME
     no_score) sft "$1_sft" "" "" --no-score ;;
     without_end) TAKE=--no-end ;;
     *_lr_* | *_beta_* | *_sft-weight_*)
-        suffix=${1%_*} && suffix=_${suffix##*_}_${1##*_}
-        FLAGS_06+=" --$(cut -d_ -f2 <<< "$suffix") ${1##*_}" ;;
+        option=${1%_*} option=${option##*_} value=${1##*_}
+        suffix+=_${option}_$value FLAGS_06+=" --$option $value" ;;
     esac
     case $1 in
     base) evaluate base "$MAIN/base" ;;
