@@ -212,7 +212,7 @@ def write(results: Path) -> str:
         parts.append(raw.table_of(paths, columns, arms, by_families))
     parts += [iterations(paths), constraints(paths[0]), agreement(paths)]
     named = dict.fromkeys(paths, ARMS)
-    for name in ("first_run", "tried", "tuning"):  # these have no rows above
+    for name in ("first_run", "tried", "tuning", "tuning_online"):  # no rows above
         named[results / f"{name}{raw.SUFFIX}"] = {model: ARMS[model] for model in ("base", "sft")}
     for path, titles in named.items():
         if rows := raw.variants_of(path, [*heldout, *topic], titles, by_families):
