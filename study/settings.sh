@@ -11,7 +11,7 @@ WRITER=$BASE WRITING=(served "$BASE")  # the model answers itself: self-alignmen
 PLAN="supervisor: recorded completions ($RECORDED)"
 NLI=llm                              # no hub: mDeBERTa cannot be had
 QUERIES=study/queries.txt HELDOUT_QUERIES=${HELDOUT_QUERIES:-study/heldout_queries.txt}
-# MORE_02 to MORE_04, MORE_04_ONLINE, MORE_06_PAIRS: flags of variants; MORE_TRAIN: of all trainings
+# MORE_02 to MORE_04, MORE_06_PAIRS: flags of study/variants.sh; MORE_TRAIN: of all trainings
 PROCESSES=1 ONLINE_ITERATIONS=2 ONLINE_FROM=$OUT/05_sft  # from SFT on, as in the paper's tables
 export HF_HUB_OFFLINE=1 DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES=  # on the CPU, where there is a GPU too
 FLAGS_SERVING="--slots 64 --context 512"   # short answers: more at a time
@@ -28,5 +28,5 @@ FLAGS_05="--seed $SEED --precision fp32 --batch 8 --lr 2e-5 --epochs 1 --warmup-
 # at 1e-5 the loss falls to 0.68 only (tried.jsonl.gz of study/results), at 1e-4 answers do not end (tuning.jsonl.gz)
 FLAGS_06="--seed $SEED --precision fp32 --batch 8 --lr 5e-5 --beta 0.1 --epochs 1 --max-length 512 --micro-tokens 1024 ${MORE_TRAIN:-}"
 FLAGS_06_PAIRS="--seed $SEED --pairs-per-prompt 2 ${MORE_06_PAIRS:-}"  # sampling costs more than training
-FLAGS_04_ONLINE="--max-tokens 96 --k 8 --score topic ${MORE_04_ONLINE:-}"
+FLAGS_04_ONLINE="--max-tokens 96 --k 8 --score topic"
 FLAGS_07_HELDOUT="--queries-per-instruction 4 --k 4 --max-tokens 96"
