@@ -2,7 +2,7 @@
 # The study: SmolLM2-135M trained on its own filtered answers, seed by seed, and measured.
 #
 #   DATA_DIR=<folder> bash study/run.sh 1 2 3    on two cores 4.2 hours, and 2.8 for each further seed
-#   STUDY=strong DATA_DIR=<folder> bash study/run.sh 1 2 3   the second study: by arithmetic 3.8 hours, and 2.8 for each
+#   STUDY=strong DATA_DIR=<folder> bash study/run.sh 1 2 3   the second study: by arithmetic 3.6 hours, and 2.6 for each
 #                          further seed. WEAK=coder-0.5b: another student; ARMS="base sft offline": only these of
 #                          study/strong/arms.sh
 #
@@ -15,9 +15,8 @@ cd "$(dirname "$0")/.."
 bash run_all.sh --env
 source .venv/bin/activate
 export STUDY=${STUDY:-self}
-TABLE=study/results.py of=out/study/results
-[ "$STUDY" = self ] || TABLE=study/strong/table.py of=study/strong/results/${WEAK:-smollm2}
-export RESULTS=${RESULTS:-$of}
+TABLE=study/results.py RESULTS=$(source study/settings.sh && echo "$RESULTS")
+[ "$STUDY" = self ] || TABLE=study/strong/table.py
 data=(${DATA_DIR:+--data-dir "$DATA_DIR"})
 unset DATA_DIR  # run_all.sh would measure IFEval with answers of another length
 
@@ -67,7 +66,7 @@ self() {  # SEED
 }
 strong() {  # SEED
     local out=out/strong/${WEAK:-smollm2}/seed_$1 model folder wanted
-    # minutes: data 1, SFT 9, offline DPO 6, an iteration of online DPO 13 (five of them), held-out constraints 2 a model
+    # minutes: data 1, SFT 9, offline DPO 6, an iteration of online DPO 10 (five of them), held-out constraints 2 a model
     # (eight), benchmarks 23, from the second seed on 16
     SEED=$1 bash study/strong/sft.sh "$out"
     SEED=$1 MAIN=$out bash study/variants.sh ${ARMS:-}

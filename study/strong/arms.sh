@@ -8,7 +8,7 @@
 # NAME_alike              pairs of responses whose chosen sides are as long as the rejected ones, in the mean
 # NAME_bf16               every training in bf16, and its weights rounded to the nearest at each hand-over
 # no_cross_validation no_back_translation no_score    offline DPO and its SFT (NAME_sft) on what weaker filters keep
-# NAME_lr_X NAME_beta_X NAME_sft-weight_X    with another setting; NAME may be offline_alike
+# NAME_lr_X NAME_beta_X NAME_epochs_X NAME_sft-weight_X    with another setting; NAME may be offline_alike
 # without_end             offline without the sides' end tokens, as Llama 3 (arXiv 2407.21783, 4.1.4) learns pairs
 TABLE=study/strong/table.py all="base sft offline online_fixed online_moving online_from_offline"
 
@@ -39,10 +39,14 @@ offline() {  # NAME
 
 online() {  # NAME POLICY fixed|moving
     local policy=$2 reference=$from/05_sft n out
+    local first=$HERE/online_fixed/online_1/04_responses.jsonl
     local each=$((cases / ONLINE_ITERATIONS)) fresh=$((PAIRS_OF_RESPONSES / ONLINE_ITERATIONS))
     for n in $(seq "$ONLINE_ITERATIONS"); do
         out=$HERE/$1/online_$n
         [ "$3" = fixed ] || reference=$policy
+        if [ "$policy" = "$MAIN/05_sft" ] && [ -e "$first" ] && [ ! -e "$out/04_responses.jsonl" ]; then
+            mkdir -p "$out" && ln -s "$(realpath "$first")" "$out"  # the same model's, to the same prompts
+        fi
         [ -e "$out/04_responses.jsonl" ] || SERVE_LOG=$MAIN/logs python -m autoif.serving $FLAGS_SERVING "$policy" -- \
             python 04_responses.py --model "$policy" --in "$from/03_instructions.jsonl" --sft "$from/04_sft.jsonl" \
             --out "$out/04_responses.jsonl" --seed "$SEED$n" $FLAGS_04_ONLINE
@@ -74,20 +78,14 @@ variant() {  # NAME
     no_back_translation) sft "$1_sft" "" --no-back-translation "" ;;
     no_score) sft "$1_sft" "" "" --no-score ;;
     without_end) TAKE=--no-end ;;
-    *_lr_* | *_beta_* | *_sft-weight_*)
+    *_lr_* | *_beta_* | *_epochs_* | *_sft-weight_*)
         option=${1%_*} option=${option##*_} value=${1##*_}
         suffix+=_${option}_$value FLAGS_06+=" --$option $value" ;;
     esac
     case $1 in
     base) evaluate base "$MAIN/base" ;;
     sft | sft_bf16) evaluate "$1" "$from/05_sft" ;;
-    online_fixed*)
-        case $suffix in "" | _bf16) ;; *)  # the SFT model's first responses are the same
-            mkdir -p "$HERE/$1/online_1"
-            [ ! -e "$HERE/online_fixed/online_1/04_responses.jsonl" ] ||
-                ln -sfn ../../online_fixed/online_1/04_responses.jsonl "$HERE/$1/online_1" ;;
-        esac
-        online "$1" "$from/05_sft" fixed ;;
+    online_fixed*) online "$1" "$from/05_sft" fixed ;;
     online_moving*)  # its first iteration is that of online_fixed: both begin at the SFT model
         variant "online_fixed$suffix"
         mkdir -p "$HERE/$1"

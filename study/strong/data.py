@@ -235,9 +235,8 @@ def alike(rows: list[dict]) -> list[dict]:
     """
 
     def longer(row: dict) -> int:
-        return len(row["chosen"][-1]["content"].split()) - len(
-            row["rejected"][-1]["content"].split()
-        )
+        chosen, rejected = (row[side][-1]["content"].split() for side in ("chosen", "rejected"))
+        return len(chosen) - len(rejected)
 
     rows = sorted(rows, key=longer)
     while sum(map(longer, rows)) < 0:
