@@ -33,7 +33,7 @@ MODULES = tuple(
 PACKAGES = ["nltk", "numpy", "punkt", "regex"]
 IMPORTED = re.compile(rf"(import|from)\b[^\n#]*\b({'|'.join(PACKAGES)})\b")
 # A verifier needs a millisecond, a sieve of a million at load 0.1 s; loops cost what it allows.
-CPU_SECONDS, MEMORY_MB = 0.2, 512
+CPU_SECONDS, MEMORY_MB = 0.4, 512
 WALL_FACTOR = 100  # no code can wait, but a busy machine may leave it so little
 ENVIRONMENT = (
     "PYTHONHASHSEED=0 PYTHONIOENCODING=utf-8:backslashreplace LC_ALL=C.UTF-8 TZ=UTC HOME=/ "
