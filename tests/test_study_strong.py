@@ -307,12 +307,15 @@ def test_the_rounding_arms_round_every_training_and_the_others_none(tmp_path):
     assert value(responses[0], "--instruction") == "0"
 
 
-def test_a_try_is_offline_dpo_with_one_setting_changed(tmp_path):
-    lines = arms(tmp_path, "offline", "without_end", "offline_sft-weight_0.2")
-    plain, unended, weighted = (line for line in lines if "data.py take" in line)
-    assert "--no-end" in unended and "--no-end" not in plain + weighted
-    *others, trained = (line for line in lines if line.startswith("train"))
-    assert value(trained, "--sft-weight") == "0.2" and "sft-weight" not in "".join(others)
+def test_a_try_is_offline_dpo_with_the_settings_changed_that_its_name_says(tmp_path):
+    names = ["offline", "without_end", "offline_sft-weight_0.2", "offline_lr_1e-5_sft-weight_0"]
+    lines = arms(tmp_path, *names)
+    takes = [line for line in lines if "data.py take" in line]
+    assert ["--no-end" in line for line in takes] == [False, True, False, False]
+    trained = [line for line in lines if line.startswith("train")]
+    assert [Path(value(line, "--out")).parent.name for line in trained] == names
+    assert [value(line, "--sft-weight") for line in trained] == ["1", "1", "0.2", "0"]
+    assert [value(line, "--lr") for line in trained] == ["5e-5", "5e-5", "5e-5", "1e-5"]
 
 
 def test_a_setting_goes_with_every_training_of_an_online_arm_and_its_first_iteration(tmp_path):

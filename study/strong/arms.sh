@@ -8,7 +8,7 @@
 # NAME_alike              pairs of responses whose chosen sides are as long as the rejected ones, in the mean
 # NAME_bf16               every training in bf16, and its weights rounded to the nearest at each hand-over
 # no_cross_validation no_back_translation no_score    offline DPO and its SFT (NAME_sft) on what weaker filters keep
-# NAME_lr_X NAME_beta_X NAME_epochs_X NAME_sft-weight_X    with another setting; NAME may be offline_alike
+# NAME_lr_X NAME_beta_X NAME_epochs_X NAME_sft-weight_X    with other settings, one or several
 # without_end             offline without the sides' end tokens, as Llama 3 (arXiv 2407.21783, 4.1.4) learns pairs
 TABLE=study/strong/table.py all="base sft offline online_fixed online_moving online_from_offline"
 
@@ -63,24 +63,25 @@ online() {  # NAME POLICY fixed|moving
 }
 
 variant() {  # NAME
-    local from=$MAIN cases=$PAIRS_OF_CASES suffix= option value TAKE= FLAGS_06=$FLAGS_06
+    local from=$MAIN cases=$PAIRS_OF_CASES name=$1 suffix= TAKE= FLAGS_06=$FLAGS_06
     local rounding="--precision bf16 --export-dtype bf16"
-    case $1 in *_alike*) suffix=_alike TAKE=--alike ;; esac
-    case $1 in
-    *_responses) suffix=_responses cases=0 ;;
+    while [[ $name =~ ^(.+)_(lr|beta|epochs|sft-weight)_([^_]+)$ ]]; do
+        name=${BASH_REMATCH[1]} suffix=_${BASH_REMATCH[2]}_${BASH_REMATCH[3]}$suffix
+        FLAGS_06+=" --${BASH_REMATCH[2]} ${BASH_REMATCH[3]}"
+    done
+    case $name in
+    *_alike) suffix=_alike$suffix TAKE=--alike ;;
+    *_responses) suffix=_responses$suffix cases=0 ;;
     *_bf16)
-        suffix=_bf16 from=$HERE/sft_bf16 FLAGS_06+=" $rounding"
+        suffix=_bf16$suffix from=$HERE/sft_bf16 FLAGS_06+=" $rounding"
         mkdir -p "$from"
         ln -sfn "$(realpath "$MAIN")/"0[34]*.jsonl "$from"
         [ -e "$from/05_sft" ] || train 05_sft.py --in "$MAIN/04_sft.jsonl" --model "$MAIN/base" --out "$from/05_sft" \
             $FLAGS_05 $rounding ;;
-    no_cross_validation) sft "$1_sft" --no-cross-validation "" "" ;;
-    no_back_translation) sft "$1_sft" "" --no-back-translation "" ;;
-    no_score) sft "$1_sft" "" "" --no-score ;;
+    no_cross_validation) sft "${name}_sft" --no-cross-validation "" "" ;;
+    no_back_translation) sft "${name}_sft" "" --no-back-translation "" ;;
+    no_score) sft "${name}_sft" "" "" --no-score ;;
     without_end) TAKE=--no-end ;;
-    *_lr_* | *_beta_* | *_epochs_* | *_sft-weight_*)
-        option=${1%_*} option=${option##*_} value=${1##*_}
-        suffix+=_${option}_$value FLAGS_06+=" --$option $value" ;;
     esac
     case $1 in
     base) evaluate base "$MAIN/base" ;;
@@ -94,8 +95,8 @@ variant() {  # NAME
     online_from_offline*)
         variant "offline$suffix"
         online "$1" "$HERE/offline$suffix/06_offline" fixed ;;
-    no_*) from=$HERE/$1_sft && offline "$1" ;;
-    offline* | without_end) offline "$1" ;;
+    no_*) from=$HERE/${name}_sft && offline "$1" ;;
+    offline* | without_end*) offline "$1" ;;
     *) echo "variants.sh: error: no variant $1" >&2; exit 2 ;;
     esac
 }

@@ -21,6 +21,7 @@ FLAGS_04_ONLINE="--max-tokens 96 --k 8 --score topic"  # the student is no judge
 FLAGS_05="--seed $SEED --precision fp32 --batch 8 --lr 2e-5 --epochs 2 --warmup-steps 10 --max-length 512 --micro-tokens 1024"
 # beta and epochs are the paper's; its rate is for hundreds of steps of 64 pairs
 BETA=0.3 FLAGS_06="--seed $SEED --precision fp32 --batch 8 --lr 5e-5 --epochs 2 --max-length 512 --micro-tokens 1024"
+FLAGS_06+=" --sft-weight 1"  # at this rate answers grew until they were cut, or shrank to ten words (tried, README.md)
 FLAGS_06_PAIRS="--seed $SEED --pairs-per-prompt 4"  # as the released code
 # Pairs of every arm, of cases and of responses: offline there are 109 and 137. Online an iteration has a half of both,
 # and (96 + 128) x 2 epochs / 8 are 56 steps offline as online.
