@@ -15,8 +15,7 @@ cd "$(dirname "$0")/.."
 bash run_all.sh --env
 source .venv/bin/activate
 export STUDY=${STUDY:-self}
-TABLE=study/results.py RESULTS=$(source study/settings.sh && echo "$RESULTS")
-[ "$STUDY" = self ] || TABLE=study/strong/table.py
+read -r TABLE RESULTS <<< "$(source study/settings.sh && echo "$TABLE $RESULTS")"
 data=(${DATA_DIR:+--data-dir "$DATA_DIR"})
 unset DATA_DIR  # run_all.sh would measure IFEval with answers of another length
 

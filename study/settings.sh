@@ -3,7 +3,7 @@ if [ "${STUDY:-self}" != self ]; then  # STUDY=strong: the second study
     source "study/$STUDY/settings.sh"
     return
 fi
-RESULTS=${RESULTS:-out/study/results}  # those of study/results were handed on in bf16
+TABLE=study/results.py RESULTS=${RESULTS:-out/study/results}  # those of study/results were handed on in bf16
 SEED=${SEED:-1} OUT=${OUT:-out/study/seed_$SEED}     # of sampling and training; the split and the tests are the same
 RECORDED=study/completions           # written by hand, in a strong model's form
 SUPERVISOR=recorded-supervisor STUDENT=smollm2 BASE=$OUT/base

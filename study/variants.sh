@@ -13,7 +13,7 @@
 # reject_truncated alike_in_length                    ours: cut answers rejected; sides of one length
 # more_queries        six queries a constraint, not three: SFT (more_queries_sft) and offline DPO;
 #                     more_queries_epochs_X: more epochs of DPO on its pairs; study/run.sh makes it and that with X=2
-# same lr_X beta_X epochs_X sft_weight_X sft_lr_X online_gap_X   single settings, of DPO or SFT: same are the study's
+# same lr_X beta_X epochs_X sft-weight_X sft_lr_X online_gap_X   single settings, of DPO or SFT: same are the study's
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash run_all.sh --env
@@ -21,7 +21,7 @@ source .venv/bin/activate
 export SEED=${SEED:-1} STUDY=${STUDY:-self}
 OUT=${MAIN:-}
 source study/settings.sh
-MAIN=$OUT HERE=$OUT/variants TABLE=study/results.py
+MAIN=$OUT HERE=$OUT/variants
 [ -d "$MAIN/05_sft" ] || { echo "variants.sh: error: no $MAIN/05_sft; run study/run.sh $SEED" >&2; exit 2; }
 
 # train STAGE FLAGS...: torchrun, with the stage's own words and exit code at its end
@@ -101,7 +101,7 @@ variant() {
     lr_*) dpo "$1" "$both" "" "--lr ${1##*_}" ;;
     beta_*) dpo "$1" "$both" "" "--beta ${1##*_}" ;;
     epochs_*) dpo "$1" "$both" "" "--epochs ${1##*_}" ;;
-    sft_weight_*) dpo "$1" "$both" "" "--sft-weight ${1##*_}" ;;
+    sft-weight_*) dpo "$1" "$both" "" "--sft-weight ${1##*_}" ;;
     online_gap_*) online "$1" "--max-length-gap ${1##*_}" ;;
     sft_lr_*) more_sft "$1" "--lr ${1##*_}" ;;
     base) evaluate "$1" "$MAIN/base" ;;

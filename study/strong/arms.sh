@@ -10,7 +10,7 @@
 # no_cross_validation no_back_translation no_score    offline DPO and its SFT (NAME_sft) on what weaker filters keep
 # NAME_lr_X NAME_beta_X NAME_epochs_X NAME_sft-weight_X    with other settings, one or several
 # without_end             offline without the sides' end tokens, as Llama 3 (arXiv 2407.21783, 4.1.4) learns pairs
-TABLE=study/strong/table.py all="base sft offline online_fixed online_moving online_from_offline"
+all="base sft offline online_fixed online_moving online_from_offline"
 
 # evaluate NAME MODEL: held-out constraints, and whether the answers fit their queries by shared words
 evaluate() {

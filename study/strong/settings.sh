@@ -10,7 +10,8 @@ RECORDED=study/strong/completions    # asked before a server is
 [ "${LIVE:-}" ] || SUPERVISED=() WRITING=()  # LIVE=1: coder-1.5b is asked for what is not recorded
 PLAN="supervisor: coder-1.5b, recorded ($RECORDED)${LIVE:+ and live}; $STUDENT learns"
 ONLINE_ITERATIONS=2
-RESULTS=${RESULTS:-study/strong/results/${WEAK:-smollm2}}  # a file a seed, and table.md
+# a file a seed, and their table
+TABLE=study/strong/table.py RESULTS=${RESULTS:-study/strong/results/${WEAK:-smollm2}}
 # live/seeds.txt and 63 more, of all kinds: what is left of those beside the test set is little
 FLAGS_01+=" --seeds ${SEEDS:-study/strong/seeds.txt}"
 # MORE_02 to MORE_04: flags of the ablations (arms.sh)

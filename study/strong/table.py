@@ -158,6 +158,19 @@ def iterations(paths: list[Path]) -> str:
     return table.markdown([*header, *answers], lines)
 
 
+def differences(paths: list[Path], arms: list[str], columns: list[str]) -> str:
+    """What each arm gains over each before it, on the seeds that both have."""
+    lines = []
+    for first, second in itertools.combinations(arms, 2):
+        cells = []
+        for column in columns:
+            _, measured = by_families(paths, [first, second], column)
+            _, gain = measured.get(second, (None, None))
+            cells.append(raw.shown(column, gain, "+"))
+        lines.append([f"{second} - {first}", *cells])
+    return table.markdown(["difference", *columns], lines)
+
+
 def agreement(paths: list[Path]) -> str:
     """How the measures of being on topic go together, over all answers of all models."""
     pairs = defaultdict(list)
@@ -210,6 +223,7 @@ def write(results: Path) -> str:
         raw.columns_of("ifbench", "perplexity"),
     ):
         parts.append(raw.table_of(paths, columns, arms, by_families))
+    parts.append(differences(paths, list(arms)[1:], [*heldout[:3], *topic]))
     parts += [iterations(paths), constraints(paths[0]), agreement(paths)]
     named = dict.fromkeys(paths, ARMS)
     for name in ("first_run", "tried", "tuning", "tuning_online"):  # no rows above
