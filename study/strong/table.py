@@ -34,6 +34,7 @@ ARMS = {
     "base": "the student",
     "sft": "+ SFT",
     "offline": "+ SFT + offline DPO",
+    "online_fixed_1": "+ SFT + online DPO, the first iteration",
     "online_fixed": "+ SFT + online DPO, the SFT model as reference",
     "online_moving": "+ SFT + online DPO, each iteration's start as reference",
     "online_from_offline": "+ SFT + offline DPO + online DPO",
