@@ -15,7 +15,8 @@ cd "$(dirname "$0")/.."
 bash run_all.sh --env
 source .venv/bin/activate
 export STUDY=${STUDY:-self}
-read -r TABLE RESULTS <<< "$(source study/settings.sh && echo "$TABLE $RESULTS")"
+settings=$(source study/settings.sh && echo "$TABLE $RESULTS")  # by itself: that it fails ends the run
+read -r TABLE RESULTS <<< "$settings"
 data=(${DATA_DIR:+--data-dir "$DATA_DIR"})
 unset DATA_DIR  # run_all.sh would measure IFEval with answers of another length
 
