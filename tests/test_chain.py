@@ -69,7 +69,11 @@ def test_what_an_earlier_version_made_is_gone_on_with(earlier, monkeypatch):
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     name, *words = earlier["command"].split()
     module = importlib.import_module(name)
-    _, args = flags.parse(getattr(module, "COMMANDS", None) or module.main, words)
+    command = getattr(module, "COMMANDS", None) or module.main
+    _, args = flags.parse(command, words)
+    if "cpu_seconds" in earlier["flags"]:  # the default that changed (CHANGELOG.md)
+        assert changes(earlier["flags"], args) == ["--cpu-seconds was 0.2, is 0.4"]
+        _, args = flags.parse(command, [*words, "--cpu-seconds", "0.2"])
     assert changes(earlier["flags"], args) == []
     assert earlier["flags"].keys() - vars(args).keys() <= REMOVED
 

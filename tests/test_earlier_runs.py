@@ -254,8 +254,12 @@ def test_an_earlier_run_that_was_killed_half_way_is_gone_on_with(run):
 def test_the_settings_of_an_earlier_run_are_those_of_the_same_command(run):
     _, module, argv = run
     before = json.loads((EARLIER / settings.settings_path(out_of(argv))).read_text())
-    _, args = parse(importlib.import_module(module).main, argv)
+    main = importlib.import_module(module).main
     settings.identity.cache_clear()
+    # the default that changed (CHANGELOG.md)
+    told = list(settings.changes(before, parse(main, argv)[1]))
+    assert told == ["--cpu-seconds was 0.2, is 0.4"]
+    _, args = parse(main, [*argv, "--cpu-seconds", "0.2"])
     assert before["inputs"] and list(settings.changes(before, args)) == []
 
 
