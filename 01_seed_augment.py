@@ -213,8 +213,8 @@ def main(args: Flags) -> None:
         unique[name] = (instruction, source)
 
     # near duplicates last: cosines need all constraints at once
-    instructions, _ = zip(*unique.values())
-    twins = families.near_duplicates(instructions, args.near_duplicate)
+    instructions, sources = zip(*unique.values())
+    twins = families.near_duplicates(instructions, args.near_duplicate, sources.count("seed"))
 
     # write: ids count what is kept, so the same completions give the same ids
     with files.writer(args.out) as write:

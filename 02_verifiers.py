@@ -69,7 +69,7 @@ class Flags(shards.Flags, llm.Flags, sandbox.Flags):
     out: str = "out/02_verifiers.jsonl"
     case_agreement: Share = 0.5  # keep a case above this share of functions that agree (3.2)
     min_accuracy: Share = 0.5  # keep a function above this share of kept cases (3.2)
-    no_cross_validation: bool = False  # keep all that compiles and every case (the ablation)
+    no_cross_validation: bool = False  # keep all that compiles; a case is still needed (ablation)
     min_functions: Count = 1  # functions a constraint needs before filtering (3.2)
     min_cases: Count = 1  # cases a constraint needs before filtering (3.2)
     released_parsing: bool = False  # take only what the released code can read
@@ -203,7 +203,9 @@ async def main(args: Flags) -> None:
                 else:
                     write(row)
                     funnel.keep()
-                if funnel.total() == TRIAL:
+                # a constraint without an answer says nothing about the supervisor
+                answered = funnel.total() - funnel.dropped["no completion"]
+                if answered == TRIAL and reason != "no completion":
                     refuse_unable(funnel, counts)
         funnel.refuse_empty(
             "Is the model able to write Python, and to answer with JSON? See --max-tokens where "

@@ -161,12 +161,12 @@ def pair_row(row: dict, level: str, number: int, good: dict, bad: dict) -> dict:
 
 def training_samples(paths: list[str]) -> set[str]:
     """The prompts of files 04_sft.jsonl and the ids of their constraints."""
-    samples = set()
+    samples, fields = set(), {"instruction_id": str, "messages": [{"role": str, "content": str}]}
     for path in paths:
-        for row in files.read(path, ["instruction_id", "messages"], "04_responses.py"):
+        for row in files.read(path, fields, "04_responses.py"):
             # of several constraints, "i2+i7", each is one
             name = row["instruction_id"]
-            samples |= {row["messages"][0]["content"], name, *str(name).split("+")}
+            samples |= {row["messages"][0]["content"], name, *name.split("+")}
     return samples
 
 

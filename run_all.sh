@@ -22,6 +22,7 @@
 #   VLLM=<program>  VLLM_FLAGS=  SERVE=<a server of your own>: see autoif/serving
 #   FLAGS_01 .. FLAGS_07, FLAGS_04_ONLINE, FLAGS_06_PAIRS, FLAGS_07_HELDOUT, FLAGS_SERVING: further flags of single
 #                               steps, as in FLAGS_04="--max-tokens 8192"
+# --demo, --live and --study take OUT, FLAGS_* and VENV of these; the others are in their settings.sh
 #
 # A stage whose output exists is kept; one that was made with other settings or inputs ends the run before anything is
 # spent. After Ctrl-C, a crash or kill -9 the same command goes on where it was.
@@ -111,7 +112,9 @@ ONLINE_ITERATIONS=${ONLINE_ITERATIONS:-3} SUPERVISOR=${SUPERVISOR:-} BASE=${BASE
 RECORDED= SUPERVISED=() WRITING=() STUDENT= PLAN= MEASURED=${DATA_DIR:+ifeval} JUDGED=() CONTAMINATION=
 BENCHMARKS=(--benchmarks ifeval)
 if [ -f "$MODE/settings.sh" ]; then
+    for name in "${!FLAGS_@}"; do declare "GIVEN_$name=${!name}"; done
     source "$MODE/settings.sh"
+    for name in "${!GIVEN_@}"; do declare "${name#GIVEN_}+= ${!name}"; done  # the environment's come last
 else
     OUT=${OUT:-out} NLI=${NLI:-MoritzLaurer/mDeBERTa-v3-base-xnli-multilingual-nli-2mil7} WRITER=$SUPERVISOR
     [ "$UNTIL" \< 05 ] || PROCESSES=${PROCESSES:-$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')}

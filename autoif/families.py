@@ -74,9 +74,10 @@ def normalized(instruction: str) -> str:
     return " ".join(re.findall(r"\w+", instruction.lower()) + SIGN.findall(instruction))
 
 
-def near_duplicates(instructions: list[str], threshold: float) -> dict[int, int]:
+def near_duplicates(instructions: list[str], threshold: float, stay: int = 0) -> dict[int, int]:
     """Each instruction with its twin, the first kept one whose TF-IDF cosine with it is high.
 
+    The first `stay` are kept even where they have a twin.
     ['Use at most 20 words', 'Use no commas', 'At most 20 words: use these'] -> {2: 0}
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -91,7 +92,8 @@ def near_duplicates(instructions: list[str], threshold: float) -> dict[int, int]
         near = cosines.data >= threshold
         for later, earlier in zip(cosines.row[near] + start, cosines.col[near]):
             # what is dropped itself has no twins: small steps would lead far from what is kept
-            if earlier < later and earlier not in twins and details[earlier] == details[later]:
+            kept = earlier < stay or earlier not in twins
+            if earlier < later and kept and details[earlier] == details[later]:
                 twins[later] = min(earlier, twins.get(later, earlier))
     return twins
 

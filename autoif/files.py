@@ -23,7 +23,7 @@ class UserError(Exception):
 def absent(path: str | Path) -> str | None:
     """Why there is no file to read at `path`; None when there is one."""
     if Path(path).is_file():
-        return None
+        return None if os.access(path, os.R_OK) else "cannot be read; chmod +r gives the right to"
     return "is a directory, not a file" if Path(path).is_dir() else "does not exist"
 
 

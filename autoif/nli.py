@@ -33,7 +33,11 @@ def load(name: str, batch_size: int) -> Callable[[list[tuple[str, str]]], list[s
     def judge(pairs: list[tuple[str, str]]) -> list[str]:
         if not pairs:  # the pipeline looks at its first text
             return []
-        texts = [{"text": premise, "text_pair": hypothesis} for premise, hypothesis in pairs]
+        texts = []
+        for both in pairs:
+            # half a surrogate pair, which models write, is no text to a tokenizer
+            premise, hypothesis = (text.encode("utf-8", "replace").decode() for text in both)
+            texts.append({"text": premise, "text_pair": hypothesis})
         return [best["label"].lower() for best in classify(texts)]
 
     return judge

@@ -165,7 +165,7 @@ def literal(text: str) -> object:
     """
     try:
         return json.loads(text, strict=False)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # ValueError: an integer of thousands of digits, too
         tree = parsed(text.strip(), "eval")  # Python, then
     try:
         return tree and ast.literal_eval(JsonNames().visit(tree))
@@ -191,7 +191,7 @@ def objects(text: str) -> Iterator[object]:
         for brace in re.finditer("{", span):
             try:
                 yield decoder.raw_decode(span, brace.start())[0]
-            except (json.JSONDecodeError, RecursionError):
+            except (ValueError, RecursionError):
                 pass  # no object begins here
     for span in spans:
         yield literal(span)
@@ -249,7 +249,10 @@ def script(text: str) -> str | None:
             if isinstance(node, ast.FunctionDef) and node.name == "evaluate":
                 rest = tree.body[place + 1 :]
                 tree.body[place + 1 :] = [later for later in rest if isinstance(later, DEFINITION)]
-                return ast.unparse(tree)
+                try:
+                    return ast.unparse(tree)
+                except (ValueError, RecursionError):
+                    return None  # deeper than it can write
     return None
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import tyro
 
 from autoif import files, replies, sandbox
-from autoif.files import UserError
+from autoif.files import UserError, mismatch
 from autoif.flags import cli
 
 # What a row must have before its functions can be run; own verifiers need this and a split.
@@ -183,13 +183,14 @@ def parse_released(text: str) -> tuple[str, list[dict]] | str:
     fenced = re.search(r"```json(.*?)```", text, re.DOTALL)
     try:
         answer = fenced and json.loads(fenced.group(1))
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         answer = None
     if not isinstance(answer, dict) or not isinstance(answer.get("func"), str):
         return "no JSON"
     cases = []
-    for case in answer.get("cases") or []:
-        if isinstance(case, dict) and isinstance(case.get("output"), bool):
+    given = answer.get("cases")
+    for case in given if isinstance(given, list) else []:
+        if not mismatch(case, {"input": str, "output": bool}):
             cases.append(case)
     return answer["func"].strip(), cases
 

@@ -1,4 +1,4 @@
-"""All that is open on a GPU, measured by one command on one GPU, without network, in 9 minutes.
+"""Training on one GPU, measured by one command, without network, in 9 minutes.
 
     python bench/gpu.py                      writes bench/baselines/<gpu>.json and prints ratios
     python bench/gpu.py --tiny --parts ...   the same code on a CPU, with models of two layers

@@ -8,9 +8,9 @@
     python live/precision.py table out/live
 
 Readers are language models larger than the supervisor. `labels.jsonl` says whether an answer obeys
-its constraint, by one who saw no function; `nli.jsonl` what a constraint says of a back-translation
-of one of its functions (by `03_backtranslate.py --max-functions 2 --max-tokens 64`), since this
-supervisor is no judge of that:
+its constraint, by two who saw no function and agree; `nli.jsonl` what a constraint says of a
+back-translation of one of its functions (by `03_backtranslate.py --max-functions 2 --max-tokens
+64`), since this supervisor is no judge of that:
 
     {"instruction": "Use no digits", "response": "Two and two are four.", "obeys": true}
     {"instruction": "Use no digits", "back_translation": "Use a number.", "label": "contradiction"}

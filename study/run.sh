@@ -7,9 +7,9 @@
 #                          study/strong/arms.sh
 #
 # DATA_DIR has the benchmarks' own files (without it the hub is asked); with LIMIT=270 only that many prompts of IFEval
-# and IFBench are asked, evenly spaced. Everything lands in out/study/seed_N, and what the table is made of in
-# $RESULTS: out/study/results (out/strong, study/strong/results). After any interruption the same command goes on where
-# it was: completions are stored, training resumes, what is measured is kept.
+# and IFBench are asked, evenly spaced. Everything lands in out/study/seed_N (out/strong/smollm2/seed_N), and what the
+# table is made of in $RESULTS: out/study/results (out/strong/results/smollm2). After any interruption the same command
+# goes on where it was: completions are stored, training resumes, what is measured is kept.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash run_all.sh --env

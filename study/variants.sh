@@ -43,7 +43,7 @@ sft() {
     mkdir -p "$data/completions"
     [ -e "$data/base" ] || cp -r "$MAIN/base" "$data/base"
     cp -n "$whole/completions/"0[1-4]*.jsonl "$data/completions/" || true
-    OUT=$out MORE_02=$2 MORE_03="$3 $more" MORE_04=$4 "${make[@]}"
+    OUT=$out FLAGS_02=$2 FLAGS_03="$3 $more" FLAGS_04=$4 "${make[@]}"
     evaluate "$1" "$out/05_sft"
 }
 
@@ -73,7 +73,7 @@ online() {
         [ ! -e "$MAIN/$file" ] || ln -sfn "$PWD/$MAIN/$file" "$out/$file"
     done
     rm -f "$out/06_pairs.settings.json"  # the offline pairs stay the main run's, though their flags are others here
-    OUT=$out MORE_06_PAIRS=$2 bash run_all.sh --study --until 06
+    OUT=$out FLAGS_06_PAIRS=$2 bash run_all.sh --study --until 06
     evaluate "$1" "$out/online_$ONLINE_ITERATIONS/06_dpo"
 }
 

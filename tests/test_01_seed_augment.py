@@ -198,6 +198,12 @@ def test_near_duplicates_are_dropped_but_not_those_that_differ_in_a_number():
     assert families.near_duplicates(rows, 0.7) == {2: 0}
 
 
+def test_what_is_near_a_seed_is_dropped_though_the_seed_has_a_twin_itself():
+    rows = ["Use at most two commas", "Use at most two commas in it", "At most two commas in it"]
+    assert families.near_duplicates(rows, 0.75) == {1: 0}
+    assert families.near_duplicates(rows, 0.75, stay=2) == {1: 0, 2: 1}
+
+
 def test_there_are_36_seeds_and_all_are_distinct():
     assert len({families.normalized(seed) for seed in stage.SEEDS}) == 36
 

@@ -1,6 +1,7 @@
 import asyncio
 import importlib
 import json
+from collections import Counter
 
 import pytest
 from fake_server import FakeServer, command, without
@@ -374,6 +375,13 @@ def test_the_released_settings_keep_the_released_functions_with_the_released_acc
     ] == RELEASED
 
 
+@pytest.mark.parametrize("cases", [[{"output": True}], [{"input": ["a"], "output": True}], True])
+def test_the_released_parsing_leaves_out_what_is_no_case(cases):
+    written = json.dumps({"func": LOWER, "cases": cases})
+    sample = {"text": f"```json\n{written}\n```", "finish_reason": "stop"}
+    assert verifiers.parse_samples([sample], Counter(), released=True) == ([LOWER], [])
+
+
 def answers_of(text):
     """A server whose samples differ, if only in white space."""
     return FakeServer(lambda messages, request: [text + " " * n for n in range(request["n"])])
@@ -401,6 +409,17 @@ def test_a_supervisor_that_is_not_able_ends_the_run_after_twenty_constraints(tmp
         with pytest.raises(UserError, match="20 in -> 0 kept") as error:
             call(stage.main, [*command, "--base-url", server.url])
     assert cause in str(error.value) and not out.exists()
+
+
+def test_constraints_that_nothing_answered_say_nothing_about_the_supervisor(tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    source, requests = tmp_path / "01.jsonl", tmp_path / "requests.jsonl"
+    lines = [json.dumps({"id": f"i{n}", "instruction": f"Use {n} words"}) for n in range(200)]
+    source.write_text("\n".join(lines))
+    command = ["--model", "m", "--in", str(source), "--out", str(tmp_path / "02.jsonl"), "--k", "2"]
+    with pytest.raises(UserError, match="^200 requests are in "):
+        call(stage.main, [*command, "--concurrency", "4", "--batch-out", str(requests)])
+    assert len(requests.read_text().splitlines()) == 200
 
 
 def test_an_able_supervisor_is_said_to_be_one(tmp_path, capsys):

@@ -227,6 +227,7 @@ def test_the_nli_model_reads_its_labels_from_its_config_and_batches_change_nothi
     )
     labels = nli.load(model, 8)(pairs)
     assert labels == nli.load(model, 1)(pairs) and len(set(labels)) > 1
+    assert nli.load(model, 8)([("Use no \ud83d", "a")]) == nli.load(model, 8)([("Use no ?", "a")])
     assert nli.load(model, 8)([]) == []  # where no back-translation has a text
     swap = {"entailment": "contradiction", "contradiction": "entailment", "neutral": "neutral"}
     assert [swap[label] for label in labels] == nli.load(turned, 8)(pairs)

@@ -616,6 +616,12 @@ def test_a_first_loss_other_than_ln_2_is_an_error_that_names_both_models(
     assert not capsys.readouterr().out
 
 
+def test_where_reference_values_cannot_be_kept_is_said_before_they_are_computed():
+    flags = {"input": "/proc/pairs.jsonl", "out": "", "model": "m", "precision": "fp32"}
+    with pytest.raises(UserError, match="pairs.jsonl.reference-.* cannot be written"):
+        reference.add_reference([], dpo.Train(**flags), 0, 1)
+
+
 def test_the_reference_pass_gives_the_same_numbers_to_any_number_of_ranks(monkeypatch):
     model = packed.ResponseLogprobs(tiny_models.model(attention="packed"))
     model.device = "cpu"

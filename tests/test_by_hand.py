@@ -2,9 +2,11 @@
 
 import importlib
 import json
+import os
 
 import pytest
 
+from autoif import files
 from autoif.files import UserError
 from autoif.flags import call
 
@@ -61,6 +63,14 @@ INPUTS = [
     ("06_dpo", jsonl({**PROMPTED, "responses": ["so"]}), [], "in:1 must be an object with text"),
     ("06_dpo", jsonl({**SPLIT, "cases": [{"input": 1}]}), [], "in:1 has 'cases'"),
     ("06_dpo", jsonl(PROMPTED), ["--sft", "no/such"], "no/such does not exist"),
+    *(
+        ("06_dpo", jsonl(PROMPTED), ["--sft", sample], "sft.jsonl:1: 'messages' (must|has)")
+        for sample in (
+            {"instruction_id": "i0", "messages": []},
+            {"instruction_id": "i0", "messages": ["x"]},
+            {"instruction_id": "i0", "messages": [{"role": "user", "content": [{"text": "x"}]}]},
+        )
+    ),
 ]
 
 
@@ -75,12 +85,22 @@ def test_a_wrong_input_is_named_with_its_line_and_the_next_step(
     else:
         source.write_bytes(content if isinstance(content, bytes) else content.encode())
     command = ["pairs"] if stage == "06_dpo" else ["--model", "m"]
+    if flags and isinstance(flags[-1], dict):  # what --sft holds
+        (tmp_path / "sft.jsonl").write_text(jsonl(flags[-1]))
+        flags = [*flags[:-1], str(tmp_path / "sft.jsonl")]
     if stage == "04_responses" and not flags:
         (tmp_path / "queries.txt").write_text(QUERY)
         flags = ["--queries", str(tmp_path / "queries.txt")]
     with pytest.raises(UserError, match=words):
         run(stage, [*command, "--in", str(source), "--out", str(out), *flags])
     assert not out.exists()
+
+
+def test_a_file_without_the_right_to_read_it_is_named(tmp_path, monkeypatch):
+    (tmp_path / "rows.jsonl").write_text("{}")
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.R_OK)  # the tests may be root's
+    with pytest.raises(UserError, match="rows.jsonl cannot be read; chmod"):
+        list(files.read(tmp_path / "rows.jsonl"))
 
 
 QUERIES = [

@@ -360,6 +360,13 @@ def test_stored_answers_need_neither_server_nor_key_nor_write_permission(path):
     assert ask(None, path, "abc", k=2) == first
 
 
+@pytest.mark.parametrize("store", ["", "file/completions.jsonl"])
+def test_a_store_that_cannot_be_a_file_is_named(tmp_path, store):
+    (tmp_path / "file").write_text("")
+    with FakeServer() as server, pytest.raises(UserError, match=str(tmp_path / store)):
+        ask(server, tmp_path / store, "a")
+
+
 def test_a_missing_answer_without_a_server_names_the_variable_to_set(path):
     with pytest.raises(UserError, match="OPENAI_BASE_URL"):
         ask(None, path, "a")

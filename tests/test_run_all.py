@@ -387,6 +387,21 @@ def test_typos_in_flags_and_settings_are_told_before_anything_is_spent(data, tmp
         assert refused.returncode == 2 and f"{name}={value}" in refused.stderr
 
 
+def test_a_password_in_an_address_reaches_no_file(tmp_path):
+    refused = run_all(tmp_path, "--check", OPENAI_BASE_URL="https://me:hunter2@host/v1")
+    written = [path.read_text() for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert refused.returncode == 2 and "$OPENAI_API_KEY" in refused.stderr
+    assert "hunter2" not in "".join([refused.stdout, refused.stderr, *written])
+
+
+@pytest.mark.parametrize("mode", ["--demo", "--study"])
+def test_flags_from_the_environment_reach_the_modes_that_set_their_own(tmp_path, mode):
+    (tmp_path / "run" / "base").mkdir(parents=True)  # not to be made for this
+    refused = run_all(tmp_path, mode, FLAGS_04_ONLINE="--cpu-seconds never")
+    assert refused.returncode == 2 and "04_responses" in refused.stderr
+    assert "--cpu-seconds" in refused.stderr and "never" in refused.stderr
+
+
 def test_help_answers_at_once_and_a_typo_ends_with_exit_code_2(tmp_path):
     settings = {"VENV": str(tmp_path / "none")}
     shown = run_all(tmp_path, "--help", **settings)

@@ -771,6 +771,14 @@ def test_other_settings_do_not_resume_a_begun_run(tmp_path, alone):
         checkpoints(tmp_path, world=2)
 
 
+def test_a_begun_run_keeps_its_reference_where_the_flag_is_left_out(tmp_path, alone):
+    checkpoints(tmp_path, reference="sft").restore(engine=None)
+    (tmp_path / "model.state" / "step-1").mkdir()
+    checkpoints(tmp_path, reference="sft")
+    with pytest.raises(UserError, match="reference was sft, is None"):
+        checkpoints(tmp_path, reference=None)
+
+
 def test_a_run_goes_on_in_its_own_stage_of_zero_though_another_would_be_chosen_now(tmp_path, alone):
     checkpoints(tmp_path, zero=3).restore(engine=None)
     (tmp_path / "model.state" / "step-1").mkdir()

@@ -15,7 +15,7 @@ import os
 import re
 from pathlib import Path
 
-from autoif.files import UserError, dump
+from autoif.files import UserError, absent, dump, refuse_unwritable
 from autoif.llm.reply import is_answer
 
 # `put` writes these fields first: parsing every text would double the time to open a store. A text
@@ -36,6 +36,8 @@ class Store:
         self._end = 0  # everything before this byte is whole lines, known to `_offsets`
         self._lines = 0
         if self.path.exists():
+            if why := absent(self.path):
+                raise UserError(f"--store {self.path} {why}; give another --store")
             self._scan()
 
     def _scan(self) -> None:
@@ -110,7 +112,7 @@ class Store:
         """Become the one writer; index what an earlier one wrote, repair what it left torn."""
         if self._file is not None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        refuse_unwritable(self.path)
         file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -51,7 +51,8 @@ class Checkpoints:
         before, changed = before or self.settings, []
         if self.settings.get("zero") == "auto":
             self.settings["zero"] = before["zero"]  # a resume point is of one stage
-        for name, value in self.settings.items():
+        # without --reference it is the model: a run that began with another is no such run
+        for name, value in {"reference": None, **self.settings}.items():
             # the day changes nothing but the rows, whose hash is among the settings
             if name != "date" and before.get(name) != value:
                 changed.append(f"{name} was {before.get(name)}, is {value}")

@@ -28,6 +28,7 @@ def add_reference(rows: list[dict], args, rank: int, world: int) -> None:
     key = digest([fingerprint(model), args.precision, tokens])
     file = Path(f"{args.input}.reference-{key}.jsonl")
     if not from_first(file.exists):
+        from_first(lambda: files.refuse_unwritable(file))
         logprobs = frozen_pass(model, rows, args, rank, world)
         if rank == 0:
             with files.writer(file) as write:

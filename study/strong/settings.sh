@@ -11,13 +11,11 @@ RECORDED=study/strong/completions    # asked before a server is
 PLAN="supervisor: coder-1.5b, recorded ($RECORDED)${LIVE:+ and live}; $STUDENT learns"
 ONLINE_ITERATIONS=2
 # a file a seed, and their table
-TABLE=study/strong/table.py RESULTS=${RESULTS:-study/strong/results/${WEAK:-smollm2}}
+TABLE=study/strong/table.py RESULTS=${RESULTS:-out/strong/results/${WEAK:-smollm2}}
 # live/seeds.txt and 63 more, of all kinds: what is left of those beside the test set is little
 FLAGS_01+=" --seeds ${SEEDS:-study/strong/seeds.txt}"
-# MORE_02 to MORE_04: flags of the ablations (arms.sh)
-FLAGS_02+=" ${MORE_02:-}"
-FLAGS_03+=" --heldout 0 ${MORE_03:-}"  # study/heldout.jsonl is held out
-FLAGS_04+=" --queries-per-instruction 5 --max-tokens 128 ${MORE_04:-}"
+FLAGS_03+=" --heldout 0"  # study/heldout.jsonl is held out
+FLAGS_04+=" --queries-per-instruction 5 --max-tokens 128"
 FLAGS_04_ONLINE="--max-tokens 96 --k 8 --score topic"  # the student is no judge; without one answers leave their query
 FLAGS_05="--seed $SEED --precision fp32 --batch 8 --lr 2e-5 --epochs 2 --warmup-steps 10 --max-length 512 --micro-tokens 1024"
 # beta and epochs are the paper's; its rate is for hundreds of steps of 64 pairs
