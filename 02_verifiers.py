@@ -16,9 +16,10 @@ Departures from the paper:
 2. Functions of the same syntax tree (layout, comments) count once, cases once by value.
 3. A verdict is pass, fail or error; an error agrees with nothing.
 4. Answers are read in any wrapping; `--released-parsing` reads those that the released code reads.
-`--no-cross-validation` is the paper's ablation (table 3): only (a) is left, since what does not
-compile cannot be called. The released code's behaviour: `--case-agreement 0 --min-accuracy 0.7999
---min-functions 3 --min-cases 10 --released-parsing --cpu-seconds 5`.
+`--no-cross-validation` is the paper's ablation (table 3): of a constraint with a case (stage 06
+pairs them) only (a) is left, since what does not compile cannot be called. The released code's
+behaviour: `--case-agreement 0 --min-accuracy 0.7999 --min-functions 3 --min-cases 10
+--released-parsing --cpu-seconds 5`.
 """
 
 import autoif  # noqa: F401  # isort: skip  first: from here on Ctrl-C ends in one line
