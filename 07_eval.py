@@ -41,7 +41,7 @@ from autoif.evaluation.benchmarks import NotSetUp, followbench, heldout, humanev
 from autoif.evaluation.judge import Unanswered, ask, stored, user
 from autoif.files import UserError
 from autoif.flags import Count, NonNegative, cli
-from autoif.settings import versions, write_settings
+from autoif.settings import settings_path, versions, write_settings
 from autoif.stage import in_order, wrote
 
 # The paper's tables 1 and 2, in per cent.
@@ -108,9 +108,7 @@ async def answer(attempt: dict, name: str, client, asking: Callable) -> dict:
 async def judged(attempt: dict, name: str, judging) -> dict:
     """An attempt with the `judgement` of its answers; `open` where a request for it failed."""
     try:
-        # an answer that a --responses file lacks has failed, and no judge is paid to say so
-        reasons = [answer["finish_reason"] for answer in attempt.get("answers", [])]
-        if not attempt["open"] and "missing" not in reasons:
+        if not attempt["open"] and not responses.missing(attempt):
             work = benchmarks.module(name).judge(attempt["item"], attempt["answers"], judging)
             attempt["judgement"] = await work
     except Unanswered:
@@ -139,7 +137,9 @@ async def attempt_all(name: str, items: list[dict], settings: dict, args: Flags)
         work = partial(answer, name=name, client=client, asking=asking)
         attempts = [attempt async for attempt in in_order(work, attempts, client.ahead)]
     refused = client.counts["refused"]
-    if args.only == "verdicts":  # what is not stored was refused in the model's turn
+    # what is not stored was refused in the model's turn, if that has come to its end
+    turn = settings_path(results.items_path(args.out, args.name, "answers"))
+    if args.only == "verdicts" and turn.exists():
         refused = sum(attempt["open"] for attempt in attempts)
 
     # judge: once all answers are stored, since a judge that is gone must not cost them
@@ -159,7 +159,12 @@ async def score(name: str, attempts: list[dict], args: Flags) -> list[dict]:
     if name == "humaneval":
         async with sandbox.Sandbox(humaneval.limits(args.workers, args.unsafe_no_sandbox)) as box:
             return await humaneval.score(attempts, box)
-    rows = [benchmarks.module(name).score(attempt) for attempt in attempts]
+    rows, judges = [], benchmarks.settings(name).judge
+    for attempt in attempts:
+        if judges and responses.missing(attempt):  # no judge is paid for it; the cell has a star
+            rows.append(benchmarks.undecided("--responses has no answer"))
+        else:
+            rows.append(benchmarks.module(name).score(attempt))
     if name == "followbench":
         followbench.add_levels(attempts, rows)
     return rows

@@ -18,7 +18,7 @@ from fake_server import FakeServer, always, but_not, command  # noqa: E402
 from killed import killed  # noqa: E402
 from shared_data import DATA, needs  # noqa: E402
 
-from autoif import relevance  # noqa: E402
+from autoif import files, relevance  # noqa: E402
 from autoif.evaluation import benchmarks, contamination, results  # noqa: E402
 from autoif.evaluation.benchmarks import spread  # noqa: E402
 from autoif.evaluation.benchmarks.source import Source  # noqa: E402
@@ -396,6 +396,15 @@ def test_answers_first_and_verdicts_later_are_what_both_at_once_are(tmp_path, fo
     assert rows[0]["unanswered"] == 1
 
 
+def test_verdicts_of_a_models_turn_that_did_not_end_leave_open_what_is_not_stored(tmp_path, folder):
+    flags = command(model="m", data_dir=folder, benchmarks="gsm8k")
+    with FakeServer(everything) as server:
+        [row] = run(tmp_path, *flags, limit=2, base_url=server.url)
+    (tmp_path / "out/07_items").rename(tmp_path / "earlier")
+    [row] = run(tmp_path, *flags, only="verdicts", base_url="http://127.0.0.1:9/v1")
+    assert (row["unanswered"], row["refused"], row["exit"]) == (1, 0, 1)
+
+
 def test_an_unreadable_judge_is_reported_and_never_scored(tmp_path, folder):
     with FakeServer(lambda messages, request: "Hm.") as server:
         rows = run(
@@ -554,6 +563,10 @@ def test_a_file_scores_only_the_benchmarks_it_answers_and_no_judge_reads_what_is
         and rows[1]["missing"] == 2
         and len(judge.requests) == 2
     )
+    shown = (tmp_path / "out/07_results.md").read_text()
+    assert "100.0* [n/a]" in shown  # of a part of the items
+    items = files.read(tmp_path / "out/07_items/answers/infobench.jsonl")
+    assert [row["reason"] for row in items][1:] == ["--responses has no answer"] * 2
     lines(answers, [{"prompt": "Do 0.", "response": None}])
     with pytest.raises(UserError, match="answers.jsonl:1: prompt and response must be text"):
         run(tmp_path, responses=answers, data_dir=folder, benchmarks="ifeval")

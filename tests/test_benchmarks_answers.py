@@ -1,11 +1,13 @@
 import asyncio
 import dataclasses
+import gzip
 import textwrap
 
 import pytest
 from shared_data import DATA, needs, sample, values
 
 from autoif import sandbox
+from autoif.evaluation import benchmarks
 from autoif.evaluation.benchmarks import ceval, choice, gsm8k, humaneval, mmlu
 from autoif.evaluation.benchmarks.source import Source
 from autoif.files import UserError
@@ -81,6 +83,9 @@ def run_tests(attempts: list[dict], **limits) -> list[dict]:
         ("The answer is 30. The answer is not 25.", 30),
         ("It is 30. The answer is not 25.", 30),
         ("The answer is clearly not 25 but 30.", 30),
+        # a heading that another question has, too
+        ("Let us see.\n\nProblem: Tom has 5 and buys 13.\n\nThe answer is 18.", 18),
+        ("The answer is 18.\n\nQuestion: Tom has 5 and buys 4. The answer is 9.", 18),
     ],
 )
 def test_gsm8k_reads_the_answer_as_a_number(text, number):
@@ -276,6 +281,18 @@ def test_an_mmlu_file_of_another_form_is_named_with_the_columns_that_are_wanted(
         list(mmlu.load(Source(str(tmp_path))))
 
 
+@pytest.mark.parametrize("cut, words", [(40, "cannot be read"), (0, "holds no row")])
+def test_data_that_a_broken_download_left_is_to_be_fetched_again(tmp_path, cut, words):
+    path = tmp_path / "humaneval/HumanEval.jsonl.gz"
+    path.parent.mkdir()
+    path.write_bytes(
+        gzip.compress(b'{"task_id": "x/0", "prompt": "def f():"}\n' * (cut > 0))[: cut or None]
+    )
+    flags = benchmarks.Flags(benchmarks="humaneval", data_dir=str(tmp_path))
+    with pytest.raises(UserError, match=f"HumanEval.jsonl.gz {words}.*fetch it again"):
+        benchmarks.load(["humaneval"], flags)
+
+
 def test_a_byte_order_mark_before_a_benchmark_is_none_of_it(tmp_path):
     for name in ("ceval/val", "gsm8k"):
         (tmp_path / name).mkdir(parents=True)
@@ -332,6 +349,8 @@ STYLES = {
     "It adds `a` and `b`. For example:\n\n```python\nadd(1, 2)\n```\n",
     "bare": "{whole}",
     "body only": "{body}",
+    "a blank first": " Here it is:\n\n```python\n{whole}```",
+    "a blank first, bare": " from operator import add as plus\n{whole}",
     "body fenced": "Complete it so:\n```\n{body}```",
     "bare with prose": "Here is the function you asked for.\n\n{whole}\nIt adds two numbers.",
     "no closing fence": "```python\n{whole}",

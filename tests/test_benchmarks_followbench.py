@@ -103,6 +103,7 @@ def test_a_judge_that_could_not_be_reached_is_no_verdict():
         "[__import__('os')]",
         "['YES']",
         "[" * 9999,
+        "[{{'YES'}}, 'NO']",
         "['YES', 'PERHAPS']",
         "('YES', 'NO')",
         "",

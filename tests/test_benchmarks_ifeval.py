@@ -145,6 +145,13 @@ def test_the_sentence_model_from_the_package_is_nltks(tmp_path):
         }, file.name
 
 
+def test_an_answer_that_a_checker_falls_over_follows_nothing():
+    item = {"id": "0", "instruction_ids": ["detectable_format:json_format"], "kwargs": [{}]}
+    item |= {"prompt": "Answer in JSON.", "cluster": "0"}
+    row = ifeval.score({"item": item, "sample": 0, "answers": sample("[" * 100_000)})
+    assert row["strict"] == row["loose"] == [False]
+
+
 @pytest.fixture(scope="module")
 def gpt4() -> list[dict]:
     answers = {row["prompt"].strip(): row["response"] for row in rows("ifeval/gpt4_answers.jsonl")}

@@ -103,6 +103,11 @@ def test_equal_models_differ_by_exactly_nothing():
     }
 
 
+def test_three_clusters_that_all_differ_alike_are_not_certain():
+    found = intervals.paired(plain([0] * 3), plain([1] * 3))
+    assert found == {"difference": 1, "low": None, "high": None, "clusters": 3}
+
+
 def test_pairing_finds_a_gain_that_two_intervals_hide():
     rng = random.Random(0)
     first = [int(rng.random() < 0.5) for _ in range(200)]

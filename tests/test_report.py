@@ -150,6 +150,16 @@ def test_the_page_has_the_differences_to_the_first_model_with_their_intervals(wh
     assert shown == wanted and any("[" in cell for cell in shown[0])
 
 
+def test_the_page_names_the_judge_and_stars_a_part(tmp_path):
+    row = {"model": "m", "benchmark": "infobench", "partial": False, "unanswered": 1, "missing": 0}
+    row |= {"settings": {"judge": "j"}, "metrics": {"InfoBench": {"value": 0.5, "low": None}}}
+    (tmp_path / "07_results.json").write_text(json.dumps([{**row, "versions": {}, "items": "i"}]))
+    (tmp_path / "stats.json").write_text('{"01_seed_augment": {"in": 1, "kept": 1, "dropped": {}}}')
+    call(main, [str(tmp_path), "--to", str(tmp_path / "report.html")])
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "InfoBench (judge j)" in html and ">50.0*</td>" in html
+
+
 # ---- before and after ----
 
 

@@ -31,7 +31,8 @@ def read(path: str | Path) -> dict[str, list[list[str]]]:
 def add_answers(path: str | Path, attempts: list[dict], strip: Callable[[str], str]) -> None:
     """Add to each attempt its `answers` out of the file, without what `strip` takes off (thoughts).
 
-    A prompt that the file lacks has failed: its answers are empty, their finish reason "missing".
+    A prompt that the file lacks has empty answers, whose finish reason is "missing": it has failed,
+    and where a judge decides, it is left out.
     """
     samples = read(path)
     if not any(attempt["item"]["prompt"].strip() in samples for attempt in attempts):
@@ -47,3 +48,8 @@ def add_answers(path: str | Path, attempts: list[dict], strip: Callable[[str], s
         if len(texts) != turns:
             raise UserError(f"{path}: a list of {turns} answers is wanted for {prompt[:60]!r}")
         attempt["answers"] = [{"text": strip(text), "finish_reason": reason} for text in texts]
+
+
+def missing(attempt: dict) -> bool:
+    """Whether the file lacks an answer of an attempt."""
+    return any(answer["finish_reason"] == "missing" for answer in attempt.get("answers", []))

@@ -34,6 +34,18 @@ def shown(measured: dict, factor: int, partial: bool = False) -> str:
     return f"{value} [{low * factor:.{digits}f}, {high * factor:.{digits}f}]"
 
 
+def partial(row: dict) -> bool:
+    """Whether a row's numbers are of a part of its benchmark's items."""
+    missing = row["missing"] if row["settings"].get("judge") else 0  # without a judge it has failed
+    return bool(row["partial"] or row["unanswered"] or missing)
+
+
+def titled(metric: str, row: dict) -> str:
+    """A metric's name in a table: judges differ, so a judged one names its own."""
+    judge = row["settings"].get("judge")
+    return f"{metric} (judge {judge})" if judge else metric
+
+
 def cells_of(rows: list[dict]) -> Cells:
     """The cells of the table's columns, in their order.
 
@@ -46,14 +58,10 @@ def cells_of(rows: list[dict]) -> Cells:
             for row in rows:
                 if row["benchmark"] == benchmark and metric in row.get("metrics", {}):
                     measured, factor = row["metrics"][metric], scale(benchmark, metric)
-                    partial = bool(row["partial"] or row["unanswered"])
-                    judge = row["settings"].get("judge")
                     cell = {"metric": metric, "measured": measured, "scale": factor}
-                    cell["shown"] = shown(measured, factor, partial)
-                    cell["published"] = judge == owners.judge
-                    # judges differ, so a judged column names its own
-                    column = f"{metric} (judge {judge})" if judge else metric
-                    cells[row["model"], column] = cell
+                    cell["shown"] = shown(measured, factor, partial(row))
+                    cell["published"] = row["settings"].get("judge") == owners.judge
+                    cells[row["model"], titled(metric, row)] = cell
     return cells
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jinja2
 
-from autoif.evaluation.table import shown
+from autoif.evaluation import table
 from autoif.report.against import HEADER
 from autoif.report.gather import MAIN
 
@@ -75,7 +75,8 @@ def cell(metric: dict | None) -> str:
     """`44.0 [39.9, 48.2]`, in per cent unless the metric is no share."""
     if metric is None:
         return ""
-    return shown(metric, metric.get("scale", 100)).removesuffix(" [n/a]")
+    text = table.shown(metric, metric.get("scale", 100), metric.get("partial", False))
+    return text.removesuffix(" [n/a]")
 
 
 def by_model(measured: dict[str, dict[str, dict]], models: list[str]) -> list[list[str]]:
@@ -94,7 +95,8 @@ def page(run: dict) -> str:
         counts[name] = {stage: stats[stage] for stage in STAGES if stage in stats}
     for row in run["results"]:
         for name, metric in row.get("metrics", {}).items():
-            metrics.setdefault(name, {})[row["model"]] = metric
+            of_models = metrics.setdefault(table.titled(name, row), {})
+            of_models[row["model"]] = {**metric, "partial": table.partial(row)}
     values = {"run": run, "data": data, "counts": counts, "metrics": metrics, "main": MAIN}
     values |= {"HEADER": HEADER, "DIFFERENCES": DIFFERENCES, "STAGES": STAGES}
     values["models"] = list(dict.fromkeys(row["model"] for row in run["results"]))

@@ -151,6 +151,8 @@ def load(names: list[str], args: Flags) -> tuple[dict[str, Data], dict[str, NotS
         except KeyError as field:
             text = f"{source.used[-1]} has a row without {field}; fetch it again"
             raise UserError(text) from None
+        if not every:
+            raise UserError(f"{(source.used or [name])[-1]} holds no row; fetch it again")
         items = spread(every, args.limit)
         loaded[name] = Data(items, source.used, partial=len(items) < len(every))
     return loaded, gaps

@@ -234,7 +234,7 @@ def read_judgement(text: str, level: int) -> list[bool] | None:
     found = re.search(r"\[.*\]", last)
     try:
         verdicts = ast.literal_eval(found.group()) if found else None
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return None
     if not isinstance(verdicts, list) or len(verdicts) != level:
         return None

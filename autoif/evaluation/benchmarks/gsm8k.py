@@ -55,7 +55,10 @@ def numbers(text: str) -> list[Decimal]:
 
 def read_answer(text: str) -> Decimal | None:
     """The number that the text gives as its answer, None when it holds no number."""
-    text = DENIED.sub("", NEXT_QUESTION.split(text)[0])
+    answered = NEXT_QUESTION.split(text)[0]
+    if numbers(answered):  # else the text restates its question under such a heading
+        text = answered
+    text = DENIED.sub("", text)
     for marker in reversed([*WEAK.finditer(text), *STRONG.finditer(text)]):
         line = text[marker.end() :].lstrip(" *:\n").split("\n")[0]
         if re.match(r"(?:not|n['’]t)\b", line):  # "The answer is not simply 20. It is 18."

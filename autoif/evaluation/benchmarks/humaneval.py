@@ -100,6 +100,7 @@ def after(preamble: str, code: str) -> str:
 def program(item: dict, text: str) -> str | None:
     """The function's code out of an answer, with what its prompt gives; None without code."""
     name = item["entry_point"]
+    text = re.sub(r"\A (?=\S)", "", text)  # one blank indents nothing: a tokenizer leaves it
     definition = re.compile(
         rf"^[ \t]*(?:(?:async )?def {name}\b|{name}\s*(?::.*)?=\s*lambda\b)", re.MULTILINE
     )

@@ -10,6 +10,7 @@ of which changes a verdict on a given seed:
 """
 
 import contextlib
+import csv
 import functools
 import importlib
 import importlib.util
@@ -28,6 +29,7 @@ SETTINGS = Settings(
 PACKAGES = ("lm_eval", "lm_eval.tasks", "lm_eval.tasks.ifeval")  # where the checkers are
 # What a checker stumbles with over a text such as "...": such a text lacks what it looks for.
 STUMBLES = (IndexError, KeyError, ValueError, ZeroDivisionError, AttributeError)
+STUMBLES += (RecursionError, csv.Error)
 
 
 def load(source) -> list[dict]:

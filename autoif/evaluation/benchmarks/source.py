@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def read_file(path: Path, columns: Sequence[str] = ()) -> list[dict]:
     unpack = gzip.open if path.suffix == ".gz" else open
     try:
         text = "".join(line for _, line in lines(path, unpack))
-    except OSError as error:
+    except (OSError, EOFError, zlib.error) as error:  # the latter of archives that are cut off
         raise UserError(f"{path} cannot be read ({error}); fetch it again") from None
     if path.suffix == ".csv":
         return read_csv(text, columns)
