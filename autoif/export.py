@@ -30,7 +30,7 @@ from typing import Literal
 import jinja2
 from tyro.conf import Positional
 
-from autoif import files, folder, queries
+from autoif import files, folder, queries, shards
 from autoif.files import UserError, write_whole
 from autoif.flags import cli
 from autoif.verifiers import join
@@ -234,7 +234,8 @@ def main(args: Flags) -> None:
     if args.heldout_queries and (why := files.absent(args.heldout_queries)):
         wrong = f"--heldout-queries {args.heldout_queries} {why}"
         raise UserError(f"{wrong}; give a file of queries as stage 04 reads them")
-    heldout_queries = args.heldout_queries or args.out / "04_queries.jsonl"
+    kept = args.out / "04_queries.jsonl"  # of shards: each has the whole
+    heldout_queries = args.heldout_queries or (shards.parts(kept) or [kept])[0]
     run = read_run(args.out, args.pass_rate, heldout_queries)
     if not run["constraints"]:
         raise UserError(

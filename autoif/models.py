@@ -7,6 +7,7 @@ fills a folder with links to the model and with what it lacks to answer in a cha
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,11 +41,11 @@ LFS_POINTER = b"version https://git-lfs"
 def beside(model: str, form: str, write) -> Path:
     """The file or folder that `write(path)` makes of `model`: `.NAME.MARK.form` beside it.
 
-    Kept, and made anew when the model's weights change.
+    Kept, and made anew when the model's weights change, those of the hub too.
     """
     name = Path(model).name
     place = Path(model).resolve().parent if Path(model).is_dir() else Path.home() / ".cache/autoif"
-    mark = fingerprint(model).split(":")[-1].replace("/", "_")[:16]
+    mark = fingerprint(str(folder_of(model))).split(":")[-1].replace("/", "_")[:16]
     path = place / f".{name}.{mark}.{form}"
     if path.exists():
         return path
@@ -53,14 +54,26 @@ def beside(model: str, form: str, write) -> Path:
     partial = place / f".{name}.{mark}.{os.getpid()}.partial"
     try:
         write(partial)
+        if path.exists():  # of another process, whose server may read it
+            return path
         for older in place.glob(f".{name}.*.{form}"):
-            remove(older)
+            if re.fullmatch(rf"\.{re.escape(name)}\.[0-9a-f]{{16}}\.{re.escape(form)}", older.name):
+                remove(older)
         os.replace(partial, path)
         size = sum(file.stat().st_size for file in [path, *path.rglob("*")])
         print(f"{path}: a copy of {model}, {size / 1e6:,.0f} MB; delete it at will", flush=True)
     finally:
         remove(partial)
     return path
+
+
+def folder_of(model: str) -> Path:
+    """The folder of a model: itself, or what the hub has of it, downloaded."""
+    from huggingface_hub import snapshot_download
+
+    if Path(model).is_dir():
+        return Path(model)
+    return Path(snapshot_download(model, ignore_patterns=CARRIED))
 
 
 def read_config(model: str):
@@ -167,13 +180,9 @@ def servable(model: str, folder: str | Path) -> str:
     Base and trained models are served alike: a base model that does not know its template's end
     token would run into every length limit, and lose to the trained one for that alone.
     """
-    from huggingface_hub import snapshot_download
-
     folder = Path(folder)
     tokenizer = chat_tokenizer(model)
-    source = Path(model)
-    if not source.is_dir():
-        source = Path(snapshot_download(model, ignore_patterns=CARRIED))
+    source = folder_of(model)
     ends = {tokenizer.eos_token_id, end_of_turn(tokenizer)}
     for name in ("config.json", "generation_config.json"):
         known = read_json(source / name, {}).get("eos_token_id")

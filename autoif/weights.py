@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from autoif.files import UserError, read_json
-from autoif.models import beside, empty_model, read_config, refuse_pointers
+from autoif.models import beside, empty_model, folder_of, read_config, refuse_pointers
 
 # How a trained model is written. The next stage trains from it, so the default loses nothing.
 EXPORTS = ("fp32", "bf16-stochastic", "bf16")
@@ -134,10 +134,11 @@ class Kept:
 
 
 def half(model: str) -> str:
-    """`model`, or, for engines that would round to nearest, a bf16 copy beside a float32 folder."""
-    if not Path(model).is_dir() or "F32" not in {w.get_dtype() for w in stored(model).values()}:
+    """`model`, or, for engines that would round to nearest, a bf16 copy of a float32 one."""
+    read_config(model)  # what is no model is said
+    if "F32" not in {weight.get_dtype() for weight in stored(model).values()}:
         return model
-    return str(beside(model, "bf16", lambda copy: write_half(Path(model), copy)))
+    return str(beside(model, "bf16", lambda copy: write_half(folder_of(model), copy)))
 
 
 def write_half(source: Path, copy: Path) -> None:

@@ -62,6 +62,7 @@ INPUTS = [
     ("04_responses", jsonl(SPLIT), ["--sft", "no/such"], "no/such does not exist.*04_responses.py"),
     ("06_dpo", jsonl({**PROMPTED, "responses": ["so"]}), [], "in:1 must be an object with text"),
     ("06_dpo", jsonl({**SPLIT, "cases": [{"input": 1}]}), [], "in:1 has 'cases'"),
+    ("06_dpo", jsonl({**PROMPTED, "responses": None}), [], "in:1 has 'responses', which must be a"),
     ("06_dpo", jsonl(PROMPTED), ["--sft", "no/such"], "no/such does not exist"),
     *(
         ("06_dpo", jsonl(PROMPTED), ["--sft", sample], "sft.jsonl:1: 'messages' (must|has)")

@@ -220,6 +220,17 @@ def test_held_out_queries_may_be_in_a_file_of_their_own(whole_run, tmp_path):
     assert found and all("wool" in row["prompt"][0]["content"] for row in found)
 
 
+def test_the_held_out_queries_of_a_run_in_shards_are_those_of_any_shard(whole_run, tmp_path):
+    shutil.copy(whole_run / "03_instructions.jsonl", tmp_path)
+    for shard in ("1-of-2", "2-of-2"):
+        kept = {"query": "Which animal gives us wool?", "langdetect": "en", "split": "heldout"}
+        (tmp_path / shard).mkdir()
+        (tmp_path / shard / "04_queries.jsonl").write_text(json.dumps(kept) + "\n")
+    call(export.main, [str(tmp_path), str(tmp_path / "trl"), "--to", "trl"])
+    found = rows(tmp_path / "trl", "grpo_heldout.jsonl")
+    assert found and all("wool" in row["prompt"][0]["content"] for row in found)
+
+
 def test_a_run_without_pairs_is_exported_without_them(whole_run, tmp_path):
     shutil.copy(whole_run / "03_instructions.jsonl", tmp_path)
     for name in export.FORMATS:

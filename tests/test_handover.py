@@ -10,6 +10,7 @@ import transformers
 from in_a_row import NEXT
 
 from autoif import weights
+from autoif.files import UserError
 from autoif.flags import call
 from autoif.training import kept
 
@@ -136,6 +137,13 @@ def test_a_gpu_engine_gets_bf16_that_keeps_the_update_and_a_bf16_model_as_it_is(
     assert survived.share == pytest.approx(1, abs=0.3)
     assert transformers.AutoModelForCausalLM.from_pretrained(copy).dtype == torch.bfloat16
     assert weights.half(str(folder / "base")) == str(folder / "base")
+
+
+def test_a_model_that_is_none_is_named_before_its_weights_are_looked_for(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for wrong in (str(tmp_path / "empty"), "no/such"):
+        with pytest.raises(UserError, match=f"{wrong} is no"):
+            call(kept.main, [wrong, tiny_models.checkpoint(tmp_path / "base")])
 
 
 def test_what_each_format_keeps_is_told_with_its_worth_on_the_rows(folder, said, capsys):

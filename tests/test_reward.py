@@ -337,6 +337,15 @@ def test_the_command_names_what_is_fooled(file, capsys):
 
 
 ALWAYS = "def evaluate(response): return True"
+
+
+def test_rows_that_a_probe_cannot_ask_are_named(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"id": "a", "verifiers": [{"code": LONG}]}) + "\n")
+    with pytest.raises(UserError, match="rows.jsonl:1 has no 'instruction'.*02_verifiers.py"):
+        call(reward.main, ["--probe", str(path)])
+
+
 LONG = "def evaluate(response): return len(response) > 9"  # as all probes but the empty answer
 
 

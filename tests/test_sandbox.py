@@ -1608,6 +1608,21 @@ def test_a_prefix_that_starts_no_worker_is_a_named_error(prefix, message, monkey
         list(run([GOOD]))
 
 
+def test_a_function_behind_a_prefix_finds_no_key_in_its_environment(monkeypatch):
+    monkeypatch.setenv("SANDBOX_PREFIX", "env")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-hidden")
+    code = "import os\ndef evaluate(response):\n    return response in os.environ"
+    [result] = run([{"code": code, "inputs": ["OPENAI_API_KEY", "PATH"]}])
+    assert result["verdicts"] == ["fail", "pass"]
+
+
+def test_a_worker_that_says_nothing_is_a_named_error_too(monkeypatch):
+    monkeypatch.setattr(sandbox, "GRACE", 0.5)
+    monkeypatch.setenv("SANDBOX_PREFIX", 'sh -c "exec sleep 1000"')
+    with pytest.raises(UserError, match="sh says nothing within 0.5 s"):
+        list(run([GOOD], workers=1))
+
+
 def test_elsewhere_than_on_linux_a_prefix_is_asked_for(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(UserError, match="darwin: set SANDBOX_PREFIX="):

@@ -15,7 +15,8 @@ import transformers
 
 from autoif import models
 from autoif.files import UserError
-from autoif.serving import engines, fetch, llamacpp
+from autoif.flags import call
+from autoif.serving import convert, engines, fetch, llamacpp
 from autoif.serving.__main__ import Flags, command_line, free_port, stop, wait_until_ready
 from autoif.training.kept import q8_0
 
@@ -77,6 +78,43 @@ def test_the_server_ends_with_its_owner_however_that_ends(start, tmp_path, sign)
     process.send_signal(sign)
     process.wait(30)
     assert gone(int((tmp_path / "pid").read_text()))
+
+
+def test_what_the_server_has_started_ends_with_the_owner_too(start, tmp_path):
+    """vLLM's engine is another process than its server, and outlives it."""
+    script = f"sleep 300 &\necho $! >engine\nexec {SERVER.replace('{port}', '$1')}\n"
+    (tmp_path / "serve.sh").write_text(script)
+    process = start("sleep", "60", server="sh serve.sh {port}")
+    while "serving" not in process.stdout.readline():
+        pass
+    process.kill()
+    process.wait(30)
+    assert gone(int((tmp_path / "engine").read_text())) and gone(
+        int((tmp_path / "pid").read_text())
+    )
+
+
+def test_a_server_that_cannot_be_started_is_named(start):
+    _, error = start("true", server="no-such-server {port}").communicate(timeout=60)
+    assert "exit code 127" in error and "no-such-server" in error
+
+
+def test_a_copy_of_another_process_stays_and_so_does_that_of_a_model_named_alike(tmp_path):
+    model, alike = tiny_models.checkpoint(tmp_path / "m"), tiny_models.checkpoint(tmp_path / "m.v2")
+    old = tmp_path / f".m.{'0' * 16}.bf16"
+    old.mkdir()
+    second = models.beside(alike, "bf16", lambda path: path.mkdir())
+    made = []
+
+    def write(path):
+        if not made:  # another process was faster
+            made.append(
+                models.beside(model, "bf16", lambda path: (path / "theirs").mkdir(parents=True))
+            )
+        path.mkdir()
+
+    first = models.beside(model, "bf16", write)
+    assert made == [first] and (first / "theirs").exists() and second.exists() and not old.exists()
 
 
 def test_a_proxy_is_not_asked_for_the_server_on_this_machine(start, tmp_path, monkeypatch):
@@ -225,6 +263,11 @@ def test_a_checkpoints_own_sampling_settings_are_not_used(smollm2, tmp_path):
     with Served(model, tmp_path) as server:
         sampled = server.texts(SEA, **settings)
     assert len(set(sampled)) == 8
+
+
+def test_a_folder_that_is_there_is_not_written_over(tmp_path):
+    with pytest.raises(UserError, match="m exists; delete it"):
+        call(convert.main, ["smollm2", tiny_models.checkpoint(tmp_path / "m")])
 
 
 def test_the_converted_file_is_kept_until_the_weights_change(smollm2, tmp_path, capsys):

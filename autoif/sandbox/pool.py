@@ -16,7 +16,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from subprocess import PIPE, Popen
+from subprocess import PIPE, Popen, TimeoutExpired
 
 from autoif.files import UserError
 from autoif.flags import Count, Positive
@@ -59,8 +59,10 @@ class _Worker:
         # paths of the project, which children could find in memory: only where they are needed
         folders = [path for path in sys.path if packages and path.endswith("-packages")]
         if prefix:
+            # keys and tokens are in the environment that a prefix may hand on
+            unset = [f"-u{name}" for name in os.environ if name != "PATH"]
             variables = [f"{name}={value}" for name, value in environment.items()]
-            command = [*prefix, "env", *variables, "python3", *command[1:]]
+            command = [*prefix, "env", *unset, *variables, "python3", *command[1:]]
             environment, folders = None, []
         self.settings = {**settings, "packages": packages, "folders": folders}
         try:
@@ -178,9 +180,12 @@ class Sandbox(AbstractContextManager, AbstractAsyncContextManager):
                 own[kind] = worker
             except EOFError:
                 if not tries and not worker.ready:
+                    how = f"says nothing within {GRACE} s"
+                    with suppress(TimeoutExpired):  # it lives
+                        how = f"ended with {worker.process.wait(1)}"
                     raise UserError(
-                        f"the sandbox's worker does not start: {worker.process.args[0]} ended with "
-                        f"{worker.process.wait()}; is it a command that this user can run?"
+                        f"the sandbox's worker does not start: {worker.process.args[0]} {how}; "
+                        "is it a command that this user can run?"
                     ) from None
             finally:
                 if not line:

@@ -1,4 +1,8 @@
-"""Jobs of one function that wait at the same time as one job: it is loaded once for all of them."""
+"""Jobs of one function that wait at the same time as one job: it is loaded once for all of them.
+
+Its calls are one after another in one process then, so that a function which keeps something from
+call to call, or draws from `random`, may judge otherwise where its jobs come in another order.
+"""
 
 import asyncio
 from collections import defaultdict

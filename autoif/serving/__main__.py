@@ -12,7 +12,6 @@ are. $SERVE overrides both: a command line with {model}, a folder, {name}, by wh
 it, and {port} in it. The server ends with the command, and with this process however it ends.
 """
 
-import ctypes
 import os
 import signal
 import socket
@@ -35,7 +34,9 @@ from autoif.serving import engines, fetch, llamacpp
 from autoif.weights import half
 
 START_SECONDS = 1800  # a 72B model is read from a network disk in minutes
-PR_SET_PDEATHSIG = 1
+# The server, and beside it in its group what kills the whole of it, engines too, when its standard
+# input ends: this process alone writes there, and is gone then, by kill -9 too.
+WATCHED = 'exec 3<&0; (read _; kill -KILL 0) <&3 & exec "$@" 3<&- </dev/null'
 
 Model = Annotated[str, arg(metavar="MODEL")]
 Command = Annotated[tuple[str, ...], arg(metavar="-- COMMAND ...")]
@@ -77,12 +78,6 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def die_with_parent() -> None:
-    """In the child: a group of its own, and SIGKILL when this process is gone, by kill -9 too."""
-    os.setsid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def wait_until_ready(server: subprocess.Popen, url: str, log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
@@ -117,11 +112,11 @@ def serve(args: Flags, folder: Path, log: Path) -> int:
     line = command_line(args, folder, port)
     with open(log, "a") as output:
         server = subprocess.Popen(
-            line,
-            stdin=subprocess.DEVNULL,
+            ["sh", "-c", WATCHED, "sh", *line],
+            stdin=subprocess.PIPE,
             stdout=output,
             stderr=output,
-            preexec_fn=die_with_parent,
+            start_new_session=True,
         )
     try:
         url = f"http://127.0.0.1:{port}"

@@ -43,6 +43,8 @@ def main(args: Flags) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    if Path(args.out).exists():
+        raise UserError(f"{args.out} exists; delete it, or give another folder")
     gguf = file_of(args.model)
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent,

@@ -24,7 +24,7 @@ from tyro.conf import Positional
 from autoif import files, weights
 from autoif.files import UserError
 from autoif.flags import Count, cli
-from autoif.models import chat_tokenizer
+from autoif.models import chat_tokenizer, read_config
 from autoif.training.rows import read_pairs, read_sft
 
 
@@ -86,6 +86,8 @@ def worth(policy, reference, rows: list[dict], beta: float) -> str:
 
 
 def main(args: Flags) -> None:
+    for model in (args.start, args.model):
+        read_config(model)  # what is no model is said
     start, master = weights.stored(args.start), weights.stored(args.model)
     if {tensor.get_dtype() for tensor in master.values()} != {"F32"}:
         raise UserError(

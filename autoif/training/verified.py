@@ -25,7 +25,7 @@ def read(path: str) -> Iterator[dict]:
     response = {"text": str, "verdicts": list, "accuracy": (int, float)}
     forms = {
         "cases": {"instruction": str, "split": {"train", "heldout"}, "cases": [case]},
-        "responses": {"prompt": str},
+        "responses": {"prompt": str, "responses": list},
     }
     for number, row in files.numbered(path, {"id": str}, "04_responses.py"):
         kind = "responses" if "responses" in row else "cases"
@@ -39,7 +39,7 @@ def read(path: str) -> Iterator[dict]:
                 "pass 03_instructions.jsonl (run 03_backtranslate.py first)"
             )
         wrong = files.mismatch(row, forms[kind])
-        for each in row["responses"] if kind == "responses" else []:
+        for each in row["responses"] if kind == "responses" and not wrong else []:
             wrong = wrong or files.mismatch(each, response)
         if wrong:
             raise UserError(f"{path}:{number} {wrong}; mend or delete the line")
