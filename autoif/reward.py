@@ -368,8 +368,8 @@ def keep(verifiers: Verifiers, args: Flags) -> None:
 
 
 def main(args: Flags) -> None:
-    files.read_all(args.probe, ROW, "02_verifiers.py")  # what is no such row is named
     verifiers = Verifiers.load(args.probe, **sandbox.options(args))
+    files.read_all(args.probe, ROW, "02_verifiers.py")  # a probe needs more than a reward
     for name, earned in probe(verifiers).items():
         functions = f"{earned['functions']:,} of {earned['of_functions']:,} functions"
         line = f"{name}: {functions}, {len(earned['ids']):,} of {earned['of_constraints']:,}"

@@ -8,8 +8,8 @@ sum(numerators) / sum(denominators):
     FollowBench's average      a stratum for each of six categories
 
 Points that share a cluster (a prompt, a question, a group of levels) are resampled together. Where
-nothing can be (one cluster, lengths or differences that are all equal) the interval is (None,
-None), shown as n/a.
+nothing can be (one cluster, lengths that are all equal, fewer than six differences that are) the
+interval is (None, None), shown as n/a.
 
 Shapes: C clusters, S strata, R resamples.
 """
@@ -107,6 +107,7 @@ def paired(first: list[Point], second: list[Point]) -> dict | None:
     if len(clusters) > 1:
         low, high = middle(bootstrap(second, clusters) - bootstrap(first, clusters))
     difference = mean(second) - mean(first)
-    if difference and low == high:  # every cluster differs alike: no draw shows by how much less
+    # every cluster differs alike: no draw shows otherwise, nor does a sign test of fewer than six
+    if difference and low == high and len(clusters) < 6:
         low, high = None, None
     return {"difference": difference, "low": low, "high": high, "clusters": len(clusters)}
