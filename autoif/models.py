@@ -43,6 +43,7 @@ def beside(model: str, form: str, write) -> Path:
 
     Kept, and made anew when the model's weights change, those of the hub too.
     """
+    read_config(model)  # what is no model is said
     name = Path(model).name
     place = Path(model).resolve().parent if Path(model).is_dir() else Path.home() / ".cache/autoif"
     mark = fingerprint(str(folder_of(model))).split(":")[-1].replace("/", "_")[:16]

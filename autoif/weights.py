@@ -135,7 +135,8 @@ class Kept:
 
 def half(model: str) -> str:
     """`model`, or, for engines that would round to nearest, a bf16 copy of a float32 one."""
-    read_config(model)  # what is no model is said
+    if not Path(model).is_dir():
+        read_config(model)  # what is no model is said
     if "F32" not in {weight.get_dtype() for weight in stored(model).values()}:
         return model
     return str(beside(model, "bf16", lambda copy: write_half(folder_of(model), copy)))
