@@ -208,7 +208,8 @@ def write(results: Path) -> str:
     if not paths:
         raise UserError(f"{results} has no seed_N{raw.SUFFIX}; STUDY=strong bash study/run.sh")
     seeds = ", ".join(raw.seed_of(path).removeprefix("seed_") for path in paths)
-    measured = set().union(*map(raw.parts_of, paths))
+    # an arm that some seeds lack would narrow all rows to the others: it is among "other arms"
+    measured = set.intersection(*(set(raw.parts_of(path)) for path in paths))
     arms = {arm: title for arm, title in ARMS.items() if f"{arm}/heldout" in measured}
     heldout = ["held-out", "not on length", "that, alike in length", *raw.KINDS]
     topic = ["on topic", "obeyed, on topic", *raw.columns_of("topic"), "words", "cut"]
@@ -226,7 +227,7 @@ def write(results: Path) -> str:
         parts.append(raw.table_of(paths, columns, arms, by_families))
     parts.append(differences(paths, list(arms)[1:], [*heldout[:3], *topic]))
     parts += [iterations(paths), constraints(paths[0]), agreement(paths)]
-    named = dict.fromkeys(paths, ARMS)
+    named = dict.fromkeys(paths, arms)
     for name in ("first_run", "tried", "tuning", "tuning_online"):  # no rows above
         named[results / f"{name}{raw.SUFFIX}"] = {model: ARMS[model] for model in ("base", "sft")}
     for path, titles in named.items():
