@@ -43,7 +43,6 @@ def beside(model: str, form: str, write) -> Path:
 
     Kept, and made anew when the model's weights change, those of the hub too.
     """
-    read_config(model)  # what is no model is said
     name = Path(model).name
     place = Path(model).resolve().parent if Path(model).is_dir() else Path.home() / ".cache/autoif"
     mark = fingerprint(str(folder_of(model))).split(":")[-1].replace("/", "_")[:16]
@@ -70,10 +69,11 @@ def beside(model: str, form: str, write) -> Path:
 
 def folder_of(model: str) -> Path:
     """The folder of a model: itself, or what the hub has of it, downloaded."""
-    from huggingface_hub import snapshot_download
-
     if Path(model).is_dir():
         return Path(model)
+    from huggingface_hub import snapshot_download
+
+    read_config(model)  # what is no model is said
     return Path(snapshot_download(model, ignore_patterns=CARRIED))
 
 

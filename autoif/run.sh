@@ -88,8 +88,8 @@ begin() {  # one run at a time, and a log that says what ran
 
 check() {  # what is missing or out of date, before anything is spent
     local plan=$OUT/logs/plan store redo=(${REDO:+--redo-from "$REDO"}) again
-    # before the plan is written, which names it
-    [[ ${OPENAI_BASE_URL:-} != *@* ]] || fail 'OPENAI_BASE_URL has a password, which goes into $OPENAI_API_KEY'
+    # before the plan is written, which names it in full mode
+    [[ $PLAN || ${OPENAI_BASE_URL:-} != *@* ]] || fail 'OPENAI_BASE_URL has a password, which goes into $OPENAI_API_KEY'
     (
         local name
         for name in SUPERVISOR WRITER BASE QUERIES; do declare "$name=${!name:-unset}"; done  # the check says so

@@ -135,11 +135,10 @@ class Kept:
 
 def half(model: str) -> str:
     """`model`, or, for engines that would round to nearest, a bf16 copy of a float32 one."""
-    if not Path(model).is_dir():
-        read_config(model)  # what is no model is said
-    if "F32" not in {weight.get_dtype() for weight in stored(model).values()}:
+    folder = folder_of(model)
+    if "F32" not in {weight.get_dtype() for weight in stored(str(folder)).values()}:
         return model
-    return str(beside(model, "bf16", lambda copy: write_half(folder_of(model), copy)))
+    return str(beside(model, "bf16", lambda copy: write_half(folder, copy)))
 
 
 def write_half(source: Path, copy: Path) -> None:

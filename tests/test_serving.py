@@ -364,6 +364,7 @@ def test_what_a_repository_carries_for_other_programs_is_not_downloaded(tmp_path
         return base
 
     monkeypatch.setattr(models, "chat_tokenizer", lambda _: tiny_models.tokenizer("qwen2"))
+    monkeypatch.setattr(models, "read_config", lambda _: None)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     models.servable("some/model", tmp_path / "servable")
     assert {"original/*", "*.pth", "*.gguf"} <= set(ignored) and "*.bin" not in ignored

@@ -335,7 +335,7 @@ def restore_masters(engine, model: str) -> None:
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
     tensors = weights.stored(model)
-    if not tensors and torch.distributed.get_rank() == 0:
+    if not tensors and engine.bfloat16_enabled() and torch.distributed.get_rank() == 0:
         print(f"warning: {model} has no safetensors; what it has in float32 is rounded", flush=True)
     for name, parameter in engine.module.model.named_parameters():
         if name not in tensors or tensors[name].get_dtype() != "F32":
