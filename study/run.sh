@@ -3,8 +3,8 @@
 #
 #   DATA_DIR=<folder> bash study/run.sh 1 2 3    on two cores 4.2 hours, and 2.8 for each further seed
 #   STUDY=strong DATA_DIR=<folder> bash study/run.sh 1 2 3   the second study: by arithmetic 3.6 hours, and 2.6 for each
-#                          further seed. WEAK=coder-0.5b: another student; ARMS="base sft offline": only these of
-#                          study/strong/arms.sh
+#                          further seed. WEAK=coder-0.5b: another student; SPLIT=2, SPLIT=3: other families are held
+#                          out; ARMS="base sft offline": only these of study/strong/arms.sh
 #
 # DATA_DIR has the benchmarks' own files (without it the hub is asked); with LIMIT=270 only that many prompts of IFEval
 # and IFBench are asked, evenly spaced. Everything lands in out/study/seed_N (out/strong/smollm2/seed_N), and what the
@@ -65,7 +65,7 @@ self() {  # SEED
     done
 }
 strong() {  # SEED
-    local out=out/strong/${WEAK:-smollm2}/seed_$1 model folder wanted
+    local out=out/strong/${WEAK:-smollm2}${SPLIT:+/split_$SPLIT}/seed_$1 model folder wanted
     # minutes: data 1, SFT 9, offline DPO 6, an iteration of online DPO 10 (five of them), held-out constraints 2 a model
     # (eight), benchmarks 23, from the second seed on 16
     SEED=$1 bash study/strong/sft.sh "$out"
@@ -73,6 +73,7 @@ strong() {  # SEED
     for model in ${ARMS:-base sft offline online_fixed online_moving online_from_offline}; do
         wanted="perplexity greedy ifeval" folder=variants/$model/06_offline
         [ "$1" != 1 ] || wanted+=" ifbench"
+        [ -z "${SPLIT:-}" ] || wanted=  # other families are what it is for
         case $model in
         base) folder=base && [ "$1" = 1 ] || wanted= ;;  # greedily it answers the same in every seed
         sft) folder=05_sft ;;

@@ -55,6 +55,28 @@ def test_what_is_held_out_are_33_constraints_of_24_families_and_of_all_four_kind
     assert [row["kind"] for row in rows] == [data.kind(row["instruction"]) for row in rows]
 
 
+def test_three_splits_hold_out_24_families_each_and_share_none(tmp_path):
+    rows = []
+    for number in range(66):
+        row = constraint(f"i{number}", f"Use the sign {number}", "True")
+        rows.append({**row, "source": "augmented"})
+    rows.append({**ASKS, "source": "augmented"})
+    recorded = str(write(tmp_path / "03_instructions.jsonl", *rows))
+    found = []
+    for split in ("1", "2", "3"):
+        out = tmp_path / f"{split}.jsonl"
+        call(data.COMMANDS, ["heldout", recorded, "--out", str(out), "--split", split])
+        found.append([row["family"] for row in files.read(out)])
+    assert list(map(len, found)) == [1, 24, 24] and len(set(sum(found, []))) == 49
+    families = []
+    for name in ("heldout", "heldout_2", "heldout_3"):
+        rows = list(files.read(ROOT / "study" / f"{name}.jsonl"))
+        families.append({row["family"] for row in rows})
+        assert {row["split"] for row in rows} == {"heldout"}
+        assert min(Counter(row["kind"] for row in rows).values()) >= 3
+    assert list(map(len, families)) == [24, 24, 24] and len(set.union(*families)) == 72
+
+
 @pytest.mark.parametrize(
     "instruction, kind",
     [
@@ -282,6 +304,17 @@ def test_offline_and_online_have_as_many_pairs_of_each_level(tmp_path):
     assert all("out/03_instructions.jsonl" in line for line in levels)
 
 
+def test_another_split_has_its_own_folder_results_and_numbers_of_pairs():
+    command = "source study/settings.sh && echo $OUT $RESULTS $PAIRS_OF_CASES $PAIRS_OF_RESPONSES"
+    env = {**os.environ, "STUDY": "strong", "SPLIT": "2"}
+    said = subprocess.check_output(["bash", "-c", command], cwd=ROOT, env=env, text=True)
+    out, collected, *pairs = said.split()
+    assert out == "out/strong/smollm2/split_2/seed_1"
+    assert collected == "out/strong/results/smollm2/split_2"
+    # halves of them, and batches of eight, are whole
+    assert sum(map(int, pairs)) % 16 == 0 and all(int(number) % 2 == 0 for number in pairs)
+
+
 def test_the_reference_is_the_sft_model_or_each_iterations_start(tmp_path):
     lines = arms(tmp_path, "online_moving", "online_from_offline")
     trained = {}
@@ -458,6 +491,27 @@ def test_families_stand_beside_each_interval_and_gains_are_paired(tmp_path):
     assert gain == pytest.approx(apart) and low < gain < high
     text = (TINY / "table.md").read_text()
     assert f"] of {families} |" in text and "| online_fixed | 2 |" in text
+
+
+def test_over_splits_families_are_counted_together_and_seeds_are_averaged(tmp_path):
+    shutil.copytree(TINY, tmp_path / "strong")
+    shutil.copytree(TINY, tmp_path / "strong" / "split_2")
+    (tmp_path / "strong" / "split_2" / "seed_2.jsonl.gz").unlink()
+    paths = sorted((tmp_path / "strong").rglob("seed_*"))
+    models = ["base", "offline"]
+    _, found = table.by_families(paths, models, "held-out")
+    (number, *_, families), (gain, low, high, _) = found["offline"]
+    each = []
+    for folder in ("strong", "strong/split_2"):
+        of_split = sorted((tmp_path / folder).glob("seed_*"))
+        _, shown = table.by_families(of_split, models, "held-out")
+        each.append(shown["offline"])
+    assert families == 2 * each[0][0][-1]
+    assert number == pytest.approx((each[0][0][0] + each[1][0][0]) / 2)
+    assert gain == pytest.approx((each[0][1][0] + each[1][1][0]) / 2) and low < gain < high
+    text = table.write(tmp_path / "strong")
+    assert "Split 2:\n" in text and "All splits, of each the mean of its seeds" in text
+    assert f"] of {families} |" in text
 
 
 def test_how_many_seeds_a_difference_takes_is_one_line(capsys):

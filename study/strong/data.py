@@ -7,7 +7,8 @@
 
 heldout.jsonl are the constraints that the first study held out, with their functions: stages 01 to
 03 of its recordings make the file's input (`OUT=out/heldout bash run_all.sh --study --until 03`).
-Each has a `kind` there, by what it asks of the answer:
+heldout_2.jsonl and heldout_3.jsonl are 24 each, drawn, of its other 66 families: two more splits. A
+constraint has a `kind` there, by what it asks of the answer:
 
     count    a length, or how often something has to be in it: "Use a colon exactly once"
     forbid   what must not be in it: "Use no digits"
@@ -29,6 +30,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from tyro.conf import Positional
 
@@ -144,6 +146,7 @@ def related(trained: list[dict], heldout: list[dict]) -> set[str]:
 class Heldout:
     input: Positional[str]  # 03_instructions.jsonl of the first study's recordings
     out: str = HELDOUT
+    split: Literal[1, 2, 3] = 1
 
 
 @dataclass(kw_only=True)
@@ -174,12 +177,19 @@ class Take:
 
 
 def write_heldout(args: Heldout) -> None:
+    rows = verifiers.read(args.input, "heldout" if args.split == 1 else "train")
+    names = sorted({row["family"] for row in rows})
+    if args.split > 1:
+        random.Random(0).shuffle(names)
+        names = names[24 * args.split - 48 : 24 * args.split - 24]
     with files.writer(args.out) as write:
-        for row in verifiers.read(args.input, "heldout"):
-            fields = ("instruction", "family", "split", "verifiers", "cases")
-            kept = {name: row[name] for name in fields}
-            # not the id of a trained constraint of another run
-            write({"id": f"h{row['id']}", "kind": kind(row["instruction"]), **kept})
+        for row in rows:
+            if row["family"] in names:
+                row["split"] = "heldout"
+                fields = ("instruction", "family", "split", "verifiers", "cases")
+                kept = {name: row[name] for name in fields}
+                # not the id of a trained constraint of another run
+                write({"id": f"h{row['id']}", "kind": kind(row["instruction"]), **kept})
 
 
 def print_leaks(args: Leaks) -> None:

@@ -1,6 +1,8 @@
 # What `STUDY=strong bash run_all.sh --study` changes: strong to weak. Constraints, functions, answers and scores are
 # one live run's (live/settings.sh), the same in all seeds; a seed varies training, and all that the student samples.
-SEED=${SEED:-1} OUT=${OUT:-out/strong/${WEAK:-smollm2}/seed_$SEED}
+# SPLIT=2, SPLIT=3: other families are held out (study/heldout_2.jsonl), and other constraints left to be trained on
+setting=${WEAK:-smollm2}${SPLIT:+/split_$SPLIT}
+SEED=${SEED:-1} OUT=${OUT:-out/strong/$setting/seed_$SEED}
 heldout_queries=${HELDOUT_QUERIES:-study/heldout_queries.txt}
 BASE=${WEAK:-smollm2}                # the student; WEAK=coder-0.5b is the second
 source live/settings.sh
@@ -11,7 +13,7 @@ RECORDED=study/strong/completions    # asked before a server is
 PLAN="supervisor: coder-1.5b, recorded ($RECORDED)${LIVE:+ and live}; $STUDENT learns"
 ONLINE_ITERATIONS=2
 # a file a seed, and their table
-TABLE=study/strong/table.py RESULTS=${RESULTS:-out/strong/results/${WEAK:-smollm2}}
+TABLE=study/strong/table.py RESULTS=${RESULTS:-out/strong/results/$setting}
 # live/seeds.txt and 63 more, of all kinds: what is left of those beside the test set is little
 FLAGS_01+=" --seeds ${SEEDS:-study/strong/seeds.txt}"
 FLAGS_03+=" --heldout 0"  # study/heldout.jsonl is held out
@@ -24,5 +26,6 @@ FLAGS_06+=" --sft-weight 1"  # at this rate answers grew until they were cut, or
 FLAGS_06_PAIRS="--seed $SEED --pairs-per-prompt 4"  # as the released code
 # Pairs of every arm, of cases and of responses: offline there are 109 and 137. Online an iteration has a half of both,
 # and (96 + 128) x 2 epochs / 8 are 56 steps offline as online.
+[ -z "${SPLIT:-}" ] || PAIRS_OF_CASES=${PAIRS_OF_CASES:-72} PAIRS_OF_RESPONSES=${PAIRS_OF_RESPONSES:-88}
 PAIRS_OF_CASES=${PAIRS_OF_CASES:-96} PAIRS_OF_RESPONSES=${PAIRS_OF_RESPONSES:-128}
 FLAGS_07_HELDOUT="--seed $SEED --queries-per-instruction 4 --k 4 --max-tokens 96"  # other queries and draws in each seed

@@ -9,6 +9,6 @@ if [ ! -e "$out/04_sft.jsonl" ]; then
     source .venv/bin/activate
     ln -sfn "$(realpath "$out")/data/"{base,0[12]*} "$out"
     cp "$out/data/stats.json" "$out"
-    python study/strong/data.py drop "$out/data" "$out" ${DROP:-}
+    python study/strong/data.py drop "$out/data" "$out" ${SPLIT:+--heldout "study/heldout_$SPLIT.jsonl"} ${DROP:-}
 fi
 OUT=$out bash run_all.sh --study --until 05

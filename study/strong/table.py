@@ -48,6 +48,11 @@ SHOWN = ["held-out", "not on length", "on topic", "obeyed, on topic", "cut", "IF
 
 def clustered(paths: list[Path], models: list[str], column: str) -> tuple[list[str], dict]:
     """Seeds, and {model: what each family (or prompt) adds to its number, shape (S, C)}."""
+    splits = {path.parent: [] for path in paths}
+    for path in paths:
+        splits[path.parent].append(path)
+    if len(splits) > 1:
+        return over_splits(list(splits.values()), models, column)
     seeds, measured = raw.shared(paths, models, column)
     if not seeds:
         return [], {}
@@ -69,6 +74,19 @@ def clustered(paths: list[Path], models: list[str], column: str) -> tuple[list[s
             sums_CM2 = np.array([sums_of[model, seed][cluster] for cluster in clusters])
             values[model][place] = effects.of_clusters(sums_CM2) * raw.COLUMNS[column][2]
     return seeds, values
+
+
+def over_splits(splits: list[list[Path]], models: list[str], column: str) -> tuple:
+    """As clustered, over all splits' families: of each the mean of its seeds, shape (1, C)."""
+    seeds, found, values = [], [], {}
+    for paths in splits:
+        of_split, values_of_split = clustered(paths, models, column)
+        seeds += of_split
+        found.append(values_of_split)
+    for model in models:
+        if all(model in each for each in found):
+            values[model] = np.concatenate([each[model].mean(axis=0) for each in found])[None]
+    return (seeds, values) if models[0] in values else ([], {})
 
 
 def by_families(paths: list[Path], models: list[str], column: str) -> tuple[list[str], dict]:
@@ -202,6 +220,12 @@ def readers(path: Path) -> str:
     return table.markdown(["on topic by", "as the reader says", "r"], lines)
 
 
+def measured_arms(paths: list[Path]) -> dict[str, str]:
+    """Those of ARMS that all files have."""
+    measured = set.intersection(*(set(raw.parts_of(path)) for path in paths))
+    return {arm: title for arm, title in ARMS.items() if f"{arm}/heldout" in measured}
+
+
 def write(results: Path) -> str:
     """Make table.md and bars.png of the second study."""
     paths = sorted(results.glob(f"seed_*{raw.SUFFIX}"))
@@ -209,8 +233,7 @@ def write(results: Path) -> str:
         raise UserError(f"{results} has no seed_N{raw.SUFFIX}; STUDY=strong bash study/run.sh")
     seeds = ", ".join(raw.seed_of(path).removeprefix("seed_") for path in paths)
     # an arm that some seeds lack would narrow all rows to the others: it is among "other arms"
-    measured = set.intersection(*(set(raw.parts_of(path)) for path in paths))
-    arms = {arm: title for arm, title in ARMS.items() if f"{arm}/heldout" in measured}
+    arms = measured_arms(paths)
     heldout = ["held-out", "not on length", "that, alike in length", *raw.KINDS]
     topic = ["on topic", "obeyed, on topic", *raw.columns_of("topic"), "words", "cut"]
     parts = [
@@ -226,6 +249,19 @@ def write(results: Path) -> str:
     ):
         parts.append(raw.table_of(paths, columns, arms, by_families))
     parts.append(differences(paths, list(arms)[1:], [*heldout[:3], *topic]))
+    splits = defaultdict(list)
+    for path in sorted(results.glob(f"split_*/seed_*{raw.SUFFIX}")):
+        splits[path.parent.name.replace("_", " ")].append(path)
+    if splits:
+        name = "All splits, of each the mean of its seeds, with intervals by families alone"
+        splits[name] = [*paths, *itertools.chain(*splits.values())]
+    for name, of_split in splits.items():
+        everywhere = measured_arms(of_split)
+        parts += [
+            f"{name.capitalize()}:\n",
+            raw.table_of(of_split, [*heldout, *topic], everywhere, by_families),
+            differences(of_split, list(everywhere)[1:], [*heldout[:3], *topic]),
+        ]
     parts += [iterations(paths), constraints(paths[0]), agreement(paths)]
     named = dict.fromkeys(paths, arms)
     for name in ("first_run", "tried", "tuning", "tuning_online"):  # no rows above
