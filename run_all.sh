@@ -112,9 +112,7 @@ ONLINE_ITERATIONS=${ONLINE_ITERATIONS:-3} SUPERVISOR=${SUPERVISOR:-} BASE=${BASE
 RECORDED= SUPERVISED=() WRITING=() STUDENT= PLAN= MEASURED=${DATA_DIR:+ifeval} JUDGED=() CONTAMINATION=
 BENCHMARKS=(--benchmarks ifeval)
 if [ -f "$MODE/settings.sh" ]; then
-    for name in "${!FLAGS_@}"; do declare "GIVEN_$name=${!name}"; done
-    source "$MODE/settings.sh"
-    for name in "${!GIVEN_@}"; do declare "${name#GIVEN_}+= ${!name}"; done  # the environment's come last
+    settings "$MODE/settings.sh"
 else
     OUT=${OUT:-out} NLI=${NLI:-MoritzLaurer/mDeBERTa-v3-base-xnli-multilingual-nli-2mil7} WRITER=$SUPERVISOR
     [ "$UNTIL" \< 05 ] || PROCESSES=${PROCESSES:-$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')}

@@ -72,6 +72,12 @@ def heldout_prompts(constraints: list[dict], queries: list[str]) -> Iterator[dic
 
 def read_run(out: Path, limits: Limits, heldout_queries: Path) -> dict[str, list[dict]]:
     """Lists of rows by {constraints, sft, pairs, prompts, heldout}, empty where none has run."""
+    for name in ("04_responses.jsonl", "04_sft.jsonl"):
+        if lacking := shards.missing(out / name):
+            raise UserError(
+                f"{out} has no {name} of {len(lacking)} shards yet, {lacking[0]} among them; "
+                "export when all have ended"
+            )
     written, prompts, rates, pairs = out / "04_responses.jsonl", [], {}, []
     min_accuracy = folder.min_accuracy(written)
     for row in folder.rows(written, "id", "instruction_id", "prompt", "responses"):
@@ -185,19 +191,22 @@ def write(path: Path, rows: list | dict) -> None:
     """A file in the form of its suffix; without rows none, since trainers end at an empty one."""
     if not rows:
         path.unlink(missing_ok=True)  # that of an earlier export would pass for ours
-    elif path.suffix == ".parquet":
+        return
+    rows = files.encodable(rows)  # half a surrogate is none of Arrow's text
+    if path.suffix == ".json":
+        write_whole(path, json.dumps(rows, indent=1) + "\n")
+        return
+    # the columns of the first rows are taken for those of all, by pyarrow and by `datasets`
+    columns = dict.fromkeys(chain.from_iterable(rows))
+    whole = [{**dict.fromkeys(columns), **row} for row in rows]
+    if path.suffix == ".parquet":
         import pyarrow.parquet
 
         path.parent.mkdir(parents=True, exist_ok=True)
-        # pyarrow takes the columns of the first row, and leaves out what only later ones have
-        columns = dict.fromkeys(chain.from_iterable(rows))
-        whole = [{**dict.fromkeys(columns), **row} for row in rows]
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(whole), path)
-    elif path.suffix == ".json":
-        write_whole(path, json.dumps(rows, indent=1) + "\n")
     else:
         with files.writer(path) as write_row:
-            for row in rows:
+            for row in whole:
                 write_row(row)
 
 

@@ -49,13 +49,13 @@ def refuse_unwritable(path: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def whole_file(path: str | Path):
+def whole_file(path: str | Path, mode: str = "w"):
     """`with whole_file(path) as file:` the file appears, whole, when the block ends well."""
     path = target(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     refuse_unwritable(path)
     try:
-        with open(partial, "w", encoding="utf-8") as file:
+        with open(partial, mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -101,6 +101,12 @@ def dump(row: dict) -> str:
         return json.dumps(row)
 
 
+def encodable(value: Any) -> Any:
+    """A JSON value whose lone surrogates (models write them) are question marks."""
+    data = json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass")
+    return json.loads(data.decode("utf-16", "replace"))
+
+
 def mismatch(value, form) -> str | None:
     """What is wrong with a JSON value, None when it has the form.
 
@@ -125,7 +131,8 @@ def mismatch(value, form) -> str | None:
             if wrong := mismatch(value[name], inner):
                 return f"has {name!r}, which {wrong}"
         return None
-    names = {str: "a text", bool: "true or false", int: "a number", list: "a list"}
+    numbers = {int: "a number", (int, float): "a number"}
+    names = {str: "a text", bool: "true or false", list: "a list", **numbers}
     return None if isinstance(value, form) else f"must be {names[form]}"
 
 

@@ -3,6 +3,7 @@
 A part whose stage has not run is empty.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,10 +61,15 @@ def stats(out: Path) -> dict[str, dict]:
     """The numbers of each stage, of shards their sum."""
     of_shards: dict[str, dict] = {}
     for path in out.glob("*-of-*/stats.json"):
-        add(of_shards, read_json(path, {}))
+        if re.fullmatch(shards.FOLDER, path.parent.name):
+            add(of_shards, read_json(path, {}))
     found = read_json(out / "stats.json", {})
-    # of stage 03 a last run has read what all shards kept: the split is its, the losses are theirs
-    return found | {stage: found.get(stage, {}) | of_shards[stage] for stage in of_shards}
+    for stage, counts in of_shards.items():
+        # what is there whole counts, as for `shards.parts`; but of stage 03 a last run has read
+        # what all shards kept: the split is its, the losses are theirs
+        if stage not in found or stage.startswith("03"):
+            found[stage] = found.get(stage, {}) | counts
+    return found
 
 
 def made_with(out: Path) -> dict[str, str]:

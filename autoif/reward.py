@@ -221,21 +221,28 @@ os.register_at_fork(after_in_child=lambda: [verifiers._renew() for verifiers in 
 _checking = threading.Lock()  # these checkers draw from the global random generator
 
 
-def check(row: dict, text: str) -> Score:
-    """A text's Score by the checkers that a row of IFEval or IFBench names (strict)."""
+def as_item(row: dict) -> tuple[dict, dict[str, type]]:
+    """A row of IFEval or IFBench as an item, and the checkers; UserError names an unknown one."""
     from autoif.evaluation.benchmarks import ifbench, ifeval
 
+    [item] = ifeval.items([row])
+    registry = ifeval.checkers(*ifeval.PACKAGES)
+    if not registry.keys() >= set(item["instruction_ids"]):
+        registry = {**registry, **ifeval.checkers(*ifbench.PACKAGES)}
+    for name in item["instruction_ids"]:
+        if name not in registry:
+            raise UserError(
+                f"no checker {name!r} in lm-eval or if-verifiable; leave the row {item['id']} out"
+            )
+    return item, registry
+
+
+def check(row: dict, text: str) -> Score:
+    """A text's Score by the checkers that a row of IFEval or IFBench names (strict)."""
+    from autoif.evaluation.benchmarks import ifeval
+
     with _checking:
-        registry = ifeval.checkers(*ifeval.PACKAGES)
-        if row["instruction_id_list"][0] not in registry:
-            registry = ifeval.checkers(*ifbench.PACKAGES)
-        [item] = ifeval.items([row])
-        for unknown in item["instruction_ids"]:
-            if unknown not in registry:
-                raise UserError(
-                    f"no checker {unknown!r} in lm-eval or if-verifiable; "
-                    f"leave the row {item['id']} out"
-                )
+        item, registry = as_item(row)
         try:
             strict, _ = ifeval.check(item, text, registry)
         except LookupError as error:

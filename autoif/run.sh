@@ -18,6 +18,19 @@ on_every_node() {  # COMMAND...: run it here, and say what to run on the others
     "$@"
 }
 stage() { STAGE=$1 && [ ! "$1" \> "$UNTIL" ]; }  # NN: what follows is its; fails where it is not wanted
+settings() {  # FILE: source it; FLAGS_* of the environment come after its own
+    local name
+    for name in "${!FLAGS_@}"; do declare -g "GIVEN_$name=${!name}"; done
+    source "$1"
+    for name in "${!GIVEN_@}"; do declare -g "${name#GIVEN_}+= ${!name}"; done
+}
+replay() {  # FROM TO: stored completions are asked before a server is; those that are there stay
+    local file
+    for file in "$1"/*.jsonl; do
+        file=${file##*/}
+        [ -e "$2/$file" ] || { cp "$1/$file" "$2/.$file" && mv "$2/.$file" "$2/$file"; }
+    done
+}
 held_out() {  # whether constraints and queries are: not with --heldout 0 or --heldout-queries 0
     grep -qs '"split": "heldout"' "$OUT/03_instructions.jsonl" || return
     [ "$HELDOUT_QUERIES" != "$OUT/04_queries.jsonl" ] || grep -qs '"split": "heldout"' "$HELDOUT_QUERIES"
@@ -28,7 +41,9 @@ arguments() {  # ARGUMENT...: sets MODE, UNTIL, REDO
     MODE=full UNTIL=07 REDO=
     while [ $# -gt 0 ]; do
         case $1 in
-        --demo | --live | --study | --check | --env) MODE=${1#--} ;;
+        --demo | --live | --study | --check | --env)
+            [ "$MODE" = full ] || fail "--$MODE and $1: give one of them"
+            MODE=${1#--} ;;
         --until=* | --redo-from=*) set -- - "${1%%=*}" "${1#*=}" "${@:2}" ;;
         --until | --redo-from)
             [[ ${2:-} =~ ^0[1-7]$ ]] || fail "$1 '${2:-}': name a stage, 01 to 07"
@@ -98,10 +113,16 @@ check() {  # what is missing or out of date, before anything is spent
         STAGE=SERVING make "" python -m autoif.serving.__main__ ${FLAGS_SERVING:-} MODEL -- COMMAND
         pipeline
     ) >"$plan"
-    [ -z "$STUDENT" ] || make "$BASE" python -m autoif.serving.convert "$STUDENT" "$BASE"
+    if [ "$STUDENT" ]; then
+        local learns=$OUT/logs/student
+        [ ! -e "$BASE" ] || [ "$(cat "$learns" 2>/dev/null || echo "$STUDENT")" = "$STUDENT" ] ||
+            fail "$BASE is $(cat "$learns"), not $STUDENT; give another OUT"
+        echo "$STUDENT" >"$learns"
+        make "$BASE" python -m autoif.serving.convert "$STUDENT" "$BASE"
+    fi
     if [ "$PLAN" ]; then
         echo "$PLAN"
-        [ -z "$RECORDED" ] || cp --no-clobber "$RECORDED"/*.jsonl "$OUT/completions"  # asked before a server is
+        [ -z "$RECORDED" ] || replay "$RECORDED" "$OUT/completions"
     else
         python -m autoif.serving.preflight --supervisor "$SUPERVISOR" --judge "${JUDGE:-$SUPERVISOR}" --base "$BASE" \
             --queries "$QUERIES" --nli "$NLI" --data-dir "${DATA_DIR:-}" --out "$OUT" --until "$UNTIL" \
@@ -135,6 +156,6 @@ finish() {  # table, differences, page
     if [ "$("${copies[@]}")" ]; then
         bytes=$("${copies[@]}" -print0 | du -ch --files0-from=- | tail -1 | cut -f1)
         echo "the models' copies for the servers ($bytes) are made again when needed; to delete them:" \
-            "find $OUT '(' -name '.*.gguf' -o -name '.*.bf16' ')' -prune -exec rm -r {} +"
+            "find $(printf %q "$OUT") '(' -name '.*.gguf' -o -name '.*.bf16' ')' -prune -exec rm -r {} +"
     fi
 }

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import platform
+import re
 import shlex
 import subprocess
 import time
@@ -95,9 +96,12 @@ def identity(value: object) -> str | None:
 
 
 def flags_of(args: Any) -> dict:
-    """The values of all flags, as JSON holds them: tuples are lists, paths are texts."""
+    """The values of all flags, as JSON holds them: tuples are lists, paths are texts.
+
+    Of an address without its user and password, which a run from the store alone never refuses.
+    """
     flags = {name: value for name, value in vars(args).items() if not callable(value)}
-    return json.loads(json.dumps(flags, default=str))
+    return json.loads(re.sub(r"(https?://)[^/@\s\"]*@", r"\1", json.dumps(flags, default=str)))
 
 
 def listed(value: object) -> list:

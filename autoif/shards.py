@@ -64,9 +64,18 @@ def run_of(path: str | Path) -> str:
     return re.sub(rf"(^|/){FOLDER}/", r"\1", str(path))
 
 
+def missing(path: Path) -> list[str]:
+    """The folders of shards that have not written their part of a file; [] where it is whole."""
+    written = {part.parent.name for part in parts(path) if part != path}
+    counts = {int(name.split("-")[-1]) for name in written}
+    wanted = {f"{number}-of-{count}" for count in counts for number in range(count)}
+    return sorted(wanted - written, key=lambda name: int(name.split("-")[0]))
+
+
 def parts(path: Path) -> list[Path]:
     """The file, or those of its shards where there is none, in their order."""
     if path.is_file():
         return [path]
     found = path.parent.glob(f"*-of-*/{path.name}")
+    found = [part for part in found if re.fullmatch(FOLDER, part.parent.name)]
     return sorted(found, key=lambda part: int(part.parent.name.split("-")[0]))

@@ -37,6 +37,10 @@ class Flags:
     samples: Count = 4  # answers to a held-out prompt
     seed: int = 0  # of the sampling and of the trainer
 
+    def __post_init__(self):
+        if self.group < 2 or self.batch % self.group:
+            raise UserError("--group must be 2 or more, and --batch a multiple of it")
+
 
 def sampled(model, tokenizer, rows: list[dict], samples: int, args) -> list[tuple[dict, str]]:
     """(row, answer) for `samples` answers to each row, sampled as the trainer samples."""

@@ -14,8 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout, uninstalled
 from autoif import files, llm  # noqa: E402
+from autoif.evaluation.benchmarks import ifeval  # noqa: E402
 from autoif.flags import Count, In, NonNegative, cli  # noqa: E402
-from autoif.reward import Verifiers  # noqa: E402
+from autoif.reward import Verifiers, as_item  # noqa: E402
 from autoif.stage import in_order  # noqa: E402
 
 
@@ -30,7 +31,7 @@ class Flags(llm.Flags):
 
 async def answered(row: dict, client: llm.Client, verifiers: Verifiers, k: int) -> dict:
     """The row of 04_responses.jsonl: every sample with the checkers' verdict."""
-    identity, responses = str(row["key"]), []
+    identity, responses = str(row.get("id", row["key"])), []
     samples = await client.ask(row["prompt"], k=k)
     texts = [sample["text"] for sample in samples]
     scores = await verifiers.score_async([identity] * len(samples), texts)
@@ -50,10 +51,12 @@ async def answered(row: dict, client: llm.Client, verifiers: Verifiers, k: int) 
 
 
 def kept(row: dict) -> list[dict]:
-    """The SFT rows of a prompt: whole answers that pass."""
-    rows = []
+    """The SFT rows of a prompt: whole answers that pass, each text once."""
+    rows, texts = [], set()
     for number, response in enumerate(row["responses"]):
-        if response["accuracy"] == 1 and response["finish_reason"] != "length":
+        whole = response["accuracy"] == 1 and response["finish_reason"] != "length"
+        if whole and response["text"].strip() not in texts:
+            texts.add(response["text"].strip())
             messages = [
                 {"role": "user", "content": row["prompt"]},
                 {"role": "assistant", "content": response["text"]},
@@ -65,6 +68,9 @@ def kept(row: dict) -> list[dict]:
 
 async def main(args: Flags) -> None:
     rows = list(files.read(args.input, ["key", "prompt", "instruction_id_list", "kwargs"]))
+    for row in rows:  # before an answer is paid for
+        item, registry = as_item(row)
+        ifeval.checkable([item], registry, args.input)
     verifiers = Verifiers.load(args.input)
     answers, passed, prompts = 0, 0, 0
 

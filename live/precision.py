@@ -18,7 +18,6 @@ back-translation of one of its functions (by `03_backtranslate.py --max-function
 
 import dataclasses
 import importlib
-import json
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -63,7 +62,10 @@ def passed_by(args: Flags) -> dict[str, list[int]]:
 async def functions(args: Flags) -> None:
     """Write every constraint with every function that compiles; the store has what was answered."""
     stage, out = importlib.import_module("02_verifiers"), Path(args.out)
-    said = json.loads(settings_path(out / "02_verifiers.jsonl").read_text())["flags"]
+    recorded = files.read_json(settings_path(out / "02_verifiers.jsonl"))
+    if not recorded:
+        raise files.UserError(f"{out} has no run of stage 02; bash run_all.sh --live makes one")
+    said = recorded["flags"]
     names = {field.name for field in dataclasses.fields(stage.Flags)}
     said = {name: value for name, value in said.items() if name in names}
     # without a server: the store has what was answered
@@ -93,7 +95,12 @@ def points(args: Flags, at_least: int, of: str, vote: bool) -> list[tuple]:
     made = []
     for row in files.read(out / "precision" / "04_responses.jsonl"):
         for response in row["responses"]:
-            obeys = labels[row["instruction"], response["text"]]
+            obeys = labels.get((row["instruction"], response["text"]))
+            if obeys is None:
+                raise files.UserError(
+                    f"{args.labels} has no label of {response['text']!r}, an answer to "
+                    f"{row['instruction']!r}; let readers label all answers, and add theirs"
+                )
             chosen = zip(response["verdicts"], judges[row["instruction_id"]])
             passes = [verdict == "pass" for verdict, passed in chosen if passed >= at_least]
             if vote and passes:

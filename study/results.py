@@ -145,8 +145,8 @@ def parts_of(path: Path) -> dict[str, list]:
 def write_parts(path: Path, parts: dict[str, list]) -> None:
     """Write a results file; no time in its header: the same results are the same bytes."""
     lines = [files.dump({"part": name, "rows": parts[name]}) + "\n" for name in sorted(parts)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress("".join(lines).encode(), mtime=0))
+    with files.whole_file(path, "wb") as file:
+        file.write(gzip.compress("".join(lines).encode(), mtime=0))
     parts_of.cache_clear()
     points_of.cache_clear()
 
@@ -227,7 +227,8 @@ def answers_of(path: Path, model: str, benchmark: str) -> list[dict]:
     """The points of each answer of a seed's model, {metric: points}; [] where not measured."""
     part = f"{model}_greedy/heldout" if benchmark == "greedy" else f"{model}/{benchmark}"
     # greedily the base model answers the same whatever the seed: it is measured in the first
-    if model == "base" and benchmark != "heldout" and path.name.startswith("seed_"):
+    sampled = benchmark in ("heldout", "topic")
+    if model == "base" and not sampled and path.name.startswith("seed_"):
         path = path.with_name(f"seed_1{SUFFIX}")
     return [row["points"] for row in parts_of(path).get(part, [])]
 
@@ -501,13 +502,15 @@ def compare(results: Path, models: list[str], seeds: list[str]) -> str:
 
 
 def write(results: Path) -> str:
-    """Make table.md and bars.png of all results."""
+    """Make table.md and bars.png of all results; of tries alone (study/tune.sh) their table."""
     paths = sorted(results.glob(f"seed_*{SUFFIX}"))
-    if not paths:
-        raise UserError(f"{results} has no seed_N{SUFFIX}; run study/run.sh first")
     first, no_score, float32, tuned = (
         results / f"{name}{SUFFIX}" for name in ("first_run", "no_score", "float32", "tuning")
     )
+    if not paths and not parts_of(tuned):
+        raise UserError(f"{results} has no seed_N{SUFFIX}; run study/run.sh first")
+    if not paths:  # study/tune.sh alone
+        return variants_of(tuned, columns_of("heldout"))
     seeds = ", ".join(seed_of(path).removeprefix("seed_") for path in paths)
     parts = [f"Shares in per cent with 95 % intervals over seeds and items; seeds: {seeds}.\n"]
     heldout = columns_of("heldout")

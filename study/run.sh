@@ -13,7 +13,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash run_all.sh --env
-source .venv/bin/activate
+source "${VENV:-.venv}/bin/activate"
 export STUDY=${STUDY:-self}
 settings=$(source study/settings.sh && echo "$TABLE $RESULTS")  # by itself: that it fails ends the run
 read -r TABLE RESULTS <<< "$settings"

@@ -11,7 +11,6 @@ WRITER=$BASE WRITING=(served "$BASE")  # the model answers itself: self-alignmen
 PLAN="supervisor: recorded completions ($RECORDED)"
 NLI=llm                              # no hub: mDeBERTa cannot be had
 QUERIES=study/queries.txt HELDOUT_QUERIES=${HELDOUT_QUERIES:-study/heldout_queries.txt}
-# MORE_TRAIN: flags of all trainings
 PROCESSES=1 ONLINE_ITERATIONS=2 ONLINE_FROM=$OUT/05_sft  # from SFT on, as in the paper's tables
 export HF_HUB_OFFLINE=1 DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES=  # on the CPU, where there is a GPU too
 FLAGS_SERVING="--slots 64 --context 512"   # short answers: more at a time
@@ -24,9 +23,9 @@ FLAGS_03="--heldout 0.25 --seed 35"
 # 3 queries, not 16, for time; a model of 135M is no judge
 FLAGS_04="--seed $SEED --queries-per-instruction 3 --max-tokens 96 --heldout-queries 0 --score topic --bare-prompt"
 # fp32: a CPU without bf16 products of its own computes them at half the speed, and the loss sees all that is learned
-FLAGS_05="--seed $SEED --precision fp32 --batch 8 --lr 2e-5 --epochs 1 --warmup-steps 10 --max-length 512 --micro-tokens 1024 ${MORE_TRAIN:-}"  # 300 rows
+FLAGS_05="--seed $SEED --precision fp32 --batch 8 --lr 2e-5 --epochs 1 --warmup-steps 10 --max-length 512 --micro-tokens 1024"  # 300 rows
 # at 1e-5 the loss falls to 0.68 only (tried.jsonl.gz of study/results), at 1e-4 answers do not end (tuning.jsonl.gz)
-FLAGS_06="--seed $SEED --precision fp32 --batch 8 --lr 5e-5 --beta 0.1 --epochs 1 --max-length 512 --micro-tokens 1024 ${MORE_TRAIN:-}"
+FLAGS_06="--seed $SEED --precision fp32 --batch 8 --lr 5e-5 --beta 0.1 --epochs 1 --max-length 512 --micro-tokens 1024"
 FLAGS_06_PAIRS="--seed $SEED --pairs-per-prompt 2"  # sampling costs more than training
 FLAGS_04_ONLINE="--max-tokens 96 --k 8 --score topic"
 FLAGS_07_HELDOUT="--queries-per-instruction 4 --k 4 --max-tokens 96"

@@ -7,9 +7,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash run_all.sh --env
-source .venv/bin/activate
+source "${VENV:-.venv}/bin/activate"
 if [ "${STUDY:-self}" = strong ]; then
-    export MAIN=out/strong/tuning SEED=1 HELDOUT_QUERIES=study/queries.txt DROP=--tuning
+    export MAIN=out/strong/${WEAK:-smollm2}/tuning SEED=1 HELDOUT_QUERIES=study/queries.txt DROP=--tuning
     export PAIRS_OF_CASES=80 PAIRS_OF_RESPONSES=112  # of 85 and 115 that are left
     bash study/strong/sft.sh "$MAIN"
     exec bash study/variants.sh base sft ${@:-offline_lr_1e-5 offline offline_lr_2e-5}

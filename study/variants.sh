@@ -17,10 +17,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash run_all.sh --env
-source .venv/bin/activate
+source "${VENV:-.venv}/bin/activate"
+source autoif/run.sh  # settings, replay
 export SEED=${SEED:-1} STUDY=${STUDY:-self}
 OUT=${MAIN:-}
-source study/settings.sh
+settings study/settings.sh
 MAIN=$OUT HERE=$OUT/variants
 [ -d "$MAIN/05_sft" ] || { echo "variants.sh: error: no $MAIN/05_sft; run study/run.sh $SEED" >&2; exit 2; }
 
@@ -41,9 +42,10 @@ sft() {
     local make=(bash run_all.sh --study --until 05)
     [ "$STUDY" = self ] || data=$out/data more= whole=$MAIN/data make=(bash study/strong/sft.sh "$out")
     mkdir -p "$data/completions"
-    [ -e "$data/base" ] || cp -r "$MAIN/base" "$data/base"
-    cp -n "$whole/completions/"0[1-4]*.jsonl "$data/completions/" || true
-    OUT=$out FLAGS_02=$2 FLAGS_03="$3 $more" FLAGS_04=$4 "${make[@]}"
+    ln -sfn "$(realpath "$MAIN/base")" "$data/base"
+    replay "$whole/completions" "$data/completions"
+    OUT=$out FLAGS_02="${GIVEN_FLAGS_02:-} $2" FLAGS_03="${GIVEN_FLAGS_03:-} $3 $more" FLAGS_04="${GIVEN_FLAGS_04:-} $4" \
+        "${make[@]}"
     evaluate "$1" "$out/05_sft"
 }
 
@@ -73,7 +75,7 @@ online() {
         [ ! -e "$MAIN/$file" ] || ln -sfn "$PWD/$MAIN/$file" "$out/$file"
     done
     rm -f "$out/06_pairs.settings.json"  # the offline pairs stay the main run's, though their flags are others here
-    OUT=$out FLAGS_06_PAIRS=$2 bash run_all.sh --study --until 06
+    OUT=$out FLAGS_06_PAIRS="${GIVEN_FLAGS_06_PAIRS:-} $2" bash run_all.sh --study --until 06
     evaluate "$1" "$out/online_$ONLINE_ITERATIONS/06_dpo"
 }
 

@@ -221,6 +221,10 @@ def test_values_out_of_range_end_the_parser_of_pairs(flag, value):
         ({"responses": "text"}, "in0.jsonl:1"),
         ({"prompt": ["x"]}, "in0.jsonl:1 has 'prompt', which must be a text"),
         ({"id": 7}, "in0.jsonl:1: 'id' must be a text, but is 7"),
+        (
+            {"responses": [{"text": "a", "verdicts": [], "accuracy": None}]},
+            "in0.jsonl:1 has 'accuracy', which must be a number",
+        ),
     ],
 )
 def test_a_row_of_the_wrong_form_is_named(tmp_path, change, words):

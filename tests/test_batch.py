@@ -112,7 +112,8 @@ def test_what_failed_in_a_batch_is_asked_again(stage, tmp_path, capsys):
     results(requests, done, without=2)
     with pytest.raises(UserError, match="^1 requests are in "):
         stage("batch", "--batch-in", done, "--batch-out", requests, "--no-score")
-    assert "results.jsonl: 1 requests failed in the batch" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "results.jsonl: 1 requests failed in the batch; the first with: " in said
     assert results(requests, done) == 1
     rows = stage("batch", "--batch-in", done, "--no-score").splitlines()
     assert [len(json.loads(row)["responses"]) for row in rows] == [4] * 6

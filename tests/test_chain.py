@@ -41,10 +41,12 @@ def changes(earlier: dict, args, **inputs: str) -> list[str]:
 def test_how_an_output_was_made_stands_beside_it(tmp_path):
     (tmp_path / "in.jsonl").write_text("{}\n")
     source = str(tmp_path / "in.jsonl")
-    args = types.SimpleNamespace(k=8, model="m", input=source, command=print)
+    url = "https://me:my-secret@host:80/v1"
+    args = types.SimpleNamespace(k=8, model="m", input=source, command=print, base_url=url)
     settings.write_settings(args, tmp_path / "02.jsonl")
     made = json.loads((tmp_path / "02.settings.json").read_text())
-    assert made["flags"] == {"k": 8, "model": "m", "input": source}
+    shown = "https://host:80/v1"  # nobody's password
+    assert made["flags"] == {"k": 8, "model": "m", "input": source, "base_url": shown}
     assert made["versions"]["python"] and made["date"]
     assert made["inputs"] == {source: hashlib.sha256(b"{}\n").hexdigest()}
     args = Flags(input=[source])

@@ -332,26 +332,34 @@ def test_sample_and_filter_keeps_what_the_checkers_pass(tmp_path):
     from fake_server import FakeServer
 
     row = {
+        "id": "a row",
         "key": 3,
         "prompt": "Say something calm.",
         "instruction_id_list": ["punctuation:no_comma"],
         "kwargs": [{}],
     }
-    file = tiny_models.write(tmp_path / "prompts.jsonl", [row])
-    texts = ["A calm sea", "Calm, very calm"]
-    with FakeServer(lambda messages, request: texts[: request.get("n", 1)]) as server:
-        done = subprocess.run(
-            [sys.executable, str(EXAMPLES / "sample_and_filter.py"), "--in", file, "--k", "2"]
-            + ["--model", "big", "--base-url", server.url, "--out", str(tmp_path / "sft.jsonl")],
+    texts = ["A calm sea", "Calm, very calm", "A calm sea "]
+
+    def sampled(row, url):
+        file = tiny_models.write(tmp_path / "prompts.jsonl", [row])
+        return subprocess.run(
+            [sys.executable, str(EXAMPLES / "sample_and_filter.py"), "--in", file, "--k", "3"]
+            + ["--model", "big", "--base-url", url, "--out", str(tmp_path / "sft.jsonl")],
             capture_output=True,
             text=True,
         )
+
+    with FakeServer(lambda messages, request: texts[: request.get("n", 1)]) as server:
+        refused = sampled({**row, "kwargs": [{"sentences": 2}]}, server.url)
+        assert refused.returncode == 2 and "does not take {'sentences': 2}" in refused.stderr
+        assert not server.requests
+        done = sampled(row, server.url)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.splitlines()[-1] == "kept 1 of 2 answers, to 1 of 1 prompts"
+    assert done.stdout.splitlines()[-1] == "kept 1 of 3 answers, to 1 of 1 prompts"
     [kept] = map(json.loads, open(tmp_path / "sft.jsonl"))
-    assert kept["id"] == "3.0" and kept["messages"][1]["content"] == "A calm sea"
+    assert kept["id"] == "a row.0" and kept["messages"][1]["content"] == "A calm sea"
     [whole] = map(json.loads, open(tmp_path / "sft.responses.jsonl"))
-    assert [each["verdicts"] for each in whole["responses"]] == [["pass"], ["fail"]]
+    assert [each["verdicts"] for each in whole["responses"]] == [["pass"], ["fail"], ["pass"]]
 
 
 def test_own_verifiers_go_through_stage_04_and_pairs(tmp_path):
@@ -400,6 +408,9 @@ def test_grpo_trains_and_measures_held_out_constraints_before_and_after(tmp_path
         capture_output=True,
         text=True,
     )
+    wrong = [*done.args, "--group", "3"]
+    refused = subprocess.run(wrong, capture_output=True, text=True)
+    assert refused.returncode == 2 and "--batch a multiple of it" in refused.stderr
     assert done.returncode == 0, done.stderr[-3000:]
     assert re.match(r"held out: [\d.]+ \[.*\] -> [\d.]+ \[", done.stdout.splitlines()[-1])
     assert len(tiny_models.metrics(out)) == 3

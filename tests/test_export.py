@@ -222,13 +222,32 @@ def test_held_out_queries_may_be_in_a_file_of_their_own(whole_run, tmp_path):
 
 def test_the_held_out_queries_of_a_run_in_shards_are_those_of_any_shard(whole_run, tmp_path):
     shutil.copy(whole_run / "03_instructions.jsonl", tmp_path)
-    for shard in ("1-of-2", "2-of-2"):
+    for shard in ("0-of-2", "1-of-2"):
         kept = {"query": "Which animal gives us wool?", "langdetect": "en", "split": "heldout"}
         (tmp_path / shard).mkdir()
         (tmp_path / shard / "04_queries.jsonl").write_text(json.dumps(kept) + "\n")
     call(export.main, [str(tmp_path), str(tmp_path / "trl"), "--to", "trl"])
     found = rows(tmp_path / "trl", "grpo_heldout.jsonl")
     assert found and all("wool" in row["prompt"][0]["content"] for row in found)
+
+
+def test_a_run_that_lacks_a_shard_is_not_exported(whole_run, tmp_path):
+    shutil.copy(whole_run / "03_instructions.jsonl", tmp_path)
+    (tmp_path / "1-of-3").mkdir()
+    shutil.copy(whole_run / "04_responses.jsonl", tmp_path / "1-of-3")
+    with pytest.raises(UserError, match="no 04_responses.jsonl of 2 shards yet, 0-of-3 among them"):
+        call(export.main, [str(tmp_path), str(tmp_path / "trl"), "--to", "trl"])
+    assert not (tmp_path / "trl").exists()
+
+
+def test_a_column_of_later_rows_is_one_of_all_and_half_a_surrogate_is_written(tmp_path):
+    rows = [{"text": "whole"}, {"text": "half \ud83d", "truncated": ["rejected"]}]
+    for name in ("rows.jsonl", "rows.parquet"):
+        export.write(tmp_path / name, rows)
+    assert loaded(tmp_path, "rows.jsonl").column_names == ["text", "truncated"]
+    assert [row["truncated"] for row in files.read(tmp_path / "rows.jsonl")] == [None, ["rejected"]]
+    for name in ("rows.jsonl", "rows.parquet"):
+        assert loaded(tmp_path, name)[1]["text"].startswith("half ")
 
 
 def test_a_run_without_pairs_is_exported_without_them(whole_run, tmp_path):

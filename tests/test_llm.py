@@ -226,6 +226,22 @@ def test_samples_that_a_server_leaves_out_are_asked_for_again(path):
         assert asked == [(0, 5), (2, 3), (4, 1)]
 
 
+def test_samples_that_a_stored_one_parts_are_not_its_neighbours(path):
+    """A server counts the seeds of a request up: the third of [1, 3, 4] would be the second's."""
+
+    def some_empty(messages, request):
+        seeds = range(request["seed"], request["seed"] + request.get("n", 1))
+        return ["" if first and seed in (1, 3, 4) else f"sample {seed}" for seed in seeds]
+
+    with FakeServer(some_empty) as server:
+        first = True
+        ask(server, path, "a", k=6)
+        first = False
+        assert texts(ask(server, path, "a", k=6)) == [[f"sample {i}" for i in range(6)]]
+        asked = [(request["seed"], request.get("n", 1)) for request in server.requests]
+    assert asked[0] == (0, 6) and sorted(asked[1:]) == [(1, 1), (3, 2)]
+
+
 def test_a_message_in_parts_is_its_text_parts(path):
     parts = [
         {"type": "thinking", "thinking": []},

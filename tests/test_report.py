@@ -366,6 +366,17 @@ def test_a_partial_run_gives_a_page_of_what_is_there(whole_run, tmp_path):
     assert not data(html)["prompts"] and len(data(html)["constraints"]) > 49
 
 
+def test_functions_of_ones_own_need_no_cases(tmp_path):
+    row = {"id": "i1", "instruction": "Be brief", "split": "train"}
+    code = "def evaluate(response):\n    return len(response) < 9"
+    files_of = tiny_models.write(
+        tmp_path / "03_instructions.jsonl", [{**row, "verifiers": [{"code": code}]}]
+    )
+    call(main, [str(tmp_path)])
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert files_of and len(data(html)["constraints"]) == 1
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no row of a run"):
         call(main, [str(tmp_path)])
@@ -474,6 +485,12 @@ def test_show_prints_rows_with_the_outcome_that_stage_04_noted(whole_run, tmp_pa
     for row in files.read(out / "04_responses.dropped.jsonl"):
         assert f"  [{row['reason']}] accuracy {row['accuracy']:g}, score {row['score']}: " in shown
     assert "not accounted for" not in shown and not (out / "report.html").exists()
+
+
+@pytest.mark.parametrize("flags", [["--only", "now passes"], ["--show", "1", "--models", "1"]])
+def test_flags_that_do_not_go_together_are_refused(whole_run, flags):
+    with pytest.raises(UserError, match="--only is of --models"):
+        call(main, [str(whole_run), *flags])
 
 
 def test_show_without_responses_names_the_stage_that_makes_them(tmp_path):

@@ -307,6 +307,15 @@ def test_checkers_leave_the_callers_random_numbers_alone(tmp_path):
     assert random.random() == wanted
 
 
+def test_a_row_may_name_checkers_of_both_benchmarks(tmp_path):
+    row = {**IFEVAL, "instruction_id_list": ["punctuation:no_comma", "words:start_verb"]}
+    loaded = Verifiers.load(
+        tiny_models.write(tmp_path / "rows.jsonl", [{**row, "kwargs": [{}] * 2}])
+    )
+    [score] = loaded.score(["7"], ["Go, now"])
+    assert score.pass_share in (0.0, 0.5, None)  # None: NLTK's data are not there
+
+
 def test_an_unknown_checker_is_named(tmp_path):
     row = {**IFEVAL, "instruction_id_list": ["no:such", "nor:this"]}
     loaded = Verifiers.load(tiny_models.write(tmp_path / "rows.jsonl", [row]))

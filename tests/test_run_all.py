@@ -402,11 +402,31 @@ def test_flags_from_the_environment_reach_the_modes_that_set_their_own(tmp_path,
     assert "--cpu-seconds" in refused.stderr and "never" in refused.stderr
 
 
+def test_what_another_student_has_made_is_no_base_of_this_run(tmp_path):
+    (tmp_path / "run" / "base").mkdir(parents=True)
+    (tmp_path / "run" / "logs").mkdir()
+    (tmp_path / "run" / "logs" / "student").write_text("smollm2\n")
+    refused = run_all(tmp_path, "--demo", BASE="coder-0.5b")
+    assert refused.returncode == 2
+    assert "base is smollm2, not coder-0.5b; give another OUT" in refused.stderr
+    assert (tmp_path / "run" / "logs" / "student").read_text() == "smollm2\n"
+
+
+def test_stored_completions_are_taken_over_whole_and_those_that_are_there_stay(tmp_path):
+    for name in ("recorded/01.jsonl", "recorded/02.jsonl", "own/02.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    script = 'source autoif/run.sh; for time in 1 2; do replay "$1/recorded" "$1/own"; done'
+    subprocess.run(["bash", "-ec", script, "bash", tmp_path], cwd=ROOT, check=True)
+    own = {path.name: path.read_text() for path in (tmp_path / "own").iterdir()}
+    assert own == {"01.jsonl": "recorded/01.jsonl", "02.jsonl": "own/02.jsonl"}
+
+
 def test_help_answers_at_once_and_a_typo_ends_with_exit_code_2(tmp_path):
     settings = {"VENV": str(tmp_path / "none")}
     shown = run_all(tmp_path, "--help", **settings)
     assert shown.returncode == 0 and "--until 04" in shown.stdout and "VENV=" in shown.stdout
-    for wrong in (["--dmeo"], ["--until", "8"], ["--until"]):
+    for wrong in (["--dmeo"], ["--until", "8"], ["--until"], ["--check", "--demo"]):
         refused = run_all(tmp_path, *wrong, **settings)
         assert refused.returncode == 2 and "error" in refused.stderr
     assert not (tmp_path / "none").exists()
@@ -427,6 +447,7 @@ def test_only_what_holds_out_constraints_and_queries_measures_them(
 
 
 def test_the_servers_copies_of_models_are_named_with_the_command_that_deletes_them(tmp_path):
+    tmp_path = tmp_path / "a run"
     for name in ("report.html", ".05_sft.0123.q8_0.gguf", "online_1/.06_dpo.4567.bf16/weights"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")

@@ -122,6 +122,13 @@ def test_the_numbers_of_shards_add_up_to_those_of_one_run(runs):
             assert added[stage][name] == numbers[name], (stage, name)
 
 
+def test_what_is_there_whole_counts_and_not_a_trial_in_shards_beside_it(runs, tmp_path):
+    for name, kept in (("0-of-4", 1), ("best-of-8", 2), (".", 3)):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "stats.json").write_text(json.dumps({"04_responses": {"kept": kept}}))
+    assert folder.stats(tmp_path) == {"04_responses": {"kept": 3}}
+
+
 def test_what_shards_wrote_is_read_as_one_file(runs):
     counts = Counter(row["id"] for row in folder.rows(runs[3] / "04_responses.jsonl"))
     wanted = [row["id"] for row in files.read(runs[0] / "04_responses.jsonl")]

@@ -183,6 +183,9 @@ def test_tuning_holds_out_whole_families_of_the_training_side(tmp_path):
 def test_a_folder_without_seeds_is_named(tmp_path):
     with pytest.raises(UserError, match="no seed_N.jsonl.gz"):
         results.write(tmp_path)
+    results.parts_of.cache_clear()
+    shutil.copy(STUDY / "results" / "tuning.jsonl.gz", tmp_path)  # study/tune.sh alone
+    assert "| same |" in results.write(tmp_path)
 
 
 def test_the_table_is_what_the_committed_results_make(tmp_path):

@@ -260,7 +260,8 @@ def test_of_alike_pairs_chosen_sides_are_as_long_as_rejected_ones_and_brevity_is
 STUBS = """
 set -euo pipefail
 export STUDY=strong SEED=3 OUT="$1"
-source study/settings.sh
+source autoif/run.sh
+settings study/settings.sh
 MAIN=$OUT HERE=$OUT/variants
 python() { echo python "$@"; }
 train() { echo train "$@"; }
@@ -276,7 +277,7 @@ def arms(tmp_path, *names: str) -> list[str]:
     """The commands of arms, none of which is run."""
     command = ["bash", "-c", STUBS, "arms", "out", *names]
     env = {**os.environ, "PWD": str(tmp_path)}
-    for name in ("study", "live"):
+    for name in ("study", "live", "autoif"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "out").mkdir(exist_ok=True)
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
@@ -359,6 +360,13 @@ def test_a_setting_goes_with_every_training_of_an_online_arm_and_its_first_itera
         wanted, other = ("lr", "beta") if "lr_2e-5" in out else ("beta", "lr")
         assert value(line, f"--{wanted}") == out.split(f"_{wanted}_")[1].split("/")[0]
         assert value(line, f"--{other}") in ("0.3", "5e-5")
+
+
+def test_flags_of_the_environment_come_last_in_every_arm(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLAGS_06", "--lr 1e-6")
+    lines = arms(tmp_path, "offline", "online_fixed")
+    trained = [line for line in lines if line.startswith("train 06_dpo.py")]
+    assert len(trained) == 3 and {value(line, "--lr") for line in trained} == {"1e-6"}
 
 
 def test_arms_of_other_pairs_begin_with_the_responses_that_are_there(tmp_path):
@@ -477,6 +485,8 @@ def test_table_and_picture_are_what_raw_results_make(tmp_path, folder):
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("*.png"))
     assert table.write(copy) == (folder / "table.md").read_text()
     assert (copy / "bars.png").stat().st_size > 5_000
+    if folder != TINY:  # whose first iteration is online_fixed's
+        assert "| online_moving | 2 |" in (folder / "table.md").read_text()
 
 
 def test_families_stand_beside_each_interval_and_gains_are_paired(tmp_path):
@@ -521,6 +531,22 @@ def test_how_many_seeds_a_difference_takes_is_one_line(capsys):
     assert said.startswith("held-out, offline - base: a difference of 20 takes ")
     with pytest.raises(UserError, match="two at least"):
         call(table.COMMANDS, [*flags[:5], *flags[6:], "--results", str(TINY)])
+    with pytest.raises(UserError, match="no IFBench of both base and offline"):
+        call(table.COMMANDS, [*flags, "--column", "IFBench", "--results", str(TINY)])
+
+
+def test_tries_alone_have_a_table(tmp_path):
+    committed = STRONG / "results" / "smollm2"
+    shutil.copy(committed / "tuning.jsonl.gz", tmp_path)
+    text = table.write(tmp_path)
+    assert text in (committed / "table.md").read_text()
+    assert not (tmp_path / "bars.png").exists()
+
+
+def test_the_students_topics_are_those_of_its_own_draw_in_each_seed():
+    paths = sorted((STRONG / "results" / "smollm2").glob("seed_[123].jsonl.gz"))
+    shares = [results.totals([path], "base", "on topic by TF-IDF") for path in paths]
+    assert len({str(share.popitem()[1]) for share in shares}) == len(paths) == 3
 
 
 def test_every_answer_of_a_seed_can_be_read(tmp_path):

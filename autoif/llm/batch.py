@@ -51,7 +51,7 @@ class Batch:
 
 def read(path: str, store: Store) -> None:
     """Put the results of a batch into the store; what failed in it is asked again."""
-    failed = 0
+    failed, words = 0, None
     for number, row in files.numbered(path, {"custom_id": str}):
         try:
             short, first, count = row["custom_id"].split(".")
@@ -63,9 +63,11 @@ def read(path: str, store: Store) -> None:
         body = (row.get("response") or {}).get("body") or {}
         if not body.get("choices"):
             failed += 1
+            words = words or body.get("error") or row.get("error")
             continue
         records = replies.records(ChatCompletion.construct(**body), key, indices)
         # what was read before stays
         store.put([each for each in records if store.missing(key, each["index"], 1)])
     if failed:
-        print(f"{path}: {failed:,} requests failed in the batch", file=sys.stderr)
+        said = f"; the first with: {str(words)[:300]}" if words else ""
+        print(f"{path}: {failed:,} requests failed in the batch{said}", file=sys.stderr)

@@ -1,7 +1,6 @@
 """One request to its stored samples: a server's dialect, retries, pauses, and errors in words."""
 
 import asyncio
-import json
 import os
 import random
 import re
@@ -17,6 +16,7 @@ import httpx2
 import openai
 from tqdm import tqdm
 
+from autoif import files
 from autoif.files import UserError
 from autoif.llm import reply as replies
 from autoif.llm.store import Store
@@ -110,13 +110,19 @@ class Endpoint:
         return failure
 
     async def _fetch(self, request: dict, key: str, indices: list[int]) -> Failure | None:
-        """All samples in one request where the server takes `n`, else in one request each."""
-        try:
-            while len(indices) == 1 or (indices and "n" not in self._without):
-                indices = await self._ask(request, key, indices)
-        except Failure as failure:
-            return failure
-        tasks = [asyncio.ensure_future(self._fetch(request, key, [index])) for index in indices]
+        """All samples in one request where the server takes `n`, else in one request each.
+
+        Those that are stored part the others: a server draws samples that follow on each other.
+        """
+        parts = in_a_row(indices)
+        if len(parts) < 2:
+            try:
+                while len(indices) == 1 or (indices and "n" not in self._without):
+                    indices = await self._ask(request, key, indices)
+            except Failure as failure:
+                return failure
+            parts = [[index] for index in indices]
+        tasks = [asyncio.ensure_future(self._fetch(request, key, part)) for part in parts]
         try:
             failures = [failure for failure in await asyncio.gather(*tasks) if failure]
         finally:  # none goes on where another has ended the run
@@ -226,8 +232,7 @@ class Endpoint:
             return reply
         except UnicodeEncodeError:
             # lone surrogates: models write them, and no HTTP body takes them
-            data = json.dumps(body, ensure_ascii=False).encode("utf-16", "surrogatepass")
-            return await self._completion(json.loads(data.decode("utf-16", "replace")))
+            return await self._completion(files.encodable(body))
         except (openai.APIError, ValueError, aiohttp.ClientError) as error:
             raise self._failure(error) from None
 
@@ -338,6 +343,16 @@ def secret() -> str:
     if not (key.isascii() and key.isprintable()):
         raise UserError("$OPENAI_API_KEY has a character that no HTTP header takes; set it again")
     return key
+
+
+def in_a_row(indices: Sequence[int]) -> list[list[int]]:
+    """[2, 3, 5] -> [[2, 3], [5]]"""
+    parts = []
+    for index in indices:
+        if not parts or parts[-1][-1] != index - 1:
+            parts.append([])
+        parts[-1].append(index)
+    return parts
 
 
 def body_of(request: dict, indices: Sequence[int]) -> dict:

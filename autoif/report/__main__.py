@@ -12,6 +12,7 @@ thresholds, for which it asks nothing: the answers are in the store.
         --no-score --store out/completions/04_responses.jsonl --out again/04_responses.jsonl
 """
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -81,6 +82,9 @@ def line(response: dict) -> str:
 def main(args: Flags) -> None:
     if not args.out.is_dir():
         raise UserError(f"{args.out} is no folder; give the folder that run_all.sh wrote (OUT)")
+    if sum(map(bool, (args.show, args.models, args.against))) > 1 or args.only and not args.models:
+        raise UserError("give one of --show, --models and --against; --only is of --models")
+    sys.stdout.reconfigure(errors="backslashreplace")  # models write half a surrogate
     if args.show:
         return print_rows(args)
     if args.models:

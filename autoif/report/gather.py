@@ -58,17 +58,18 @@ def quality(constraints: list[dict]) -> dict:
     accuracy, agreement = [], []
     for row in constraints:
         counts["functions"][len(row["verifiers"])] += 1
-        counts["cases"][len(row["cases"])] += 1
+        cases = row.get("cases", [])  # functions of one's own may have none
+        counts["cases"][len(cases)] += 1
         counts["split"][row.get("split", "not yet split")] += 1
         if "family" in row:
             counts["families"][row["family"]] += 1
         for number, verifier in enumerate(row["verifiers"]):
-            accuracy.append(verifier["accuracy"])
-            said = {case["verdicts"][number] for case in row["cases"] if case.get("verdicts")}
+            accuracy += [verifier["accuracy"]] if "accuracy" in verifier else []
+            said = {case["verdicts"][number] for case in cases if case.get("verdicts")}
             # a single case has a single verdict whatever the function is
-            if len(said) == 1 < len(row["cases"]):
+            if len(said) == 1 < len(cases):
                 counts["constant"][f"always {said.pop()}"] += 1
-        agreement += [case["agreement"] for case in row["cases"] if "agreement" in case]
+        agreement += [case["agreement"] for case in cases if "agreement" in case]
     return {**counts, "accuracy": accuracy, "agreement": agreement}
 
 
@@ -130,7 +131,11 @@ def constraints(out: Path, size: int, seed: int, options: dict) -> dict | None:
 def with_outcomes(out: Path, prompts: list[dict]) -> list[dict]:
     """The prompts with what became of each response: kept or why not, chosen or rejected."""
     wanted, kept, dropped = {row["id"] for row in prompts}, set(), defaultdict(list)
-    for row in rows(out / "04_sft.jsonl"):
+    samples = out / "04_sft.jsonl"
+    if not shards.parts(samples):  # then elsewhere
+        elsewhere = folder.flag(out / "04_responses.jsonl", "sft_out", None) or samples
+        samples = Path(shards.run_of(elsewhere))
+    for row in rows(samples):
         if row["id"].rpartition(".")[0] in wanted:
             kept.add(row["id"])
     for row in rows(out / "04_responses.dropped.jsonl"):

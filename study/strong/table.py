@@ -39,6 +39,8 @@ ARMS = {
     "online_moving": "+ SFT + online DPO, each iteration's start as reference",
     "online_from_offline": "+ SFT + offline DPO + online DPO",
 }
+HELDOUT = ["held-out", "not on length", "that, alike in length", *raw.KINDS]
+TOPIC = ["on topic", "obeyed, on topic", *raw.columns_of("topic"), "words", "cut"]
 # the columns of the picture
 SHOWN = ["held-out", "not on length", "on topic", "obeyed, on topic", "cut", "IFEval"]
 
@@ -103,6 +105,8 @@ def by_families(paths: list[Path], models: list[str], column: str) -> tuple[list
 def needed(results: Path, models: list[str], seeds: list[str], column: str, gain: float) -> str:
     """How many seeds find so many points between two models, by the seeds that are there."""
     _, values = clustered(raw.measured_in(results, models, seeds), models, column)
+    if len(values) < 2:
+        raise UserError(f"{results} has no {column} of both {' and '.join(models)} in a seed")
     first, second = (values[model] for model in models)
     if len(first) < 2:
         raise UserError("what seeds differ by shows in two at least; give more --seeds")
@@ -130,13 +134,14 @@ def trainings(paths: list[Path]) -> list[tuple]:
     """(model, iteration, its training, what was measured before) of all DPO that there is."""
     found = [("offline", "", "variants_offline_06_offline", "")]
     for arm in ARMS:
-        number = 1
-        while any(steps_of(path, f"variants_{arm}_online_{number}_06_dpo") for path in paths):
+        of_arm = []
+        for number in range(1, 10):  # the first of online_moving is online_fixed's
             folder = f"variants_{arm}_online_{number}"
-            found.append((f"{arm}_{number}", number, f"{folder}_06_dpo", f"{folder}_before"))
-            number += 1
-        if number > 1:  # the last iteration's model is the arm's
-            found[-1] = (arm, *found[-1][1:])
+            if any(steps_of(path, f"{folder}_06_dpo") for path in paths):
+                of_arm.append((f"{arm}_{number}", number, f"{folder}_06_dpo", f"{folder}_before"))
+        if of_arm:  # the last iteration's model is the arm's
+            of_arm[-1] = (arm, *of_arm[-1][1:])
+        found += of_arm
     return found
 
 
@@ -226,29 +231,22 @@ def measured_arms(paths: list[Path]) -> dict[str, str]:
     return {arm: title for arm, title in ARMS.items() if f"{arm}/heldout" in measured}
 
 
-def write(results: Path) -> str:
-    """Make table.md and bars.png of the second study."""
-    paths = sorted(results.glob(f"seed_*{raw.SUFFIX}"))
-    if not paths:
-        raise UserError(f"{results} has no seed_N{raw.SUFFIX}; STUDY=strong bash study/run.sh")
+def of_seeds(results: Path, paths: list[Path], arms: dict[str, str]) -> list[str]:
+    """The tables of the arms that all seeds have, and of the splits."""
     seeds = ", ".join(raw.seed_of(path).removeprefix("seed_") for path in paths)
-    # an arm that some seeds lack would narrow all rows to the others: it is among "other arms"
-    arms = measured_arms(paths)
-    heldout = ["held-out", "not on length", "that, alike in length", *raw.KINDS]
-    topic = ["on topic", "obeyed, on topic", *raw.columns_of("topic"), "words", "cut"]
     parts = [
         "Shares in per cent with 95 % intervals by t over seeds and clusters, and of how many "
         f"clusters: families of held-out constraints, prompts of benchmarks; seeds: {seeds}.\n"
     ]
     for columns in (
-        heldout,
-        topic,
+        HELDOUT,
+        TOPIC,
         raw.columns_of("greedy"),
         raw.columns_of("ifeval"),
         raw.columns_of("ifbench", "perplexity"),
     ):
         parts.append(raw.table_of(paths, columns, arms, by_families))
-    parts.append(differences(paths, list(arms)[1:], [*heldout[:3], *topic]))
+    parts.append(differences(paths, list(arms)[1:], [*HELDOUT[:3], *TOPIC]))
     splits = defaultdict(list)
     for path in sorted(results.glob(f"split_*/seed_*{raw.SUFFIX}")):
         splits[path.parent.name.replace("_", " ")].append(path)
@@ -259,19 +257,30 @@ def write(results: Path) -> str:
         everywhere = measured_arms(of_split)
         parts += [
             f"{name.capitalize()}:\n",
-            raw.table_of(of_split, [*heldout, *topic], everywhere, by_families),
-            differences(of_split, list(everywhere)[1:], [*heldout[:3], *topic]),
+            raw.table_of(of_split, [*HELDOUT, *TOPIC], everywhere, by_families),
+            differences(of_split, list(everywhere)[1:], [*HELDOUT[:3], *TOPIC]),
         ]
-    parts += [iterations(paths), constraints(paths[0]), agreement(paths)]
+    return [*parts, iterations(paths), constraints(paths[0]), agreement(paths)]
+
+
+def write(results: Path) -> str:
+    """Make table.md and bars.png of the second study; of tries alone (study/tune.sh) the table."""
+    paths = sorted(results.glob(f"seed_*{raw.SUFFIX}"))
+    # an arm that some seeds lack would narrow all rows to the others: it is among "other arms"
+    arms = measured_arms(paths) if paths else {}
+    parts = of_seeds(results, paths, arms) if arms else []
     named = dict.fromkeys(paths, arms)
     for name in ("first_run", "tried", "tuning", "tuning_online"):  # no rows above
         named[results / f"{name}{raw.SUFFIX}"] = {model: ARMS[model] for model in ("base", "sft")}
     for path, titles in named.items():
-        if rows := raw.variants_of(path, [*heldout, *topic], titles, by_families):
+        if rows := raw.variants_of(path, [*HELDOUT, *TOPIC], titles, by_families):
             parts += [f"Other arms of {raw.name_of(path)}:\n", rows]
+    if not parts:
+        raise UserError(f"{results} has no seed_N{raw.SUFFIX}; STUDY=strong bash study/run.sh")
     text = "\n".join(filter(None, parts))
     files.write_whole(results / "table.md", text)
-    raw.draw(paths, results / "bars.png", arms, SHOWN, by_families)
+    if arms:
+        raw.draw(paths, results / "bars.png", arms, SHOWN, by_families)
     return text
 
 
