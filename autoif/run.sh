@@ -67,7 +67,7 @@ environment() {  # .venv with the pinned requirements, made once, and entered
     local wanted
     wanted=$(cat requirements.txt requirements-demo.txt requirements-test.txt | sha256sum)
     if [ "$(cat "$VENV/.requirements" 2>/dev/null)" != "$wanted" ]; then
-        for PYTHON in "${PYTHON:-}" python3.11 python3.12 python3.13 python3; do
+        for PYTHON in ${PYTHON:-python3.11 python3.12 python3.13 python3}; do
             command -v "$PYTHON" >/dev/null && "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' && break
         done || fail "no Python 3.11 or newer; install one, or name it in PYTHON"
         echo "making $VENV with $("$PYTHON" --version); this takes a few minutes, once"

@@ -34,8 +34,9 @@ measure() {
         greedy) once "${items}_greedy/heldout.jsonl" "${serve[@]}" "${evaluate[@]}" --name "$2_greedy" \
             --benchmarks heldout --heldout "$1/03_instructions.jsonl" --queries study/heldout_queries.txt \
             --queries-per-instruction 8 --temperature 0 --k 1 --max-tokens 96 ;;
-        ifeval | ifbench) once "$items/$benchmark.jsonl" "${serve[@]}" "${evaluate[@]}" --benchmarks "$benchmark" \
-            --max-tokens 512 ${LIMIT:+--limit "$LIMIT"} ;;
+        ifeval | ifbench)  # another LIMIT asks for the rest
+            grep -qs "\"limit\": ${LIMIT:-null}," "$items/$benchmark.settings.json" ||
+                "${serve[@]}" "${evaluate[@]}" --benchmarks "$benchmark" --max-tokens 512 ${LIMIT:+--limit "$LIMIT"} ;;
         mmlu) once "$items/mmlu.jsonl" "${serve[@]}" "${evaluate[@]}" --benchmarks mmlu --limit 228 ;;
         gsm8k) once "$items/gsm8k.jsonl" "${serve[@]}" "${evaluate[@]}" --benchmarks gsm8k --limit 60 --max-tokens 256 ;;
         esac

@@ -42,7 +42,7 @@ sft() {
     local make=(bash run_all.sh --study --until 05)
     [ "$STUDY" = self ] || data=$out/data more= whole=$MAIN/data make=(bash study/strong/sft.sh "$out")
     mkdir -p "$data/completions"
-    ln -sfn "$(realpath "$MAIN/base")" "$data/base"
+    [ -e "$data/base" ] || ln -s "$(realpath "$MAIN/base")" "$data/base"
     replay "$whole/completions" "$data/completions"
     OUT=$out FLAGS_02="${GIVEN_FLAGS_02:-} $2" FLAGS_03="${GIVEN_FLAGS_03:-} $3 $more" FLAGS_04="${GIVEN_FLAGS_04:-} $4" \
         "${make[@]}"
