@@ -3,8 +3,8 @@
 A part whose stage has not run is empty.
 """
 
-import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from autoif import files, shards, verifiers
@@ -60,9 +60,8 @@ def add(total: dict, counts: dict) -> None:
 def stats(out: Path) -> dict[str, dict]:
     """The numbers of each stage, of shards their sum."""
     of_shards: dict[str, dict] = {}
-    for path in out.glob("*-of-*/stats.json"):
-        if re.fullmatch(shards.FOLDER, path.parent.name):
-            add(of_shards, read_json(path, {}))
+    for shard in shards.folders(out):
+        add(of_shards, read_json(shard / "stats.json", {}))
     found = read_json(out / "stats.json", {})
     for stage, counts in of_shards.items():
         # what is there whole counts, as for `shards.parts`; but of stage 03 a last run has read
@@ -75,14 +74,15 @@ def stats(out: Path) -> dict[str, dict]:
 def made_with(out: Path) -> dict[str, str]:
     """{"supervisor": ..., "base model": ..., "date": ..., "commit": ...} of the settings files."""
     found, dates, commits = {}, set(), {}
+    places = [out, *shards.folders(out)]
     for name, stage, wanted in MADE_WITH:
-        pattern = f"{stage}.settings.json"
-        for path in [*out.glob(pattern), *out.glob(f"*-of-*/{pattern}")]:
+        paths = chain.from_iterable(place.glob(f"{stage}.settings.json") for place in places)
+        for path in paths:
             if value := flag(path, wanted, None):
                 local = Path(value).is_absolute() or value.startswith(".")
                 found.setdefault(name, Path(value).name if local else value)
-    for pattern in ("", "*-of-*/", "07_items/*/"):
-        for path in out.glob(f"{pattern}*.settings.json"):
+    for place in (*places, *out.glob("07_items/*")):
+        for path in place.glob("*.settings.json"):
             settings = read_json(path, {})
             dates.add(settings.get("date"))
             commits[settings.get("commit")] = None

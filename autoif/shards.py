@@ -23,8 +23,8 @@ class Flags:
         if not self.shard:
             return
         _, count = self.share()
-        for other in Path(self.out).parent.glob("*-of-*"):
-            if re.fullmatch(FOLDER, other.name) and not other.name.endswith(f"-of-{count}"):
+        for other in folders(Path(self.out).parent):
+            if not other.name.endswith(f"-of-{count}"):
                 raise UserError(
                     f"--shard {self.shard}: {other} is of another number of shards; go on with "
                     "that one, delete its folders, or give an --out in another folder"
@@ -64,6 +64,12 @@ def run_of(path: str | Path) -> str:
     return re.sub(rf"(^|/){FOLDER}/", r"\1", str(path))
 
 
+def folders(out: Path) -> list[Path]:
+    """The folders of a run's shards, in their order; none where it has no shards."""
+    found = [path for path in out.glob("*-of-*") if re.fullmatch(FOLDER, path.name)]
+    return sorted(found, key=lambda path: int(path.name.split("-")[0]))
+
+
 def missing(path: Path) -> list[str]:
     """The folders of shards that have not written their part of a file; [] where it is whole."""
     written = {part.parent.name for part in parts(path) if part != path}
@@ -76,6 +82,5 @@ def parts(path: Path) -> list[Path]:
     """The file, or those of its shards where there is none, in their order."""
     if path.is_file():
         return [path]
-    found = path.parent.glob(f"*-of-*/{path.name}")
-    found = [part for part in found if re.fullmatch(FOLDER, part.parent.name)]
-    return sorted(found, key=lambda part: int(part.parent.name.split("-")[0]))
+    found = [folder / path.name for folder in folders(path.parent)]
+    return [part for part in found if part.exists()]

@@ -15,8 +15,9 @@ cd "$(dirname "$0")/.."
 bash run_all.sh --env
 source "${VENV:-.venv}/bin/activate"
 export STUDY=${STUDY:-self}
-settings=$(source study/settings.sh && echo "$TABLE $RESULTS")  # by itself: that it fails ends the run
-read -r TABLE RESULTS <<< "$settings"
+# by itself: that it fails ends the run
+settings=$(unset OUT && source study/settings.sh && echo "$TABLE $RESULTS ${OUT%/*}")
+read -r TABLE RESULTS RUNS <<< "$settings"
 data=(${DATA_DIR:+--data-dir "$DATA_DIR"})
 unset DATA_DIR  # run_all.sh would measure IFEval with answers of another length
 
@@ -45,7 +46,7 @@ measure() {
 }
 
 self() {  # SEED
-    local seed=$1 out=out/study/seed_$1 model wanted
+    local seed=$1 out=$RUNS/seed_$1 model wanted
     # data, training and held-out constraints: some 40 minutes
     OUT=$out SEED=$seed bash run_all.sh --study
     # once more, with six queries a constraint, and two epochs of DPO on its pairs: some 55 minutes
@@ -66,7 +67,7 @@ self() {  # SEED
     done
 }
 strong() {  # SEED
-    local out=out/strong/${WEAK:-smollm2}${SPLIT:+/split_$SPLIT}/seed_$1 model folder wanted
+    local out=$RUNS/seed_$1 model folder wanted
     # minutes: data 1, SFT 9, offline DPO 6, an iteration of online DPO 10 (five of them), held-out constraints 2 a model
     # (eight), benchmarks 23, from the second seed on 16
     SEED=$1 bash study/strong/sft.sh "$out"

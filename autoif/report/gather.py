@@ -64,7 +64,8 @@ def quality(constraints: list[dict]) -> dict:
         if "family" in row:
             counts["families"][row["family"]] += 1
         for number, verifier in enumerate(row["verifiers"]):
-            accuracy += [verifier["accuracy"]] if "accuracy" in verifier else []
+            if "accuracy" in verifier:
+                accuracy.append(verifier["accuracy"])
             said = {case["verdicts"][number] for case in cases if case.get("verdicts")}
             # a single case has a single verdict whatever the function is
             if len(said) == 1 < len(cases):
