@@ -33,6 +33,12 @@ def answer(text):
     return [{"role": "assistant", "content": text}]
 
 
+def assert_equal_but_rounded(found, expected):
+    """Each tensor as a whole: an entry near zero, a sum of others, keeps few digits of float32."""
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).norm() <= 1e-5 * other.norm()
+
+
 @pytest.mark.parametrize("responses", [1, 2, 3])
 @pytest.mark.parametrize("model_type", train.MODELS)
 def test_packed_rows_have_the_logprobs_and_gradients_of_single_rows(
@@ -47,9 +53,8 @@ def test_packed_rows_have_the_logprobs_and_gradients_of_single_rows(
     weights = torch.linspace(-1, 2, len(found))
     (found * weights).sum().backward()
     (expected * weights).sum().backward()
-    expected = {name: parameter.grad for name, parameter in plain.named_parameters()}
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-5)
+    gradients, expected = ([each.grad for each in one.parameters()] for one in (model, plain))
+    assert_equal_but_rounded(gradients, expected)
 
 
 def test_the_prompt_of_two_responses_is_computed_once():
@@ -110,7 +115,8 @@ def test_a_compiled_step_has_the_loss_and_gradients_of_a_plain_one(model_type, m
     for batch in batches:
         found.append(step(batch))
         graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    for (loss, gradients), (plain_loss, plain_gradients) in zip(found, expected):
+        assert_equal_but_rounded((loss, *gradients), (plain_loss, *plain_gradients))
     assert graphs[0] == graphs[-1] and graphs[0] > 0
 
 
