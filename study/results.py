@@ -84,6 +84,7 @@ COLUMNS = {
     "not on length": ("heldout", ["Held-out other"], 100),
     "that, alike in length": ("heldout", ["alike in length"], 100),
     "not in IFEval": ("heldout", ["not in IFEval"], 100),
+    "not implied": ("heldout", ["not implied"], 100),
     "on topic": ("heldout", ["relevance"], 100),
     "obeyed, on topic": ("heldout", ["obeyed, on topic"], 100),
     **{name: ("heldout", [name], 100) for name in KINDS},
@@ -153,15 +154,21 @@ def write_parts(path: Path, parts: dict[str, list]) -> None:
 
 def collect(out: Path, path: Path) -> None:
     """Take what the table needs of a run, without texts; its parts replace those of before."""
+    before, measured = parts_of(path), json.loads((out / "07_results.json").read_text())
+    again = [(each["model"], each["benchmark"]) for each in measured]
+    for each in before.get("07_results", []):  # of a part that was measured once and stays
+        if (each["model"], each["benchmark"]) not in again:
+            measured.append(each)
     parts = {
-        "07_results": json.loads((out / "07_results.json").read_text()),
+        "07_results": measured,
         "stats": [json.loads((out / "stats.json").read_text())],
         "seconds": [seconds_of(out)],
         "constraints": [],
     }
     for metrics in out.glob("**/metrics.jsonl"):
         name = "_".join(metrics.relative_to(out).parts[:-1])
-        if not name.endswith(".state"):  # of a training that did not end
+        # of a training that did not end, or beside a copy for a server
+        if not name.endswith(".state") and "/." not in str(metrics.relative_to(out.parent)):
             parts[f"{name}.metrics"] = list(files.read(metrics))
     for row in files.read(out / "03_instructions.jsonl"):
         about = {name: row[name] for name in ("id", "instruction", "family", "split")}
@@ -176,7 +183,7 @@ def collect(out: Path, path: Path) -> None:
             if items.stem == "ifeval" and len(asked) == 1:
                 row["points"][IFEVAL_KINDS.get(asked[0], "place")] = row["points"]["Pr(S)"]
             rows.append({name: row.get(name, 0) for name in ("id", "sample", "points")})
-    write_parts(path, parts_of(path) | parts)
+    write_parts(path, before | parts)
 
 
 def seconds_of(out: Path) -> Counter:
@@ -218,6 +225,21 @@ def not_in_ifeval(path: Path) -> set[str]:
     return {row["id"] for row in rows if row["family"] not in marked}
 
 
+def not_implied(path: Path) -> set[str]:
+    """The ids of a seed's held-out constraints that no trained one implies, or is a part of.
+
+    By reading (implied.tsv): what a training says of them, strong/data.py cannot tell from chance.
+    """
+    rows = parts_of(path).get("constraints", [])
+    trained = {row["instruction"] for row in rows if row["split"] == "train"}
+    implied = set()
+    for line in (STUDY / "implied.tsv").read_text().splitlines()[1:]:
+        given, other = line.split("\t")
+        if given in trained:
+            implied.add(other)
+    return {row["id"] for row in rows if row["instruction"] not in implied}
+
+
 def about_constraints(path: Path, field: str) -> dict[str, str]:
     """{id: family or kind} of a seed's constraints."""
     return {row["id"]: row[field] for row in parts_of(path).get("constraints", [])}
@@ -245,11 +267,13 @@ def points_of(path: Path, model: str, benchmark: str) -> dict[str, list]:
             [(stratum, item, passed, one)], [(*_, answers, _)] = row["Held-out"], row["relevance"]
             metrics["obeyed, on topic"].append((stratum, item, passed and answers, one))
     if benchmark == "heldout":
-        others, kinds = not_in_ifeval(path), about_constraints(path, "kind")
+        kinds = about_constraints(path, "kind")
+        subsets = {"not in IFEval": not_in_ifeval(path), "not implied": not_implied(path)}
         for point in metrics["Held-out"]:
             constraint = point[1].split("-")[0]
-            if constraint in others:
-                metrics["not in IFEval"].append(point)
+            for name, ids in subsets.items():
+                if constraint in ids:
+                    metrics[name].append(point)
             metrics[kinds.get(constraint)].append(point)
         metrics["alike in length"] = alike_in_length(path, model)
     return metrics

@@ -77,7 +77,8 @@ strong() {  # SEED
         [ "$1" != 1 ] || wanted+=" ifbench"
         [ -z "${SPLIT:-}" ] || wanted=  # other families are what it is for
         case $model in
-        base) folder=base && [ "$1" = 1 ] || wanted= ;;  # greedily it answers the same in every seed
+        # greedily it answers the same in every seed
+        base) folder=base && ! zgrep -qs '"base/ifeval"' "$RESULTS"/seed_*.jsonl.gz || wanted= ;;
         sft) folder=05_sft ;;
         online_*) folder=variants/$model/online_2/06_dpo ;;
         esac

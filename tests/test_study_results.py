@@ -2,6 +2,8 @@
 
 import gzip
 import importlib.util
+import itertools
+import json
 import re
 import shutil
 from pathlib import Path
@@ -97,9 +99,9 @@ def test_what_is_kept_of_a_run_has_no_texts_and_is_the_same_twice(two_seeds, tmp
     assert set(results.points_of(again, "base", "heldout")) >= {"Held-out"}
 
 
-def test_a_training_that_did_not_end_is_not_kept(tmp_path):
+def test_a_training_that_did_not_end_and_a_servers_copy_are_not_kept(tmp_path):
     out = run_of(tmp_path / "seed_1", {"base": [1]})
-    for name in ("05_sft", "06_offline.state"):
+    for name in ("05_sft", "06_offline.state", ".05_sft.0ff0.bf16"):
         (out / name).mkdir()
         (out / name / "metrics.jsonl").touch()
     results.collect(out, tmp_path / "results.jsonl.gz")
@@ -110,10 +112,32 @@ def test_a_training_that_did_not_end_is_not_kept(tmp_path):
 def test_what_a_run_has_not_measured_again_stays(two_seeds, tmp_path):
     out = run_of(tmp_path / "less" / "seed_1", {"online": [0, 0, 0, 0]})
     before = results.parts_of(two_seeds[0])
+    part = {"model": "online", "benchmark": "heldout", "served": "one"}
+    changed(two_seeds[0], **{"07_results": [{**part, "model": "base"}, part]})
+    files.write_whole(out / "07_results.json", json.dumps([{**part, "served": "two"}]))
     results.collect(out, two_seeds[0])
     after = results.parts_of(two_seeds[0])
+    served = {each["model"]: each["served"] for each in after["07_results"]}
+    assert served == {"base": "one", "online": "two"}
     assert after["base/heldout"] == before["base/heldout"]
     assert not any(row["points"]["Held-out"][0][2] for row in after["online/heldout"])
+
+
+def test_what_a_trained_constraint_implies_by_reading_is_left_out_of_a_column(two_seeds):
+    named = set()
+    for line in (STUDY / "implied.tsv").read_text().splitlines()[1:]:
+        named |= set(line.split("\t"))
+    folders = [STUDY / "results", STUDY / "strong" / "results" / "smollm2"]
+    for path in itertools.chain(*(folder.rglob("seed_1.jsonl.gz") for folder in folders)):
+        named -= {row["instruction"] for row in results.parts_of(path)["constraints"]}
+    assert not named
+    [row] = results.parts_of(two_seeds[0])["constraints"]
+    heldout = {**row, "instruction": "Use at most three sentences"}
+    other = {**row, "id": "i2", "split": "train", "instruction": "Use no digits"}
+    trained = {**other, "instruction": "The answer should only contain one sentence."}
+    for rows, left in (([heldout, other], 4), ([heldout, trained], 0)):
+        changed(two_seeds[0], constraints=rows)
+        assert len(results.points_of(two_seeds[0], "base", "heldout")["not implied"]) == left
 
 
 def test_the_cost_of_a_run_is_its_responses_rows_and_the_minutes_until_it_is_measured(tmp_path):

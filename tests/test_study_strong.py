@@ -341,6 +341,17 @@ def test_the_rounding_arms_round_every_training_and_the_others_none(tmp_path):
     assert value(responses[0], "--instruction") == "0"
 
 
+def test_endings_of_an_arms_name_stand_behind_each_other(tmp_path):
+    lines = arms(tmp_path, "offline_responses_bf16", "without_end_alike_beta_0.5")
+    first, second = (line for line in lines if "data.py take" in line)
+    assert value(first, "--instruction") == "0" and "--alike" not in first
+    assert "--alike --no-end" in second and value(second, "--instruction") != "0"
+    trained = [line for line in lines if line.startswith("train 06_dpo.py")]
+    assert [value(line, "--precision") for line in trained] == ["bf16", "fp32"]
+    assert value(trained[0], "--model") == "out/variants/sft_bf16/05_sft"
+    assert value(trained[1], "--beta") == "0.5"
+
+
 def test_a_try_is_offline_dpo_with_the_settings_changed_that_its_name_says(tmp_path):
     names = ["offline", "without_end", "offline_sft-weight_0.2", "offline_lr_1e-5_sft-weight_0"]
     lines = arms(tmp_path, *names)
@@ -392,11 +403,12 @@ def test_before_it_learns_a_policy_that_is_its_reference_has_no_margin(tmp_path,
     pair = {"id": "p", "level": "online", "prompt": [{"role": "user", "content": "query"}]}
     pair["chosen"] = [{"role": "assistant", "content": "yes"}]
     pair["rejected"] = [{"role": "assistant", "content": "no, no"}]
-    path, out = write(tmp_path / "06_pairs.jsonl", pair), tmp_path / "before"
+    case = {**pair, "level": "instruction"}
+    path, out = write(tmp_path / "06_pairs.jsonl", pair, case), tmp_path / "before"
     flags = ["pairs", str(model), "--reference", str(model), "--in", str(path), "--out", str(out)]
     call(measures.COMMANDS, [*flags, "--beta", "0.3"])
     [row] = files.read(out / "metrics.jsonl")
-    assert row["margin"] == row["accuracy"] == 0 and row["pairs"] == 1
+    assert row["margin"] == row["accuracy of responses"] == 0 and row["pairs"] == 2
 
 
 def test_an_answer_is_near_the_query_whose_words_it_shares_and_an_empty_one_near_none(tmp_path):

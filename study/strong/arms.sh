@@ -7,8 +7,11 @@
 # NAME_responses          no pairs of cases, neither offline nor online
 # NAME_alike              pairs of responses whose chosen sides are as long as the rejected ones, in the mean
 # NAME_bf16               every training in bf16, and its weights rounded to the nearest at each hand-over
-# no_cross_validation no_back_translation no_score    offline DPO and its SFT (NAME_sft) on what weaker filters keep
-# NAME_lr_X NAME_beta_X NAME_epochs_X NAME_sft-weight_X    with other settings, one or several
+# NAME_lr_X NAME_beta_X NAME_epochs_X NAME_sft-weight_X    with other settings
+# These endings can stand behind each other: offline_responses_bf16, online_fixed_alike_lr_1e-5.
+#
+# no_cross_validation no_score    offline DPO and its SFT (NAME_sft) on what weaker filters keep. The first keeps more
+#                         constraints, whose answers are not recorded: LIVE=1. Back-translation all arms are without
 # without_end             offline without the sides' end tokens, as Llama 3 (arXiv 2407.21783, 4.1.4) learns pairs
 all="base sft offline online_fixed online_moving online_from_offline"
 
@@ -65,38 +68,40 @@ online() {  # NAME POLICY fixed|moving
 variant() {  # NAME
     local from=$MAIN cases=$PAIRS_OF_CASES name=$1 suffix= TAKE= FLAGS_06=$FLAGS_06
     local rounding="--precision bf16 --export-dtype bf16"
-    while [[ $name =~ ^(.+)_(lr|beta|epochs|sft-weight)_([^_]+)$ ]]; do
-        name=${BASH_REMATCH[1]} suffix=_${BASH_REMATCH[2]}_${BASH_REMATCH[3]}$suffix
-        FLAGS_06+=" --${BASH_REMATCH[2]} ${BASH_REMATCH[3]}"
+    while [[ $name =~ ^(.+)_((lr|beta|epochs|sft-weight)_([^_]+)|alike|responses|bf16)$ ]]; do
+        name=${BASH_REMATCH[1]} suffix=_${BASH_REMATCH[2]}$suffix
+        case ${BASH_REMATCH[2]} in
+        alike) TAKE+=" --alike" ;;
+        responses) cases=0 ;;
+        bf16)
+            from=$HERE/sft_bf16 FLAGS_06+=" $rounding"
+            mkdir -p "$from"
+            ln -sfn "$(realpath "$MAIN")/"0[34]*.jsonl "$from"
+            [ -e "$from/05_sft" ] || train 05_sft.py --in "$MAIN/04_sft.jsonl" --model "$MAIN/base" \
+                --out "$from/05_sft" $FLAGS_05 $rounding ;;
+        *) FLAGS_06+=" --${BASH_REMATCH[3]} ${BASH_REMATCH[4]}" ;;
+        esac
     done
     case $name in
-    *_alike) suffix=_alike$suffix TAKE=--alike ;;
-    *_responses) suffix=_responses$suffix cases=0 ;;
-    *_bf16)
-        suffix=_bf16$suffix from=$HERE/sft_bf16 FLAGS_06+=" $rounding"
-        mkdir -p "$from"
-        ln -sfn "$(realpath "$MAIN")/"0[34]*.jsonl "$from"
-        [ -e "$from/05_sft" ] || train 05_sft.py --in "$MAIN/04_sft.jsonl" --model "$MAIN/base" --out "$from/05_sft" \
-            $FLAGS_05 $rounding ;;
-    no_cross_validation) sft "${name}_sft" --no-cross-validation "" "" ;;
-    no_back_translation) sft "${name}_sft" "" --no-back-translation "" ;;
-    no_score) sft "${name}_sft" "" "" --no-score ;;
-    without_end) TAKE=--no-end ;;
-    esac
-    case $1 in
     base) evaluate base "$MAIN/base" ;;
-    sft | sft_bf16) evaluate "$1" "$from/05_sft" ;;
-    online_fixed*) online "$1" "$from/05_sft" fixed ;;
-    online_moving*)  # its first iteration is that of online_fixed: both begin at the SFT model
+    sft) evaluate "$1" "$from/05_sft" ;;
+    online_fixed) online "$1" "$from/05_sft" fixed ;;
+    online_moving)  # its first iteration is that of online_fixed: both begin at the SFT model
         variant "online_fixed$suffix"
         mkdir -p "$HERE/$1"
         ln -sfn "../online_fixed$suffix/online_1" "$HERE/$1/online_1"
         online "$1" "$from/05_sft" moving ;;
-    online_from_offline*)
+    online_from_offline)
         variant "offline$suffix"
         online "$1" "$HERE/offline$suffix/06_offline" fixed ;;
-    no_*) from=$HERE/${name}_sft && offline "$1" ;;
-    offline* | without_end*) offline "$1" ;;
+    no_cross_validation | no_score)
+        case $name in
+        no_score) sft "${name}_sft" "" "" --no-score ;;
+        *) sft "${name}_sft" --no-cross-validation "" "" ;;
+        esac
+        from=$HERE/${name}_sft && offline "$1" ;;
+    without_end) TAKE+=" --no-end" && offline "$1" ;;
+    offline) offline "$1" ;;
     *) echo "variants.sh: error: no variant $1" >&2; exit 2 ;;
     esac
 }

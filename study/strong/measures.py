@@ -5,9 +5,10 @@
         --heldout study/heldout.jsonl
 
 `pairs` is the first line of an iteration before it begins: by the rewards that the policy has
-learned so far (against the SFT model), margin and accuracy on all its new pairs, into metrics.jsonl
-of the folder --out. `topic` writes topic.jsonl beside the answers to held-out constraints: whether
-an answer's own query is the nearest by shared words (TF-IDF), which stage 04 holds answers to.
+learned so far (against the SFT model), margin and accuracy on all its new pairs and on those of its
+own responses, without the cases, into metrics.jsonl of the folder --out. `topic` writes topic.jsonl
+beside the answers to held-out constraints: whether an answer's own query is the nearest by shared
+words (TF-IDF), which stage 04 holds answers to.
 """
 
 import sys
@@ -58,6 +59,9 @@ def pairs(args: Pairs) -> None:
     numbers = {"margin": chosen - rejected, "chosen": chosen, "rejected": rejected}
     numbers["accuracy"] = (chosen > rejected).float()
     means = {name: float(values.mean()) for name, values in numbers.items()}
+    own = [row["level"] != "instruction" for row in files.read(args.input, ["level"])]
+    for name in ("margin", "accuracy"):
+        means[f"{name} of responses"] = float(numbers[name][own].mean())
     with files.writer(Path(args.out) / "metrics.jsonl") as write:
         write({"step": 0, "pairs": len(rows), **means})
     print(f"{args.policy} on {len(rows)} new pairs: {files.dump(means)}")

@@ -39,7 +39,7 @@ ARMS = {
     "online_moving": "+ SFT + online DPO, each iteration's start as reference",
     "online_from_offline": "+ SFT + offline DPO + online DPO",
 }
-HELDOUT = ["held-out", "not on length", "that, alike in length", *raw.KINDS]
+HELDOUT = ["held-out", "not on length", "that, alike in length", "not implied", *raw.KINDS]
 TOPIC = ["on topic", "obeyed, on topic", *raw.columns_of("topic"), "words", "cut"]
 # the columns of the picture
 SHOWN = ["held-out", "not on length", "on topic", "obeyed, on topic", "cut", "IFEval"]
@@ -150,17 +150,25 @@ def steps_of(path: Path, name: str) -> list[dict]:
     return raw.parts_of(path).get(f"{name}.metrics", [])
 
 
+def number_of(path: Path) -> str:
+    return raw.seed_of(path).removeprefix("seed_")
+
+
 def mean_of(rows: list[dict], field: str) -> str:
-    return f"{sum(row[field] for row in rows) / len(rows):.2f}" if rows else "-"
+    """Of the rows that have it; nothing is known before the first training: all is 0."""
+    values = [row[field] for row in rows if field in row]
+    return f"{sum(values) / len(values):.2f}" if any(values) else "-"
 
 
 def iterations(paths: list[Path]) -> str:
     """What each training by DPO saw and made.
 
-    In the mean of the seeds margin and accuracy on its new pairs before it began, by what earlier
-    ones had learned; the rewards of the last quarter of its steps; the answers of its model.
+    In the mean of its seeds margin and accuracy on its new pairs before it began, by what earlier
+    ones had learned, and of those on the pairs of its own responses; the rewards of the last
+    quarter of its steps; the answers of its model.
     """
-    before, rewards = ["margin", "accuracy"], ["margin", "accuracy", "chosen", "rejected"]
+    rewards = ["margin", "accuracy", "chosen", "rejected"]
+    before = [*rewards[:2], "margin of responses", "accuracy of responses"]
     answers, lines = ["held-out", "on topic", "words", "cut"], []
     for model, number, name, earlier in trainings(paths):
         seeds = [path for path in paths if steps_of(path, name)]
@@ -171,14 +179,21 @@ def iterations(paths: list[Path]) -> str:
             fresh += steps_of(path, earlier)
             steps = steps_of(path, name)
             late += steps[-max(1, len(steps) // 4) :]
-        line = [model, number, len(steps)]
+        line = [model, number, ", ".join(map(number_of, seeds)), len(steps)]
         line += [mean_of(fresh, field) for field in before]
         line += [mean_of(late, field) for field in rewards]
         for column in answers:
             _, measured = by_families(seeds, [model], column)
             line.append(raw.shown(column, measured[model][0] if measured else None))
         lines.append(line)
-    header = ["arm", "iteration", "steps", *(f"before: {field}" for field in before), *rewards]
+    header = [
+        "arm",
+        "iteration",
+        "seeds",
+        "steps",
+        *(f"before: {field}" for field in before),
+        *rewards,
+    ]
     return table.markdown([*header, *answers], lines)
 
 
@@ -233,7 +248,7 @@ def measured_arms(paths: list[Path]) -> dict[str, str]:
 
 def of_seeds(results: Path, paths: list[Path], arms: dict[str, str]) -> list[str]:
     """The tables of the arms that all seeds have, and of the splits."""
-    seeds = ", ".join(raw.seed_of(path).removeprefix("seed_") for path in paths)
+    seeds = ", ".join(map(number_of, paths))
     parts = [
         "Shares in per cent with 95 % intervals by t over seeds and clusters, and of how many "
         f"clusters: families of held-out constraints, prompts of benchmarks; seeds: {seeds}.\n"
