@@ -161,12 +161,7 @@ def read_seeds(path: str | None) -> list[str]:
     advice = "give a text file with one constraint a line"
     if why := files.absent(path):
         raise UserError(f"--seeds {path} {why}; {advice}")
-    try:
-        # -sig: some editors put a byte order mark before the first seed
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise UserError(f"--seeds {path} is no UTF-8 text; {advice}") from None
-    seeds = list(filter(None, map(str.strip, lines)))
+    seeds = [line.strip() for _, line in files.lines(path) if line.strip()]
     if not seeds:
         raise UserError(f"--seeds {path} is empty; {advice}")
     return seeds

@@ -152,8 +152,6 @@ def pair_row(row: dict, level: str, number: int, good: dict, bad: dict) -> dict:
         "chosen": [{"role": "assistant", "content": good["text"]}],
         "rejected": [{"role": "assistant", "content": bad["text"]}],
     }
-    if "instruction_ids" in row:  # several constraints: the id leads back to the first alone
-        pair["instruction_ids"] = row["instruction_ids"]
     if bad.get("finish_reason") == "length":
         pair["truncated"] = ["rejected"]
     return pair

@@ -37,9 +37,9 @@ from typing import Literal
 
 from autoif import files, llm, sandbox, verifiers
 from autoif.evaluation import benchmarks, judge, responses, results, table
-from autoif.evaluation.benchmarks import NotSetUp, followbench, heldout, humaneval
+from autoif.evaluation.benchmarks import followbench, heldout, humaneval
 from autoif.evaluation.judge import Unanswered, ask, stored, user
-from autoif.files import UserError
+from autoif.files import NotSetUp, UserError
 from autoif.flags import Count, NonNegative, cli
 from autoif.settings import settings_path, versions, write_settings
 from autoif.stage import in_order, wrote
@@ -219,7 +219,7 @@ async def main(args: Flags) -> None:
     loaded, gaps = benchmarks.load(args.benchmarks, args)
     if "heldout" in loaded:  # what cannot be called here would fail each answer of each model
         async with sandbox.Sandbox(args) as box:
-            rows = heldout.read_constraints(args.heldout)
+            rows = verifiers.read(args.heldout, "heldout")
             await verifiers.refuse_broken(box, rows, args.heldout)
     if args.seeds > 1 and not (args.temperature or args.responses):
         print("note: the --seeds are equal at temperature 0", file=sys.stderr)

@@ -50,13 +50,13 @@ def between(rate: float | None, limits: Limits) -> bool:
 
 
 def some(row: dict, *names: str) -> dict:
-    """Those of the fields that the row has; `instruction_ids` only one of several constraints."""
+    """Those of the fields that the row has."""
     return {name: row[name] for name in names if name in row}
 
 
 def prompt_row(row: dict, prompt: str, rate: float | None) -> dict:
     turn = {"role": "user", "content": prompt}
-    about = some(row, "id", "instruction_id", "instruction_ids", "instruction")
+    about = some(row, "id", "instruction_id", "instruction")
     return {**about, "pass_rate": rate, "prompt": [turn]}
 
 
@@ -78,10 +78,9 @@ def read_run(out: Path, limits: Limits, heldout_queries: Path) -> dict[str, list
                 f"{out} has no {name} of {len(lacking)} shards yet, {lacking[0]} among them; "
                 "export when all have ended"
             )
-    written, prompts, rates, pairs = out / "04_responses.jsonl", [], {}, []
-    min_accuracy = folder.min_accuracy(written)
-    for row in folder.rows(written, "id", "instruction_id", "prompt", "responses"):
-        rates[row["id"]] = rate = folder.pass_rate(row, min_accuracy)
+    prompts, rates, pairs = [], {}, []
+    for row in folder.rows(out / "04_responses.jsonl", "id", "instruction_id", "prompt"):
+        rates[row["id"]] = rate = row.get("pass_rate")
         if between(rate, limits):
             prompts.append(prompt_row(row, row["prompt"], rate))
     fields = ("id", "level", "prompt", "chosen", "rejected")
@@ -153,7 +152,7 @@ def verl(run: dict) -> dict[str, list]:
 
 def rlvr_row(row: dict) -> dict:
     made = {"messages": row["prompt"], "ground_truth": row["instruction_id"], "dataset": SOURCE}
-    return {**made, **some(row, "id", "instruction", "pass_rate", "instruction_ids")}
+    return {**made, **some(row, "id", "instruction", "pass_rate")}
 
 
 def open_instruct(run: dict) -> dict[str, list]:

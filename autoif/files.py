@@ -20,6 +20,10 @@ class UserError(Exception):
     """Bad input or set-up: the message names the file, the line, the value and the next step."""
 
 
+class NotSetUp(UserError):
+    """A benchmark that would be a gap in a rerun too: it has no data, no judge, no answers."""
+
+
 def absent(path: str | Path) -> str | None:
     """Why there is no file to read at `path`; None when there is one."""
     if Path(path).is_file():
@@ -78,9 +82,12 @@ def write_whole(path: str | Path, text: str) -> None:
 
 
 def read_json(path: str | Path, default: object = None) -> Any:
-    """The value of a JSON file, `default` where there is no such file."""
+    """The value of a JSON file, `default` where there is no such file; else UserError."""
     path = Path(path)
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); mend or delete it") from None
 
 
 def remove(path: Path) -> None:

@@ -39,13 +39,6 @@ def min_accuracy(path: Path) -> float:
     return flag(path, "min_accuracy", verifiers.MIN_ACCURACY)
 
 
-def pass_rate(row: dict, min_accuracy: float) -> float | None:
-    """The share of a prompt's responses that have passed, as stage 04 noted it where it did."""
-    if row.get("pass_rate") is not None:
-        return row["pass_rate"]
-    return verifiers.pass_rate(row["responses"], min_accuracy)
-
-
 def add(total: dict, counts: dict) -> None:
     """Add the numbers of `counts` to those of `total`; what is no number stays as it is."""
     for name, value in counts.items():

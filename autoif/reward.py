@@ -275,10 +275,12 @@ def probes(instruction: str, query: str = QUERY) -> dict[str, str]:
     }
 
 
-async def judged(verifiers: Verifiers, with_cases: bool) -> list[tuple[dict, list[list[str]]]]:
-    """(a row with functions, what these say of its cases, if wanted, and then of each probe)"""
-    rows, calls = [row for row in verifiers.rows.values() if row.get("verifiers")], []
-    async with sandbox.Sandbox(verifiers.flags) as box:
+async def judged(
+    rows: list[dict], flags: sandbox.Flags, with_cases: bool
+) -> list[tuple[dict, list[list[str]]]]:
+    """(a row of 02 or 03, what its functions say of its cases, if wanted, then of each probe)"""
+    calls = []
+    async with sandbox.Sandbox(flags) as box:
         for row in rows:
             cases = row.get("cases", []) * with_cases
             texts = [*map(itemgetter("input"), cases), *probes(row["instruction"]).values()]
@@ -286,17 +288,17 @@ async def judged(verifiers: Verifiers, with_cases: bool) -> list[tuple[dict, lis
         return list(zip(rows, await asyncio.gather(*calls)))
 
 
-def probe(verifiers: Verifiers) -> dict[str, dict]:
+def probe(rows: list[dict], flags: sandbox.Flags) -> dict[str, dict]:
     """What each probe earns: {probe: {functions, of_functions, ids, of_constraints}}.
 
     `functions` counts those that pass it, where no other function of their constraint errs; `ids`
     are the constraints under which stage 04 would accept it. An empty answer truly keeps a
     constraint on what to leave out: a share above 0 is what a policy is paid for saying nothing.
     """
-    rows, earned = asyncio.run(judged(verifiers, with_cases=False)), {}
+    verdicts_of_rows, earned = asyncio.run(judged(rows, flags, with_cases=False)), {}
     for place, name in enumerate(probes("")):
         passing, functions, accepted = 0, 0, []
-        for row, of_probes in rows:
+        for row, of_probes in verdicts_of_rows:
             verdicts = of_probes[place]
             functions += len(verdicts)
             # as in a reward: where one function errs nothing is said
@@ -355,12 +357,12 @@ class Flags(sandbox.Flags):
     keep: str | None = None  # write the rows that are not fooled there
 
 
-def keep(verifiers: Verifiers, args: Flags) -> None:
+def keep(rows: list[dict], args: Flags) -> None:
     """Write the constraints that probes do not fool, without functions that always say the same."""
     funnel, counts = Funnel("reward", args.keep), Counter()
-    rows, functions = asyncio.run(judged(verifiers, with_cases=True)), 0
+    functions = 0
     with files.writer(args.keep) as write:
-        for row, verdicts in rows:
+        for row, verdicts in asyncio.run(judged(rows, args, with_cases=True)):
             functions += len(row["verifiers"])
             row, reason = strengthen(row, verdicts)
             if reason:
@@ -375,15 +377,14 @@ def keep(verifiers: Verifiers, args: Flags) -> None:
 
 
 def main(args: Flags) -> None:
-    verifiers = Verifiers.load(args.probe, **sandbox.options(args))
-    files.read_all(args.probe, ROW, "02_verifiers.py")  # a probe needs more than a reward
-    for name, earned in probe(verifiers).items():
+    rows = files.read_all(args.probe, ROW, "02_verifiers.py")
+    for name, earned in probe(rows, args).items():
         functions = f"{earned['functions']:,} of {earned['of_functions']:,} functions"
         line = f"{name}: {functions}, {len(earned['ids']):,} of {earned['of_constraints']:,}"
         shown = ", ".join(earned["ids"][:5]) + " ..." * (len(earned["ids"]) > 5)
         print(f"{line} constraints" + f" ({shown})" * bool(shown))
     if args.keep:
-        keep(verifiers, args)
+        keep(rows, args)
 
 
 if __name__ == "__main__":

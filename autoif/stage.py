@@ -104,10 +104,7 @@ class Funnel:
 
     def _stats(self) -> dict:
         path = self.out.parent / "stats.json"
-        try:
-            stats = read_json(path, {})
-        except (ValueError, OSError) as error:
-            raise UserError(f"{path} cannot be read ({error}); mend or delete it") from None
+        stats = read_json(path, {})
         if not isinstance(stats, dict):
             raise UserError(f"{path} is no JSON object; mend or delete it")
         return stats

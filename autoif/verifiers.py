@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import tyro
 
 from autoif import files, replies, sandbox
-from autoif.files import UserError, mismatch
+from autoif.files import NotSetUp, UserError, mismatch
 from autoif.flags import cli
 
 # What a row must have before its functions can be run; own verifiers need this and a split.
@@ -133,7 +133,7 @@ def read(path: str, split: str, made_by: str = "03_backtranslate.py") -> list[di
     rows = [row for row in rows if row["split"] == split]
     if not rows:
         change = {"train": "lower", "heldout": "raise"}[split]
-        raise UserError(f"{path} has no row with split {split!r}; {change} --heldout of stage 03")
+        raise NotSetUp(f"{path} has no row with split {split!r}; {change} --heldout of stage 03")
     return rows
 
 

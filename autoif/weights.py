@@ -64,7 +64,7 @@ def shards(folder: Path) -> list[str]:
         return []
     try:
         return sorted(set(read_json(index)["weight_map"].values()))
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (TypeError, KeyError, AttributeError):
         raise UserError(f"{index} names no files; download it again") from None
 
 

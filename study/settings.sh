@@ -19,6 +19,7 @@ FLAGS_02="--k 4"                     # four recorded verifiers, not 8
 # A quarter, to measure on 24 families. The seed was looked for among 0 to 39, on the constraints alone, before any model
 # was trained: with most of them some held-out constraint follows from a trained one of another family ("End the answer
 # with an exclamation mark" and "Include an exclamation mark"), or brevity alone obeys many ("Do not use the word ...").
+# Eight trained ones leak with this one too (implied.tsv).
 FLAGS_03="--heldout 0.25 --seed 35"
 # 3 queries, not 16, for time; a model of 135M is no judge
 FLAGS_04="--seed $SEED --queries-per-instruction 3 --max-tokens 96 --heldout-queries 0 --score topic --bare-prompt"

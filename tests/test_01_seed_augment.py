@@ -261,7 +261,7 @@ def test_the_style_filter_can_be_switched_off(tmp_path):
 
 def test_seeds_that_are_no_text_are_named(tmp_path):
     (tmp_path / "seeds").write_bytes(b"\xff\xfe\x00")
-    for path, words in ((tmp_path / "seeds", "is no UTF-8 text"), (tmp_path, "is a directory")):
+    for path, words in ((tmp_path / "seeds", "is not UTF-8"), (tmp_path, "is a directory")):
         with pytest.raises(UserError, match=words):
             call(stage.main, command(model="m", seeds=path, out=tmp_path / "x.jsonl"))
 

@@ -143,11 +143,11 @@ def test_pairs_are_made_for_the_training_samples_only(tmp_path):
     assert len(run_pairs(tmp_path, instructions, responses)) == 5
 
 
-def test_pairs_of_several_constraints_hold_on_each_and_name_them_all(tmp_path):
+def test_pairs_of_several_constraints_are_of_prompts_that_name_them_all(tmp_path):
     """The accuracy that stage 04 gives is the lowest of the constraints'."""
     both = candidate("both", "pass", "pass")
     neither = {**candidate("neither", "pass", "fail"), "accuracy": 0.0}
-    row = {"id": "i1.0", "prompt": "Greet.\nA.\nB.", "instruction_ids": ["i1", "i2"]}
+    row = {"id": "i1.0", "prompt": "Greet.\nA.\nB."}
     instructions = [
         {"id": name, "instruction": name, "split": "train", "cases": [case("HI", "pass")]}
         for name in ("i1", "i2", "i3")
@@ -155,7 +155,7 @@ def test_pairs_of_several_constraints_hold_on_each_and_name_them_all(tmp_path):
     for each in instructions:
         each["cases"].append(case("hi", "fail"))
     message = {"role": "user", "content": row["prompt"]}
-    sample = {"id": "i1.0.0", "instruction_id": "i1+i2", "instruction_ids": ["i1", "i2"]}
+    sample = {"id": "i1.0.0", "instruction_id": "i1+i2"}
     sft = tiny_models.write(tmp_path / "04_sft.jsonl", [{**sample, "messages": [message]}])
     pairs = run_pairs(
         tmp_path, instructions, [{**row, "responses": [both, neither]}], flags=["--sft", sft]
@@ -164,7 +164,6 @@ def test_pairs_of_several_constraints_hold_on_each_and_name_them_all(tmp_path):
     assert ids == ["i1/instruction/1", "i2/instruction/2", "i1.0/query/1"]
     assert pairs[-1]["chosen"][0]["content"] == "both"
     assert pairs[-1]["rejected"][0]["content"] == "neither"
-    assert [pair.get("instruction_ids") for pair in pairs] == [None, None, ["i1", "i2"]]
 
 
 @needs("autoif_sample/dpo_query_eval_score_results.jsonl")

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import tiny_models
 
-from autoif import export, files, folder
+from autoif import export, files
 from autoif.files import UserError
 from autoif.flags import call
 from autoif.reward import Verifiers
@@ -139,8 +139,7 @@ def test_prompts_of_several_constraints_carry_all_their_functions_in_every_forma
         constraints.append(row)
     response = {"text": "so so so", "accuracy": 0.0}
     single = {"id": "i0.0", "instruction_id": "i0", "instruction": first, "prompt": "Why?"}
-    ids = ["i0", "i1"]
-    both = {**single, "id": "i0.1", "instruction_id": "i0+i1", "instruction_ids": ids}
+    both = {**single, "id": "i0.1", "instruction_id": "i0+i1"}
     responses = [{**each, "responses": [response]} for each in (single, both)]
     messages = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "so"}]
     samples = []
@@ -156,18 +155,15 @@ def test_prompts_of_several_constraints_carry_all_their_functions_in_every_forma
     for name in export.FORMATS:
         call(export.main, [str(tmp_path), str(tmp_path / name), "--to", name])
 
-    # the id under which each trainer finds the functions, and the list of constraints beside it
+    # the id under which each trainer finds the functions
     taken = [
         (rows(tmp_path, "trl/grpo.jsonl"), "instruction_id"),
         (rows(tmp_path, "open-instruct/rlvr.jsonl"), "ground_truth"),
     ]
     for found, field in taken:
         assert [row[field] for row in found] == ["i0", "i0+i1"]
-        assert [row.get("instruction_ids") for row in found] == [None, ids]
     found = loaded(tmp_path / "verl", "train.parquet")
     assert [row["reward_model"]["ground_truth"] for row in found] == ["i0", "i0+i1"]
-    assert [row["extra_info"]["instruction_ids"] for row in found] == [None, ids]
-    assert loaded(tmp_path / "verl", "sft.parquet")["instruction_ids"] == [None, ids]
 
     verifiers = Verifiers.load(tmp_path / "trl" / "verifiers.jsonl")
     scores = verifiers.score(["i0", "i0+i1"], ["so so so"] * 2)
@@ -193,12 +189,6 @@ def test_pairs_follow_the_pass_rate_of_their_prompt(whole_run, tmp_path):
     assert of_queries and of_queries <= prompts
     every = [row for row in rows(whole_run, "06_pairs.jsonl") if row["level"] == "instruction"]
     assert [row for row in pairs if row["level"] == "instruction"] == every
-
-
-def test_a_pass_rate_that_stage_04_noted_counts():
-    row = {"pass_rate": 0.25, "responses": [{"accuracy": 1.0}]}
-    assert folder.pass_rate(row, 0.5) == 0.25
-    assert folder.pass_rate({"responses": [{"accuracy": 1.0}, {"accuracy": 0.5}]}, 0.5) == 0.5
 
 
 def test_held_out_prompts_take_held_out_queries():

@@ -11,8 +11,7 @@ from shared_data import sample, values
 from autoif import relevance, sandbox
 from autoif.evaluation import results
 from autoif.evaluation.benchmarks import heldout
-from autoif.evaluation.benchmarks.source import NotSetUp
-from autoif.files import UserError
+from autoif.files import NotSetUp, UserError
 from autoif.flags import call
 
 stage = importlib.import_module("07_eval")
@@ -181,7 +180,7 @@ def test_functions_that_cannot_be_called_are_named_instead_of_failing_every_answ
 def test_where_nothing_is_held_out_the_measure_is_a_gap_and_no_error(tmp_path, args):
     row = {**json.loads(open(args.heldout).readline()), "split": "train"}
     args.heldout = write(tmp_path / "trained.jsonl", [row])
-    with pytest.raises(NotSetUp, match="no row with split 'heldout'; see --heldout"):
+    with pytest.raises(NotSetUp, match="no row with split 'heldout'; raise --heldout"):
         load(args)
     args.queries = write(tmp_path / "q.jsonl", [{"query": "Fine?", "split": "train"}])
     with pytest.raises(NotSetUp, match="no query of split 'heldout'"):

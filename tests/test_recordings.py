@@ -7,7 +7,7 @@ import shutil
 import pytest
 from recordings import FILES, STUDY, completions, rekey, run_stage
 
-from autoif import files, reward
+from autoif import files, reward, sandbox
 
 SPLITS = ("train", "heldout")
 
@@ -117,11 +117,11 @@ def test_the_recordings_hold_the_failures_of_a_live_model(stats):
 def test_the_recordings_hold_functions_that_always_pass_or_pass_an_empty_answer(out, tmp_path):
     shutil.copytree(out, tmp_path / "all")
     run_stage("02_verifiers", tmp_path / "all", "--no-cross-validation")
-    always, file = 0, tmp_path / "all" / "02_verifiers.jsonl"
-    for row in files.read(file):
+    always, rows = 0, list(files.read(tmp_path / "all" / "02_verifiers.jsonl"))
+    for row in rows:
         by_function = zip(*(case["verdicts"] for case in row["cases"]))
         always += sum(set(verdicts) == {"pass"} for verdicts in by_function)
-    assert always and reward.probe(reward.Verifiers.load(str(file)))["empty answer"]["functions"]
+    assert always and reward.probe(rows, sandbox.Flags())["empty answer"]["functions"]
 
 
 def test_json_is_recorded_bare_fenced_inside_prose_and_broken():

@@ -110,25 +110,6 @@ def test_all_verifiers_are_probed_and_their_shares_shown(html):
     assert all(0 < int(share) < 100 for share in rows.values())
 
 
-def test_results_are_shown_by_kind_and_by_family(whole_run, tmp_path):
-    out = tmp_path / "run"
-    shutil.copytree(whole_run, out)
-    rows = list(files.read(out / "03_instructions.jsonl"))
-    with files.writer(out / "03_instructions.jsonl") as write:
-        for row in rows:
-            write({**row, "family": "words" if "word" in row["instruction"] else "others"})
-    for file in out.glob("07_items/*/heldout.jsonl"):
-        items = list(files.read(file))
-        tiny_models.write(file, [{**row, "kind": "length"} for row in items])
-    call(main, [str(out)])
-    html = (out / "report.html").read_text(encoding="utf-8")
-    for group, names in [("family", ["others", "words"]), ("kind", ["length"])]:
-        table = html.split(f"by {group}</h3>")[1].split("</table>")[0]
-        assert re.findall(r"<tr><th>(\w+)</th>", table) == [group, *names]
-        shown = re.findall(r"<td>[\d.]+ \[[\d.]+, [\d.]+\]</td>", table)
-        assert len(shown) == 4 * len(names)
-
-
 def test_the_page_names_its_models_date_and_commit(whole_run, html):
     note = re.search(r"<p class=note>Made with: (.*?)</p>", html).group(1)
     settings = json.loads((whole_run / "01_instructions.settings.json").read_text())

@@ -327,7 +327,7 @@ def test_an_unknown_checker_is_named(tmp_path):
 
 
 def test_probes_count_the_functions_and_constraints_that_they_fool(verifiers):
-    found = reward.probe(verifiers)
+    found = reward.probe(list(verifiers.rows.values()), verifiers.flags)
     assert found["empty answer"] == {
         "functions": 3,  # one errs on it, so nothing is said of its constraint
         "of_functions": 5,
@@ -437,4 +437,4 @@ def test_a_bad_file_ends_the_command_with_code_2(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 2 and "give a file of 02_verifiers.py" in done.stderr
+    assert done.returncode == 2 and "run 02_verifiers.py first" in done.stderr

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from autoif import files
-from autoif.evaluation.benchmarks import NotSetUp
-from autoif.files import UserError
+from autoif.files import NotSetUp, UserError
 
 
 def read(path: str | Path) -> dict[str, list[list[str]]]:

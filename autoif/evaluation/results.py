@@ -33,12 +33,7 @@ class Flags:
 
 def read(path: str | Path) -> list[dict]:
     """The objects of a results file; none when there is no such file yet."""
-    try:
-        rows = files.read_json(path, [])
-    except (ValueError, OSError) as error:
-        raise UserError(
-            f"{path} cannot be read as results ({error}); move it away and run again"
-        ) from None
+    rows = files.read_json(path, [])
     if not isinstance(rows, list):
         rows = [rows]
     for row in rows:

@@ -97,7 +97,7 @@ def main(args: Flags) -> None:
         print(f"{shared:,} answers of both; verdicts of {args.against} -> {args.out}:")
         print(markdown(against.HEADER, lines))
     path = args.to or args.out / "report.html"
-    run = gather.gather(args.out, args.sample, args.seed, sandbox.options(args))
+    run = gather.gather(args.out, args.sample, args.seed, args)
     write_whole(path, page({**run, **more}))
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, opens in any browser")
 

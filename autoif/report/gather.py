@@ -5,13 +5,11 @@ Of many rows a sample is kept, drawn with a seed that the page states. All count
 
 import base64
 import random
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from autoif import folder, reward, shards
-from autoif.evaluation import intervals
+from autoif import folder, reward, sandbox, shards
 from autoif.evaluation.results import differences
 from autoif.files import UserError, read_json
 from autoif.folder import rows
@@ -74,16 +72,13 @@ def quality(constraints: list[dict]) -> dict:
     return {**counts, "accuracy": accuracy, "agreement": agreement}
 
 
-def probed(constraints: list[dict], seed: int, options: dict) -> dict:
+def probed(constraints: list[dict], seed: int, flags: sandbox.Flags) -> dict:
     """What earns a reward without an answer, on at most PROBED constraints."""
     drawn = random.Random(seed).sample(constraints, min(PROBED, len(constraints)))
-    verifiers = reward.Verifiers({row["id"]: row for row in drawn}, "the run", **options)
     try:
-        return {"probes": reward.probe(verifiers), "of": len(constraints)}
+        return {"probes": reward.probe(drawn, flags), "of": len(constraints)}
     except UserError as error:  # no sandbox here: the rest of the page does without
         return {"error": str(error)}
-    finally:
-        verifiers.close()
 
 
 def shown_constraint(row: dict, sides: dict) -> dict:
@@ -99,7 +94,7 @@ def shown_constraint(row: dict, sides: dict) -> dict:
     return shown
 
 
-def constraints(out: Path, size: int, seed: int, options: dict) -> dict | None:
+def constraints(out: Path, size: int, seed: int, flags: sandbox.Flags) -> dict | None:
     """Quality, probes and a sample of constraints, of the latest stage that has finished."""
     stages = ["03_instructions", "02_verifiers", "01_instructions"]
     written = [stage for stage in stages if shards.parts(out / f"{stage}.jsonl")]
@@ -118,11 +113,10 @@ def constraints(out: Path, size: int, seed: int, options: dict) -> dict | None:
         "count": len(kept),
         "quality": None,
         "probes": None,
-        "families": {row["id"]: row["family"] for row in kept if "family" in row},
         "shown": shown,
     }
     if written[0] != "01_instructions":  # stage 02 has made functions
-        about |= {"quality": quality(kept), "probes": probed(kept, seed, options)}
+        about |= {"quality": quality(kept), "probes": probed(kept, seed, flags)}
     return about
 
 
@@ -171,8 +165,8 @@ def responses(out: Path, name: str, size: int, seed: int) -> dict | None:
 
     def measured() -> Iterable[dict]:
         nonlocal truncated
-        for row in rows(path):
-            row = {**row, "source": name, "pass_rate": folder.pass_rate(row, min_accuracy)}
+        for row in rows(path, "id", "prompt", "pass_rate", "responses"):
+            row = {**row, "source": name}
             if row["responses"]:
                 rates.append(row["pass_rate"])
             for response in row["responses"]:
@@ -221,24 +215,6 @@ def answers(out: Path, size: int, seed: int, only: str = "") -> list[dict]:
     return sampled(compared(), size, seed)
 
 
-def by_group(out: Path, results: list[dict], families: dict[str, str]) -> dict[str, dict]:
-    """{"kind" or "family": {its name: {model: interval}}} of the held-out benchmark's items."""
-    points = defaultdict(lambda: defaultdict(list))
-    for result in results:
-        if result["benchmark"] != "heldout" or "items" not in result:
-            continue
-        for row in rows(out / result["items"]):
-            constraint = re.sub(r"-\d+$", "", row["id"])
-            groups = {"kind": row.get("kind"), "family": families.get(constraint)}
-            for group, name in groups.items():
-                points[group, name][result["model"]] += row["points"].get("Held-out", [])
-    measured = defaultdict(lambda: defaultdict(dict))
-    for group, name in sorted(key for key in points if key[1] is not None):
-        for model, its_points in points[group, name].items():
-            measured[group][name][model] = intervals.interval(its_points)
-    return measured
-
-
 def compared(out: Path, results: list[dict]) -> list[list]:
     """Lines of the differences to the first model: the pair, and `results.differences`' cells."""
     measured, lines = {}, []
@@ -255,9 +231,9 @@ def compared(out: Path, results: list[dict]) -> list[list]:
     return lines
 
 
-def gather(out: Path, size: int, seed: int, options: dict) -> dict:
+def gather(out: Path, size: int, seed: int, flags: sandbox.Flags) -> dict:
     """Everything on the page; see the functions above for what each part holds."""
-    about = constraints(out, size, seed, options)
+    about = constraints(out, size, seed, flags)
     answered, stats, curves = {}, {}, {}
     for each in [out, *sorted(out.glob("online_*"))]:
         name = MAIN if each == out else each.name
@@ -281,7 +257,6 @@ def gather(out: Path, size: int, seed: int, options: dict) -> dict:
         "made with": folder.made_with(out),
         "differences": compared(out, results),
         "answers": answers(out, size, seed),
-        "by group": by_group(out, results, about["families"] if about else {}),
         "size": size,
         "seed": seed,
     }

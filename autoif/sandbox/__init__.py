@@ -38,5 +38,5 @@ out of scope. `random`, hashes, locale and time zone are fixed; what reads the c
 addresses may differ from run to run. Linux on x86_64 or aarch64, else a prefix.
 """
 
-from autoif.sandbox.pool import MODULES, Flags, Sandbox, options  # noqa: F401  the door
+from autoif.sandbox.pool import MODULES, Flags, Sandbox  # noqa: F401  the door
 from autoif.sandbox.together import Together  # noqa: F401

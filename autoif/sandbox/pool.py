@@ -225,8 +225,3 @@ class Flags:
     cpu_seconds: Positive = CPU_SECONDS  # of a call, of loading; wall time: 100 times that
     memory_mb: Count = MEMORY_MB  # memory of one function
     unsafe_no_sandbox: bool = False  # run it even where layers of the sandbox cannot be had
-
-
-def options(args: Flags) -> dict:
-    """The fields of `Flags` that `args` has among others."""
-    return {name: getattr(args, name) for name in Flags.__annotations__}

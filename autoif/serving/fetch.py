@@ -91,12 +91,8 @@ def refuse_other(found: str, model: Model, what: str) -> None:
 
 
 def check(path: Path, model: Model) -> Path:
-    sha256 = hashlib.sha256()
-    with open(path, "rb") as file, progress(f"checking {model.file}", model.size) as bar:
-        while block := file.read(BLOCK):
-            sha256.update(block)
-            bar.update(len(block))
-    refuse_other(sha256.hexdigest(), model, str(path))
+    with open(path, "rb") as file:
+        refuse_other(hashlib.file_digest(file, "sha256").hexdigest(), model, str(path))
     return path
 
 

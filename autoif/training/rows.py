@@ -15,7 +15,7 @@ from pathlib import Path
 import jinja2
 
 from autoif import files
-from autoif.files import UserError
+from autoif.files import UserError, read_json
 from autoif.models import chat_tokenizer, special_tokens
 from autoif.stage import Funnel
 from autoif.training.ranks import from_first
@@ -31,7 +31,7 @@ def first_day(out: str) -> str:
     def read() -> str:
         settings = Path(f"{out}.state", "settings.json")
         today = datetime.date.today().isoformat()
-        return json.loads(settings.read_text()).get("date", today) if settings.exists() else today
+        return read_json(settings, {}).get("date", today)
 
     return from_first(read)
 

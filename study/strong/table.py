@@ -261,7 +261,7 @@ def of_seeds(results: Path, paths: list[Path], arms: dict[str, str]) -> list[str
         raw.columns_of("ifbench", "perplexity"),
     ):
         parts.append(raw.table_of(paths, columns, arms, by_families))
-    parts.append(differences(paths, list(arms)[1:], [*HELDOUT[:3], *TOPIC]))
+    parts.append(differences(paths, list(arms)[1:], [*HELDOUT, *TOPIC]))
     splits = defaultdict(list)
     for path in sorted(results.glob(f"split_*/seed_*{raw.SUFFIX}")):
         splits[path.parent.name.replace("_", " ")].append(path)
@@ -273,7 +273,7 @@ def of_seeds(results: Path, paths: list[Path], arms: dict[str, str]) -> list[str
         parts += [
             f"{name.capitalize()}:\n",
             raw.table_of(of_split, [*HELDOUT, *TOPIC], everywhere, by_families),
-            differences(of_split, list(everywhere)[1:], [*HELDOUT[:3], *TOPIC]),
+            differences(of_split, list(everywhere)[1:], [*HELDOUT, *TOPIC]),
         ]
     return [*parts, iterations(paths), constraints(paths[0]), agreement(paths)]
 

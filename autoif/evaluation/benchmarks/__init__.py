@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from autoif.evaluation.benchmarks.source import NotSetUp, Source
-from autoif.files import UserError, dump
+from autoif.evaluation.benchmarks.source import Source
+from autoif.files import NotSetUp, UserError, dump
 from autoif.flags import Count
 
 # In the order of the table's columns.

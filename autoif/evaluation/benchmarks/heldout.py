@@ -19,9 +19,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from operator import itemgetter
 
-from autoif import files, queries, relevance, verifiers
+from autoif import queries, relevance, verifiers
 from autoif.evaluation import kinds
-from autoif.evaluation.benchmarks import NotSetUp, Settings
+from autoif.evaluation.benchmarks import Settings
+from autoif.files import NotSetUp
 from autoif.flags import Count
 
 SETTINGS = Settings(
@@ -43,17 +44,6 @@ class Flags:
     queries_per_instruction: Count = 16  # queries joined to each held-out constraint
 
 
-def read_constraints(path: str) -> list[dict]:
-    form = {**verifiers.ROW, "split": {"train", "heldout"}}
-    rows = files.read_all(path, form, "03_backtranslate.py")
-    heldout = [row for row in rows if row["split"] == "heldout"]
-    if not heldout:
-        raise NotSetUp(
-            f"{path} has no row with split 'heldout'; see --heldout of 03_backtranslate.py"
-        )
-    return heldout
-
-
 def read_queries(path: str) -> list[str]:
     """The distinct held-out queries that stage 04 kept; all queries of a file without `split`."""
     kept = list(dict.fromkeys(queries.kept(path, "heldout")))
@@ -73,7 +63,7 @@ def load(heldout: str | None, queries: str | None, joined: int, seed: int) -> It
             "--queries out/04_queries.jsonl"
         )
     kept = read_queries(queries)
-    for row in read_constraints(heldout):
+    for row in verifiers.read(heldout, "heldout"):
         # a generator of its own: a constraint's queries stay when other constraints come or go
         rng = random.Random(f"{seed}:{row['id']}")
         drawn = rng.sample(kept, min(joined, len(kept)))
@@ -103,7 +93,7 @@ async def verify(attempts: list[dict], box, functions: dict[str, list[dict]]) ->
 
 async def score(attempts: list[dict], box, heldout: str, queries: str) -> list[dict]:
     """The rows of all attempts; `box` runs the functions."""
-    functions = {row["id"]: row["verifiers"] for row in read_constraints(heldout)}
+    functions = {row["id"]: row["verifiers"] for row in verifiers.read(heldout, "heldout")}
     verdicts = await verify(attempts, box, functions)
     items = list(map(itemgetter("item"), attempts))
     samples = [attempt["answers"][0] for attempt in attempts]

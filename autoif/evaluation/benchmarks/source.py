@@ -9,11 +9,7 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from autoif.files import UserError, lines
-
-
-class NotSetUp(UserError):
-    """A benchmark that would be a gap in a rerun too: it has no data, no judge, no answers."""
+from autoif.files import NotSetUp, UserError, lines
 
 
 class Source:
