@@ -29,7 +29,7 @@ from pathlib import Path
 
 from autoif import files, llm, sandbox, shards, verifiers
 from autoif.files import UserError
-from autoif.flags import Count, In, NonNegative, Share, cli
+from autoif.flags import Count, In, NonNegative, Threshold, cli
 from autoif.settings import write_settings
 from autoif.stage import Funnel, in_order, wrote
 
@@ -68,8 +68,8 @@ TRIAL = 20  # constraints after which a supervisor that is not able ends the run
 class Flags(shards.Flags, llm.Flags, sandbox.Flags):
     input: In = "out/01_instructions.jsonl"
     out: str = "out/02_verifiers.jsonl"
-    case_agreement: Share = 0.5  # keep a case above this share of functions that agree (3.2)
-    min_accuracy: Share = 0.5  # keep a function above this share of kept cases (3.2)
+    case_agreement: Threshold = 0.5  # keep a case above this share of functions that agree (3.2)
+    min_accuracy: Threshold = 0.5  # keep a function above this share of kept cases (3.2)
     no_cross_validation: bool = False  # keep all that compiles; a case is still needed (ablation)
     min_functions: Count = 1  # functions a constraint needs before filtering (3.2)
     min_cases: Count = 1  # cases a constraint needs before filtering (3.2)

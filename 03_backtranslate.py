@@ -145,7 +145,7 @@ def drop_reason(row: dict) -> str | None:
     """Only a contradiction speaks against a constraint; without all labels it waits for a rerun."""
     if "contradiction" in row["nli"]:
         return "contradiction"
-    # what is missing is no verdict: a rerun asks for it again
+    # what is missing is no verdict: a rerun asks again for what was not answered
     if "" in row["back_translations"]:
         return "no back-translation"
     if None in row["nli"]:

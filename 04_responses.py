@@ -36,7 +36,7 @@ from typing import Literal
 
 from autoif import files, llm, queries, relevance, replies, sandbox, shards, verifiers
 from autoif.files import UserError
-from autoif.flags import Count, In, NonNegative, Share, cli
+from autoif.flags import Count, In, NonNegative, Threshold, cli
 from autoif.settings import write_settings
 from autoif.stage import Funnel, in_order, wrote
 from autoif.tally import beside_the_paper, tally
@@ -67,7 +67,7 @@ class Flags(shards.Flags, queries.Flags, llm.Flags, sandbox.Flags):
     sft: str | None = None  # instead: ask the prompts of these training samples, bare (3.4)
     bare_prompt: bool = False  # no template: small models comment on it instead of answering
     queries_per_instruction: Count = 16  # queries joined to each constraint (3.3)
-    min_accuracy: Share = 0.5  # keep what more than this share of functions accepts (3.3)
+    min_accuracy: Threshold = 0.5  # keep what more than this share of functions accepts (3.3)
     min_score: NonNegative = 8.0  # drop a response under this quality score (3.3)
     score: Literal["judge", "topic", "none"] = "judge"  # the model (paper), or TF-IDF on the query
     no_score: bool = False  # as --score none: the paper's ablation, and the online loop

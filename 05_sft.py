@@ -24,7 +24,7 @@ import autoif  # noqa: F401  # isort: skip  first: from here on Ctrl-C ends in o
 from dataclasses import dataclass
 from pathlib import Path
 
-from autoif.flags import Betas, Count, Ins, Natural, NonNegative, Positive, cli, within
+from autoif.flags import Count, Ins, Natural, NonNegative, Positive, cli, within
 from autoif.shards import run_of
 from autoif.training import engine as train
 from autoif.training.checkpoints import Checkpoints
@@ -48,7 +48,7 @@ class Flags(train.Flags):
     schedule: train.Schedule = "linear"  # of the learning rate (paper: linear)
     warmup_steps: Natural = 20  # (paper: 20)
     weight_decay: NonNegative = 0.1  # (paper: 0.1)
-    betas: Betas = (0.9, 0.95)  # Adam's (released command: 0.9 0.95)
+    betas: train.Betas = (0.9, 0.95)  # Adam's (released command: 0.9 0.95)
 
 
 def sft_loss(logprobs_R, tokens):

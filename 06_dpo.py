@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Literal
 
 from autoif import files
-from autoif.flags import Betas, Count, In, Ins, NonNegative, Positive, Share, Texts, cli, within
+from autoif.flags import Count, In, Ins, NonNegative, Positive, Share, Texts, Threshold, cli, within
 from autoif.settings import write_settings
 from autoif.stage import Funnel, wrote
 from autoif.training import engine as train
@@ -59,7 +59,7 @@ class Pairs:
     sft: Texts | None = None  # 04_sft.jsonl: pairs for its prompts and constraints only (else all)
     out: str  # 06_pairs.jsonl
     level: Literal["query", "online"] = "query"  # what pairs of responses are called
-    min_accuracy: Share = 0.5  # chosen is above this share (paper: 0.5, section 3.4)
+    min_accuracy: Threshold = 0.5  # chosen is above this share (paper: 0.5, section 3.4)
     min_score: NonNegative = 8.0  # chosen has this score, where its run gave any (paper: 8, 3.3)
     reject_truncated: bool = False  # cut off answers may be rejected (trained without an end token)
     pairs_per_prompt: Count = 1  # at most (paper: not stated; released code: 4)
@@ -84,7 +84,7 @@ class Train(train.Flags):
     schedule: train.Schedule = "cosine"  # of the learning rate (paper: cosine)
     warmup_ratio: Share = 0.1  # share of all steps (paper: 0.1)
     weight_decay: NonNegative = 0.0  # (paper: not stated)
-    betas: Betas = (0.9, 0.999)  # Adam's (paper: not stated)
+    betas: train.Betas = (0.9, 0.999)  # Adam's (paper: not stated)
 
 
 def candidates(row: dict) -> list[dict]:
@@ -272,7 +272,10 @@ def learn(args: Train) -> None:
             check_first_loss(without_sft, batch, args, rank)
         numbers = {"loss": loss, "margin": margin, "accuracy": accuracy}
         policy.finish_step(step, {**numbers, "chosen": chosen, "rejected": rejected}, batch)
-    policy.export(tokenizer, then=NEXT.format(out=args.out, data=Path(args.input).parent))
+    data = Path(args.input).parent
+    if (data.parent / "03_instructions.jsonl").exists():  # the pairs are of an online iteration
+        data = data.parent
+    policy.export(tokenizer, then=NEXT.format(out=args.out, data=data))
 
 
 COMMANDS = {"pairs": pairs, "train": learn}

@@ -86,6 +86,8 @@ class Flags(benchmarks.Flags, judge.Flags, heldout.Flags, llm.Flags, sandbox.Fla
         super().__post_init__()
         if not (self.model or self.responses):
             raise UserError("give --model NAME, or --responses FILE with its answers")
+        if self.batch_out and len(self.benchmarks) > 1:
+            raise UserError("--batch-out holds one benchmark's requests; name one in --benchmarks")
         # without a model the file of answers gives the rows their name
         self.model = self.model or Path(self.responses).stem
         self.name = self.name or Path(self.model).name
@@ -203,6 +205,11 @@ async def evaluate(name: str, data: benchmarks.Data, args: Flags) -> bool:
     result |= {"settings": settings, "data": {"sha256": data.sha256(), "from": data.used}}
     result["versions"] = versions(results.LIBRARIES)
     result["seconds"] = round(time.monotonic() - began, 1)
+    lost = {"not answered": len(attempts) - len(answered)}
+    lost["unparsable"] = sum(bool(row.get("unparsable")) for row in rows)
+    reasons = [f"{reason} {count:,}" for reason, count in lost.items() if count]
+    line = f"07_eval {name}: {len(attempts):,} in -> {len(attempts) - sum(lost.values()):,} scored"
+    print(line + f" ({', '.join(reasons)})" * bool(reasons))
     return results.record(args.out, result, answered, rows)
 
 
@@ -213,7 +220,14 @@ async def main(args: Flags) -> None:
 
     # check: bad input, and an output that cannot be, are named before anything is spent
     files.refuse_unwritable(args.out)
-    results.read(args.out)
+    for row in results.read(args.out):
+        other, model = row.get("served", args.model), Path(args.model)
+        # online_1/06_dpo and online_2/06_dpo: without --name both are called 06_dpo
+        if row["model"] == args.name == model.name and Path(other).resolve() != model.resolve():
+            raise UserError(
+                f"{args.out} has results of {other} under the name {args.name!r}; give "
+                f"{args.model} another --name, or another --out"
+            )
     if args.responses:
         responses.read(args.responses)
     loaded, gaps = benchmarks.load(args.benchmarks, args)

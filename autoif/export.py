@@ -85,7 +85,7 @@ def read_run(out: Path, limits: Limits, heldout_queries: Path) -> dict[str, list
             prompts.append(prompt_row(row, row["prompt"], rate))
     fields = ("id", "level", "prompt", "chosen", "rejected")
     for row in folder.rows(out / "06_pairs.jsonl", *fields):
-        of_prompt = row["id"].split("/")[0]
+        of_prompt = row["id"].rsplit("/", 2)[0]
         if row["level"] == "instruction" or between(rates.get(of_prompt), limits):
             pairs.append(row)
     fields = ("id", "instruction", "verifiers", "split")

@@ -219,6 +219,8 @@ def read_all(paths: str | Path | list[str], fields: Fields, made_by: str = "") -
     """All rows of a file or of several, each checked, no id twice: for a stage that will pay."""
     rows, seen, paths = [], {}, paths if isinstance(paths, list) else [paths]
     for path in paths:
+        if paths.count(path) > 1:
+            raise UserError(f"{path} is given twice; give it once")
         for number, row in numbered(path, fields, made_by):
             of, first = seen.setdefault(row["id"], (path, number))
             if (of, first) != (path, number):

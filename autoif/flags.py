@@ -34,6 +34,7 @@ from tyro import _errors
 
 from autoif.files import UserError
 
+ALMOST_ALL = 0.9999  # what lies above this share is all: above 1 there is nothing
 OTHERS_WAIT = 5  # seconds in which torchrun ends all processes when one has ended
 
 
@@ -53,6 +54,8 @@ def within(kind: type, low: float, high: float = math.inf, *, above: bool = Fals
     bounds = f"above {low}" if above else f"at least {low}"
     if high < math.inf:
         bounds += f" and at most {high}"
+    if high == ALMOST_ALL:
+        bounds += " (all of them)"
 
     def parse(words: list[str]) -> float | tuple[float, ...]:
         numbers = []
@@ -78,8 +81,8 @@ def some(words: list[str]) -> list[str]:
 
 Natural, Count = within(int, 0), within(int, 1)
 NonNegative, Positive = within(float, 0), within(float, 0, above=True)
+Threshold = within(float, 0, ALMOST_ALL)  # of a share that has to lie above it
 Share, PositiveShare = within(float, 0, 1), within(float, 0, 1, above=True)
-Betas = within(float, 0, 0.999999, count=2)
 # tyro's own lists take no value as well
 Texts = Annotated[list[str], primitive("*", "STR [STR ...]", some)]
 In = Annotated[str, tyro.conf.arg(name="in")]

@@ -61,9 +61,14 @@ def similarities(answers: list[str], queries: list[str], by: str):
     if by != "TF-IDF":
         vectors = embed(answers + queries)
         return vectors[: len(answers)] @ vectors[len(answers) :].T
+    import numpy as np
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    vectorizer = TfidfVectorizer(sublinear_tf=True, stop_words="english").fit(queries)
+    vectorizer = TfidfVectorizer(sublinear_tf=True, stop_words="english")
+    try:
+        vectorizer.fit(queries)
+    except ValueError:  # "What can you do?": no word is left to be near to
+        return np.zeros((len(answers), len(queries)))
     return (vectorizer.transform(answers) @ vectorizer.transform(queries).T).toarray()
 
 
@@ -93,7 +98,7 @@ def relevant(
     for answer, query, instruction in zip(answers, own, instructions, strict=True):
         similar_Q = similar_AQ[rows[answer]]
         near = similar_Q[places[query]]
-        nearest = near == similar_Q.max() and (similar_Q == near).sum() == 1
+        nearest = 0 < near == similar_Q.max() and (similar_Q == near).sum() == 1
         # what has no word beyond its constraint's says nothing
         found.append(bool(nearest) and not words(answer) <= words(instruction))
     return found

@@ -246,6 +246,22 @@ def test_models_share_a_table_and_a_rerun_replaces_its_own_row(tmp_path, heldout
     assert (tmp_path / "out/07_results.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_another_model_of_the_same_last_part_needs_a_name_of_its_own(tmp_path, heldout, capsys):
+    with FakeServer(lambda messages, request: "tea") as server:
+        run(tmp_path, *heldout, model="online_1/06_dpo", base_url=server.url)
+        assert "07_eval heldout: 48 in -> 48 scored\n" in capsys.readouterr().out
+        with pytest.raises(UserError, match="results of online_1/06_dpo under the name '06_dpo'"):
+            run(tmp_path, *heldout, model="online_2/06_dpo", base_url=server.url)
+        rows = run(tmp_path, *heldout, model="online_2/06_dpo", name="two", base_url=server.url)
+        run(tmp_path, *heldout, model="./online_1/06_dpo", base_url=server.url)
+    assert [row["model"] for row in rows] == ["06_dpo", "two"]
+
+
+def test_a_batch_file_is_of_one_benchmark():
+    with pytest.raises(UserError, match="--batch-out holds one benchmark's requests"):
+        call(stage.main, command(model="m", benchmarks="ifeval,gsm8k", batch_out="b.jsonl"))
+
+
 def test_compare_says_which_difference_is_beyond_noise(tmp_path, heldout, capsys):
     with (
         FakeServer(lambda messages, request: "tea") as good,

@@ -75,6 +75,13 @@ INPUTS = [
 ]
 
 
+def test_a_file_that_is_given_twice_is_named(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text(jsonl(SEED))
+    with pytest.raises(UserError, match="in.jsonl is given twice"):
+        files.read_all([str(path), str(path)], ["id"])
+
+
 @pytest.mark.parametrize("stage, content, flags, words", INPUTS)
 def test_a_wrong_input_is_named_with_its_line_and_the_next_step(
     tmp_path, monkeypatch, stage, content, flags, words

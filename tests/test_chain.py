@@ -11,6 +11,7 @@ import pytest
 
 from autoif import chain, files, flags, settings
 from autoif.files import UserError
+from autoif.training import engine
 
 ROOT = Path(__file__).resolve().parents[1]
 REMOVED = {"price_in", "price_out", "check", "drop_weak", "show", "constraints", "mc_mode"}
@@ -23,7 +24,7 @@ class Flags:
     out: str = "o"  # rows
     model: str = "m"  # or a checkpoint
     epochs: flags.Positive = 3.0  # times
-    betas: flags.Betas = (0.9, 0.95)  # Adam's
+    betas: engine.Betas = (0.9, 0.95)  # Adam's
     score: str = "judge"  # or none
     no_score: bool = False  # as --score none
     concurrency: flags.Count = 64  # cannot change a row

@@ -191,6 +191,15 @@ def test_pairs_follow_the_pass_rate_of_their_prompt(whole_run, tmp_path):
     assert [row for row in pairs if row["level"] == "instruction"] == every
 
 
+def test_pairs_of_ids_with_a_slash_follow_their_prompt_too(tmp_path):
+    prompt = {"id": "acme/1.0", "instruction_id": "acme/1", "prompt": "q", "pass_rate": 0.5}
+    tiny_models.write(tmp_path / "04_responses.jsonl", [prompt])
+    pair = {"id": "acme/1.0/query/1", "level": "query", "prompt": [], "chosen": [], "rejected": []}
+    tiny_models.write(tmp_path / "06_pairs.jsonl", [pair])
+    for limits, count in (((0, 1), 1), ((0.6, 1), 0)):
+        assert len(export.read_run(tmp_path, limits, tmp_path / "none")["pairs"]) == count
+
+
 def test_held_out_prompts_take_held_out_queries():
     constraints = [{"id": "i1", "instruction": "Be brief", "split": "heldout"}]
     found = list(export.heldout_prompts(constraints, ["Why is the sky blue?"]))

@@ -20,6 +20,7 @@ import tyro
 
 from autoif import flags
 from autoif.files import UserError
+from autoif.training import engine
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = sorted(path.stem for path in ROOT.glob("0?_*.py"))
@@ -170,6 +171,8 @@ BAD_FLAGS = [
     ("01_seed_augment", "--near-duplicate", "nan"),
     ("02_verifiers", "--min-accuracy", "2"),
     ("02_verifiers", "--case-agreement", "-1"),
+    ("02_verifiers", "--case-agreement", "1"),
+    ("04_responses", "--min-accuracy", "1"),
     ("02_verifiers", "--min-cases", "0"),
     ("03_backtranslate", "--heldout", "2"),
     ("03_backtranslate", "--heldout", "-1"),
@@ -199,7 +202,7 @@ class Flags:
     input: flags.In  # rows
     share: flags.Share = 0.5  # of rows
     limit: flags.Count | None = None  # rows
-    betas: flags.Betas = (0.9, 0.95)  # Adam's
+    betas: engine.Betas = (0.9, 0.95)  # Adam's
     zero: typing.Literal[1, 2, 3] = 3  # stage
     no_score: bool = False  # no judge
     out: str | None = None  # derived where it is not given

@@ -1091,6 +1091,14 @@ def test_equal_samples_of_the_first_prompts_end_the_run_and_stay_stored(path):
         assert len(ask(server, path, map(str, range(20)), k=3, seed=10)) == 20
 
 
+def test_equal_words_of_one_who_is_asked_again_are_no_samples(path):
+    requests = []
+    for first in (1, 2):  # a judge at another temperature, for what could not be read
+        requests += [{"prompt": str(i), "first": first} for i in range(10)]
+    with FakeServer(lambda *_: SAME) as server:
+        assert len(ask(server, path, requests)) == 20
+
+
 def test_equal_samples_are_seen_when_asked_for_one_by_one(path):
     requests = []
     for first in (0, 1):

@@ -57,6 +57,11 @@ def test_what_shares_nothing_with_any_query_is_nearest_to_none(monkeypatch):
     assert relevance.relevant(["zzz"], [QUERIES[0]], ["Use no commas"], QUERIES) == [False]
 
 
+def test_queries_of_stop_words_alone_are_near_to_nothing():
+    query = "What can you do for me?"
+    assert relevance.scores(["I can do it.", "Tea."], query, "Use no commas", [query]) == [0.0, 0.0]
+
+
 def test_without_the_package_it_is_tf_idf_and_says_so(monkeypatch):
     monkeypatch.setattr(relevance.util, "find_spec", lambda name: None)
     assert relevance.encoder() == "TF-IDF"

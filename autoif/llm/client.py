@@ -231,7 +231,10 @@ class Client:
         temperature = request["temperature"]
         if self._alike is None or not temperature or k == 1:
             return
-        texts = [record["text"] or "" for record in self.store.get(name, 0, k).values()]
+        records = self.store.get(name, 0, k)
+        if 0 not in records:  # a judge that is asked again, for words that could not be read
+            return
+        texts = [record["text"] or "" for record in records.values()]
         if len(set(texts)) > 1:
             self._alike = None
         elif len(texts) > 1 and len(texts[0]) >= LONG:

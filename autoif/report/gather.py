@@ -35,7 +35,7 @@ def paired(out: Path, wanted: set[str]) -> dict[tuple[str, str], str]:
     """{(id, text): "chosen" or "rejected"} of the pairs made of these prompts or constraints."""
     sides = {}
     for row in rows(out / "06_pairs.jsonl"):
-        of = row["id"].split("/")[0]
+        of = row["id"].rsplit("/", 2)[0]
         if of in wanted:
             for side in ("chosen", "rejected"):
                 sides[of, row[side][-1]["content"]] = side

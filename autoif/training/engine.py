@@ -30,6 +30,7 @@ MODELS = ("llama", "mistral", "qwen2", "qwen3")
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}  # of --precision, by their names in torch
 SCHEDULES = ("linear", "cosine", "constant_with_warmup")  # by their names in transformers
 Schedule = Literal[SCHEDULES]
+Betas = within(float, 0, 0.999999, count=2)
 Recompute = Literal["auto", "on", "off"]
 
 
