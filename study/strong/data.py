@@ -19,7 +19,8 @@ A trained constraint *leaks* where the texts that obey it (cases and responses t
 functions accept) pass the functions of a held-out one far more often than ordinary answers
 (ordinary.jsonl) and the texts that obey other constraints do, or the other way round: who learns
 the one has learned the other, or a part of it. One of the same family is dropped as well. It cannot
-be told of what most texts pass anyway: "at most three sentences" of "one sentence".
+be told of what most texts pass anyway, "at most three sentences" of "one sentence": such pairs,
+found by reading, are in ../implied.tsv, and a column of the table is without them.
 """
 
 import asyncio
