@@ -89,8 +89,10 @@ class Flags(benchmarks.Flags, judge.Flags, heldout.Flags, llm.Flags, sandbox.Fla
         if self.batch_out and len(self.benchmarks) > 1:
             raise UserError("--batch-out holds one benchmark's requests; name one in --benchmarks")
         # without a model the file of answers gives the rows their name
-        self.model = self.model or Path(self.responses).stem
-        self.name = self.name or Path(self.model).name
+        self.name = self.name or (
+            Path(self.model).name if self.model else Path(self.responses).stem
+        )
+        self.model = self.model or self.responses
 
 
 async def answer(attempt: dict, name: str, client, asking: Callable) -> dict:
@@ -206,7 +208,7 @@ async def evaluate(name: str, data: benchmarks.Data, args: Flags) -> bool:
     result["versions"] = versions(results.LIBRARIES)
     result["seconds"] = round(time.monotonic() - began, 1)
     lost = {"not answered": len(attempts) - len(answered)}
-    lost["unparsable"] = sum(bool(row.get("unparsable")) for row in rows)
+    lost["undecided"] = sum(not row["points"] for row in rows)
     reasons = [f"{reason} {count:,}" for reason, count in lost.items() if count]
     line = f"07_eval {name}: {len(attempts):,} in -> {len(attempts) - sum(lost.values()):,} scored"
     print(line + f" ({', '.join(reasons)})" * bool(reasons))
@@ -223,7 +225,8 @@ async def main(args: Flags) -> None:
     for row in results.read(args.out):
         other, model = row.get("served", args.model), Path(args.model)
         # online_1/06_dpo and online_2/06_dpo: without --name both are called 06_dpo
-        if row["model"] == args.name == model.name and Path(other).resolve() != model.resolve():
+        default = args.name in (model.name, model.stem) and row["model"] == args.name
+        if default and Path(other).resolve() != model.resolve():
             raise UserError(
                 f"{args.out} has results of {other} under the name {args.name!r}; give "
                 f"{args.model} another --name, or another --out"

@@ -79,8 +79,9 @@ def read_run(out: Path, limits: Limits, heldout_queries: Path) -> dict[str, list
                 "export when all have ended"
             )
     prompts, rates, pairs = [], {}, []
-    for row in folder.rows(out / "04_responses.jsonl", "id", "instruction_id", "prompt"):
-        rates[row["id"]] = rate = row.get("pass_rate")
+    fields = ("id", "instruction_id", "prompt", "pass_rate")
+    for row in folder.rows(out / "04_responses.jsonl", *fields):
+        rates[row["id"]] = rate = row["pass_rate"]
         if between(rate, limits):
             prompts.append(prompt_row(row, row["prompt"], rate))
     fields = ("id", "level", "prompt", "chosen", "rejected")

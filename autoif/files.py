@@ -81,13 +81,13 @@ def write_whole(path: str | Path, text: str) -> None:
         file.write(text)
 
 
-def read_json(path: str | Path, default: object = None) -> Any:
+def read_json(path: str | Path, default: object = None, advice: str = "mend or delete it") -> Any:
     """The value of a JSON file, `default` where there is no such file; else UserError."""
     path = Path(path)
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else default
     except (ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}); mend or delete it") from None
+        raise UserError(f"{path} cannot be read ({error}); {advice}") from None
 
 
 def remove(path: Path) -> None:
@@ -219,8 +219,6 @@ def read_all(paths: str | Path | list[str], fields: Fields, made_by: str = "") -
     """All rows of a file or of several, each checked, no id twice: for a stage that will pay."""
     rows, seen, paths = [], {}, paths if isinstance(paths, list) else [paths]
     for path in paths:
-        if paths.count(path) > 1:
-            raise UserError(f"{path} is given twice; give it once")
         for number, row in numbered(path, fields, made_by):
             of, first = seen.setdefault(row["id"], (path, number))
             if (of, first) != (path, number):

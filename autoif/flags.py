@@ -3,7 +3,7 @@
     @dataclass(kw_only=True)
     class Flags(llm.Flags, sandbox.Flags):
         input: In = "out/03_instructions.jsonl"
-        min_accuracy: Share = 0.5  # keep a response above this share of functions (3.3)
+        min_accuracy: Threshold = 0.5  # keep a response above this share of functions (3.3)
 
         def __post_init__(self):
             ...  # what depends on several flags: UserError, or a default made of another flag
@@ -76,6 +76,9 @@ def within(kind: type, low: float, high: float = math.inf, *, above: bool = Fals
 def some(words: list[str]) -> list[str]:
     if not words:
         raise ValueError("must be at least one value")
+    for word in words:
+        if words.count(word) > 1:
+            raise ValueError(f"must not have {word} twice")
     return words
 
 

@@ -63,7 +63,7 @@ def shards(folder: Path) -> list[str]:
     if (folder / "model.safetensors").exists() or not index.exists():
         return []
     try:
-        return sorted(set(read_json(index)["weight_map"].values()))
+        return sorted(set(read_json(index, advice="download it again")["weight_map"].values()))
     except (TypeError, KeyError, AttributeError):
         raise UserError(f"{index} names no files; download it again") from None
 

@@ -248,10 +248,11 @@ def about_constraints(path: Path, field: str) -> dict[str, str]:
 def answers_of(path: Path, model: str, benchmark: str) -> list[dict]:
     """The points of each answer of a seed's model, {metric: points}; [] where not measured."""
     part = f"{model}_greedy/heldout" if benchmark == "greedy" else f"{model}/{benchmark}"
-    # greedily the base model answers the same whatever the seed: it is measured in the first
+    # greedily the base model answers the same whatever the seed: it is measured in one
     sampled = benchmark in ("heldout", "topic")
     if model == "base" and not sampled and path.name.startswith("seed_"):
-        path = path.with_name(f"seed_1{SUFFIX}")
+        of_seeds = sorted(path.parent.glob(f"seed_*{SUFFIX}"))
+        path = next((each for each in of_seeds if part in parts_of(each)), path)
     return [row["points"] for row in parts_of(path).get(part, [])]
 
 

@@ -67,7 +67,7 @@ self() {  # SEED
     done
 }
 strong() {  # SEED
-    local out=$RUNS/seed_$1 model folder wanted
+    local out=$RUNS/seed_$1 model folder wanted part name
     # minutes: data 1, SFT 9, offline DPO 6, an iteration of online DPO 10 (five of them), held-out constraints 2 a model
     # (eight), benchmarks 23, from the second seed on 16
     SEED=$1 bash study/strong/sft.sh "$out"
@@ -77,8 +77,13 @@ strong() {  # SEED
         [ "$1" != 1 ] || wanted+=" ifbench"
         [ -z "${SPLIT:-}" ] || wanted=  # other families are what it is for
         case $model in
-        # greedily it answers the same in every seed
-        base) folder=base && ! zgrep -qs '"base/ifeval"' "$RESULTS"/seed_*.jsonl.gz || wanted= ;;
+        base)  # greedily it answers the same in every seed
+            folder=base
+            for part in $wanted; do
+                name=base/$part && [ "$part" != greedy ] || name=base_greedy/heldout
+                ! zcat "$RESULTS"/seed_*.jsonl.gz 2>/dev/null | grep "\"part\": \"$name\"" > /dev/null ||
+                    wanted=${wanted/$part/}
+            done ;;
         sft) folder=05_sft ;;
         online_*) folder=variants/$model/online_2/06_dpo ;;
         esac

@@ -75,11 +75,9 @@ INPUTS = [
 ]
 
 
-def test_a_file_that_is_given_twice_is_named(tmp_path):
-    path = tmp_path / "in.jsonl"
-    path.write_text(jsonl(SEED))
-    with pytest.raises(UserError, match="in.jsonl is given twice"):
-        files.read_all([str(path), str(path)], ["id"])
+def test_a_file_that_is_given_twice_is_named():
+    with pytest.raises(UserError, match="--in: must not have in.jsonl twice"):
+        run("06_dpo", ["pairs", "--in", "in.jsonl", "04.jsonl", "in.jsonl", "--out", "out.jsonl"])
 
 
 @pytest.mark.parametrize("stage, content, flags, words", INPUTS)

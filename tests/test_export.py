@@ -139,6 +139,7 @@ def test_prompts_of_several_constraints_carry_all_their_functions_in_every_forma
         constraints.append(row)
     response = {"text": "so so so", "accuracy": 0.0}
     single = {"id": "i0.0", "instruction_id": "i0", "instruction": first, "prompt": "Why?"}
+    single["pass_rate"] = 0.0
     both = {**single, "id": "i0.1", "instruction_id": "i0+i1"}
     responses = [{**each, "responses": [response]} for each in (single, both)]
     messages = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "so"}]

@@ -278,7 +278,8 @@ def arms(tmp_path, *names: str) -> list[str]:
     command = ["bash", "-c", STUBS, "arms", "out", *names]
     env = {**os.environ, "PWD": str(tmp_path)}
     for name in ("study", "live", "autoif"):
-        (tmp_path / name).symlink_to(ROOT / name)
+        if not (tmp_path / name).exists():
+            (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "out").mkdir(exist_ok=True)
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -350,6 +351,12 @@ def test_endings_of_an_arms_name_stand_behind_each_other(tmp_path):
     assert [value(line, "--precision") for line in trained] == ["bf16", "fp32"]
     assert value(trained[0], "--model") == "out/variants/sft_bf16/05_sft"
     assert value(trained[1], "--beta") == "0.5"
+
+
+@pytest.mark.parametrize("name", ["sft_lr_1e-4", "base_bf16", "no_score_bf16", "offlne", "no_nli"])
+def test_a_name_that_is_no_arm_is_refused(tmp_path, name):
+    with pytest.raises(AssertionError, match=f"error: no variant {name}"):
+        arms(tmp_path, name)
 
 
 def test_a_try_is_offline_dpo_with_the_settings_changed_that_its_name_says(tmp_path):

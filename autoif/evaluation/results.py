@@ -33,7 +33,7 @@ class Flags:
 
 def read(path: str | Path) -> list[dict]:
     """The objects of a results file; none when there is no such file yet."""
-    rows = files.read_json(path, [])
+    rows = files.read_json(path, [], "mend it, or move it away and run again")
     if not isinstance(rows, list):
         rows = [rows]
     for row in rows:

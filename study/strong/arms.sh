@@ -68,6 +68,7 @@ online() {  # NAME POLICY fixed|moving
 variant() {  # NAME
     local from=$MAIN cases=$PAIRS_OF_CASES name=$1 suffix= TAKE= FLAGS_06=$FLAGS_06
     local rounding="--precision bf16 --export-dtype bf16"
+    [[ $1 != no_*_bf16* && $1 != base_* ]] || name=  # whose SFT would be in float32
     while [[ $name =~ ^(.+)_((lr|beta|epochs|sft-weight)_([^_]+)|alike|responses|bf16)$ ]]; do
         name=${BASH_REMATCH[1]} suffix=_${BASH_REMATCH[2]}$suffix
         case ${BASH_REMATCH[2]} in
@@ -82,26 +83,26 @@ variant() {  # NAME
         *) FLAGS_06+=" --${BASH_REMATCH[3]} ${BASH_REMATCH[4]}" ;;
         esac
     done
-    case $name in
-    base) evaluate base "$MAIN/base" ;;
-    sft) evaluate "$1" "$from/05_sft" ;;
-    online_fixed) online "$1" "$from/05_sft" fixed ;;
-    online_moving)  # its first iteration is that of online_fixed: both begin at the SFT model
+    case $name:$suffix in
+    base:) evaluate base "$MAIN/base" ;;
+    sft: | sft:_bf16) evaluate "$1" "$from/05_sft" ;;
+    online_fixed:*) online "$1" "$from/05_sft" fixed ;;
+    online_moving:*)  # its first iteration is that of online_fixed: both begin at the SFT model
         variant "online_fixed$suffix"
         mkdir -p "$HERE/$1"
         ln -sfn "../online_fixed$suffix/online_1" "$HERE/$1/online_1"
         online "$1" "$from/05_sft" moving ;;
-    online_from_offline)
+    online_from_offline:*)
         variant "offline$suffix"
         online "$1" "$HERE/offline$suffix/06_offline" fixed ;;
-    no_cross_validation | no_score)
+    no_cross_validation:* | no_score:*)
         case $name in
         no_score) sft "${name}_sft" "" "" --no-score ;;
         *) sft "${name}_sft" --no-cross-validation "" "" ;;
         esac
         from=$HERE/${name}_sft && offline "$1" ;;
-    without_end) TAKE+=" --no-end" && offline "$1" ;;
-    offline) offline "$1" ;;
+    without_end:*) TAKE+=" --no-end" && offline "$1" ;;
+    offline:*) offline "$1" ;;
     *) echo "variants.sh: error: no variant $1" >&2; exit 2 ;;
     esac
 }
