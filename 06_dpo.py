@@ -236,6 +236,14 @@ def logged_sums(losses_B, rewards_B2):
     return torch.stack([chosen - rejected, right, chosen, rejected, losses_B.detach().sum()])
 
 
+def following(args: Train) -> str:
+    """The next step of a run: to measure the model."""
+    data = Path(args.input).parent
+    if (data.parent / "03_instructions.jsonl").exists():  # the pairs are of an online iteration
+        data = data.parent
+    return NEXT.format(out=args.out, data=data)
+
+
 def learn(args: Train) -> None:
     rank, world = train.start(args.seed, args.precision)
 
@@ -272,10 +280,7 @@ def learn(args: Train) -> None:
             check_first_loss(without_sft, batch, args, rank)
         numbers = {"loss": loss, "margin": margin, "accuracy": accuracy}
         policy.finish_step(step, {**numbers, "chosen": chosen, "rejected": rejected}, batch)
-    data = Path(args.input).parent
-    if (data.parent / "03_instructions.jsonl").exists():  # the pairs are of an online iteration
-        data = data.parent
-    policy.export(tokenizer, then=NEXT.format(out=args.out, data=data))
+    policy.export(tokenizer, then=following(args))
 
 
 COMMANDS = {"pairs": pairs, "train": learn}
