@@ -29,6 +29,7 @@ import autoif  # noqa: F401  # isort: skip  first: from here on Ctrl-C ends in o
 import gc
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -42,7 +43,7 @@ from autoif.evaluation.judge import Unanswered, ask, stored, user
 from autoif.files import NotSetUp, UserError
 from autoif.flags import Count, NonNegative, cli
 from autoif.settings import settings_path, versions, write_settings
-from autoif.stage import in_order, wrote
+from autoif.stage import accounted, in_order, wrote
 
 # The paper's tables 1 and 2, in per cent.
 PAPER_COLUMNS = ["Pr(S)", "Pr(L)", "Ins(S)", "Ins(L)", "FB SSR"]
@@ -207,11 +208,10 @@ async def evaluate(name: str, data: benchmarks.Data, args: Flags) -> bool:
     result |= {"settings": settings, "data": {"sha256": data.sha256(), "from": data.used}}
     result["versions"] = versions(results.LIBRARIES)
     result["seconds"] = round(time.monotonic() - began, 1)
-    lost = {"not answered": len(attempts) - len(answered)}
+    lost = Counter({"not answered": len(attempts) - len(answered)})
     lost["undecided"] = sum(not row["points"] for row in rows)
-    reasons = [f"{reason} {count:,}" for reason, count in lost.items() if count]
-    line = f"07_eval {name}: {len(attempts):,} in -> {len(attempts) - sum(lost.values()):,} scored"
-    print(line + f" ({', '.join(reasons)})" * bool(reasons))
+    scored = f"{len(attempts) - lost.total():,} scored"
+    print(accounted(f"07_eval {name}", scored, len(attempts), lost))
     return results.record(args.out, result, answered, rows)
 
 

@@ -34,7 +34,6 @@ from tyro import _errors
 
 from autoif.files import UserError
 
-ALMOST_ALL = 0.9999  # what lies above this share is all: above 1 there is nothing
 OTHERS_WAIT = 5  # seconds in which torchrun ends all processes when one has ended
 
 
@@ -54,8 +53,6 @@ def within(kind: type, low: float, high: float = math.inf, *, above: bool = Fals
     bounds = f"above {low}" if above else f"at least {low}"
     if high < math.inf:
         bounds += f" and at most {high}"
-    if high == ALMOST_ALL:
-        bounds += " (all of them)"
 
     def parse(words: list[str]) -> float | tuple[float, ...]:
         numbers = []
@@ -84,7 +81,7 @@ def some(words: list[str]) -> list[str]:
 
 Natural, Count = within(int, 0), within(int, 1)
 NonNegative, Positive = within(float, 0), within(float, 0, above=True)
-Threshold = within(float, 0, ALMOST_ALL)  # of a share that has to lie above it
+Threshold = within(float, 0, 0.9999)  # of a share that has to lie above it; above 1 there is none
 Share, PositiveShare = within(float, 0, 1), within(float, 0, 1, above=True)
 # tyro's own lists take no value as well
 Texts = Annotated[list[str], primitive("*", "STR [STR ...]", some)]

@@ -46,6 +46,13 @@ def wrote(*paths: str | Path, then: str) -> None:
     print(f"wrote {' and '.join(map(str, paths))}; next: {then}", flush=True)
 
 
+def accounted(stage: str, left: str, total: int, lost: Counter) -> str:
+    """`02_verifiers: 812 in -> 514 kept (no verifier compiles 91, no case agreed 207)`"""
+    reasons = [f"{reason} {count:,}" for reason, count in (+lost).most_common()]
+    line = f"{stage}: {total:,} in -> {left}"
+    return f"{line} ({', '.join(reasons)})" if reasons else line
+
+
 class Funnel:
     """Accounts for a stage's rows: each is kept, or dropped for a named reason.
 
@@ -73,10 +80,7 @@ class Funnel:
         return self.kept + self.dropped.total()
 
     def line(self) -> str:
-        """`02_verifiers: 812 in -> 514 kept (no verifier compiles 91, no case agreed 207)`"""
-        reasons = [f"{reason} {count:,}" for reason, count in self.dropped.most_common()]
-        counted = f"{self.stage}: {self.total():,} in -> {self.kept:,} kept"
-        return f"{counted} ({', '.join(reasons)})" if reasons else counted
+        return accounted(self.stage, f"{self.kept:,} kept", self.total(), self.dropped)
 
     def refuse_empty(self, cause: str) -> None:
         """UserError when nothing was kept; called before an output is written."""

@@ -95,11 +95,11 @@ variant() {  # NAME
     online_from_offline:*)
         variant "offline$suffix"
         online "$1" "$HERE/offline$suffix/06_offline" fixed ;;
-    no_cross_validation:* | no_score:*)
-        case $name in
-        no_score) sft "${name}_sft" "" "" --no-score ;;
-        *) sft "${name}_sft" --no-cross-validation "" "" ;;
-        esac
+    no_cross_validation:*)
+        sft "${name}_sft" --no-cross-validation "" ""
+        from=$HERE/${name}_sft && offline "$1" ;;
+    no_score:*)
+        sft "${name}_sft" "" "" --no-score
         from=$HERE/${name}_sft && offline "$1" ;;
     without_end:*) TAKE+=" --no-end" && offline "$1" ;;
     offline:*) offline "$1" ;;

@@ -186,15 +186,9 @@ def iterations(paths: list[Path]) -> str:
             _, measured = by_families(seeds, [model], column)
             line.append(raw.shown(column, measured[model][0] if measured else None))
         lines.append(line)
-    header = [
-        "arm",
-        "iteration",
-        "seeds",
-        "steps",
-        *(f"before: {field}" for field in before),
-        *rewards,
-    ]
-    return table.markdown([*header, *answers], lines)
+    named = [f"before: {field}" for field in before]
+    header = ["arm", "iteration", "seeds", "steps", *named, *rewards, *answers]
+    return table.markdown(header, lines)
 
 
 def differences(paths: list[Path], arms: list[str], columns: list[str]) -> str:
