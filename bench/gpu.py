@@ -242,6 +242,7 @@ def trl(kind: str, size: str, device: str) -> dict:
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+    from autoif.training import packed
     from autoif.training.log import memory_gb
 
     times = []
@@ -252,7 +253,7 @@ def trl(kind: str, size: str, device: str) -> dict:
 
     batch, steps, capacity, longest = sizes(kind, size)
     made = conversations(kind, batch * steps, longest)
-    flash = device == "cuda" and importlib.util.find_spec("flash_attn") is not None
+    flash = device == "cuda" and packed.has_flash_attn()
     liger = device == "cuda" and importlib.util.find_spec("liger_kernel") is not None
     settings = {
         "output_dir": tempfile.mkdtemp(),
@@ -326,7 +327,7 @@ def attention(device: str) -> dict:
     names = ["sdpa"]
     if device == "cuda":
         names.append("varlen")
-        names += ["flash_attn"] if importlib.util.find_spec("flash_attn") else []
+        names += ["flash_attn"] if packed.has_flash_attn() else []
     expected, _ = computed(packed.sdpa, torch.float32)
     numbers = {"tokens": length}
     for name in names:

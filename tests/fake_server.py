@@ -20,7 +20,9 @@ from collections.abc import Callable, Iterable
 
 from aiohttp import web
 
-FAULTS = ["429", "500", "drop", "half", "html", "broken json", "no choices", "stall"]
+# 402: OpenRouter's, with a time to wait; no text: a gateway's error inside a choice
+FAULTS = ["429", "402", "500", "drop", "half", "html", "broken json", "no choices", "no text"]
+FAULTS += ["error in a choice", "stall"]
 
 
 def command(*words: object, **named: object) -> list[str]:
@@ -74,6 +76,10 @@ def value(setting, request: dict):
 
 async def _health(http: web.Request) -> web.Response:
     return web.Response()
+
+
+async def _models(http: web.Request) -> web.Response:
+    return web.json_response({"object": "list", "data": [{"id": "big", "object": "model"}]})
 
 
 class FakeServer:
@@ -145,7 +151,7 @@ class FakeServer:
         return web.json_response(self._completion(request), headers=headers)
 
     async def _fault(self, http: web.Request, fault: str, headers: dict) -> web.StreamResponse:
-        if fault in ("429", "500"):
+        if fault in ("429", "402", "500"):
             headers["retry-after"] = str(self.retry_after)
             body = {"error": {"message": "try later"}}
             return web.json_response(body, status=int(fault), headers=headers)
@@ -165,6 +171,14 @@ class FakeServer:
             "html": ("<html><h1>Bad gateway</h1></html>", "text/html"),
             "broken json": ('{"choices": [{"mess', "application/json"),
             "no choices": ('{"object": "chat.completion", "choices": []}', "application/json"),
+            "no text": (
+                '{"choices": [{"message": {"content": ""}, "finish_reason": "error"}]}',
+                "application/json",
+            ),
+            "error in a choice": (
+                '{"choices": [{"message": {"content": "a"}, "error": {"code": 502}}]}',
+                "application/json",
+            ),
         }.get(fault, ("", "text/plain"))
         return web.Response(text=text, content_type=kind, headers=headers)
 
@@ -202,6 +216,7 @@ class FakeServer:
         app = web.Application(client_max_size=1 << 30)
         app.router.add_post("/v1/chat/completions", self._chat)
         app.router.add_get("/health", _health)
+        app.router.add_get("/v1/models", _models)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.01)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", self.port, backlog=4096)

@@ -32,18 +32,26 @@ if shutil.which("g++"):  # the last one, since it compiles for good
 
 def main(folder: Path, *flags: str) -> None:
     sft = tiny_models.stage("05_sft")
-    trainable, persistent = sft.train.trainable, {}
+    trainable, persistent, beside = sft.train.trainable, {}, {}
 
     def watched(model, config, **settings):
         engine = trainable(model, config, **settings)
         kept = [each for each in engine.module.parameters() if getattr(each, "ds_persist", False)]
         persistent[name] = len(kept)
+        step = engine.step
+
+        def counted():
+            beside[name] = sum(each.grad is not None for each in engine.module.parameters())
+            step()
+
+        engine.step = counted
         return engine
 
     sft.train.trainable = watched
     for name, form in FORMS.items():
         call(sft.main, [*flags, "--out", str(folder / name), *form])
     print("persistent weights:", sum(persistent.values()))
+    print("gradients beside their sums:", beside["zero1-bf16"])
 
 
 if __name__ == "__main__":

@@ -125,3 +125,40 @@ def test_results_of_another_batch_are_refused(stage, tmp_path):
         UserError, match="results.jsonl:1: 'request-1' is no request of --batch-out"
     ):
         stage("batch", "--batch-in", tmp_path / "results.jsonl")
+
+
+def test_what_a_reasoning_model_refuses_is_left_out_of_the_next_requests(stage, tmp_path, capsys):
+    requests, done = tmp_path / "requests.jsonl", tmp_path / "results.jsonl"
+    words = {
+        "max_tokens": "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.",
+        "temperature": "Unsupported value: 'temperature' does not support 0.8 with this model.",
+    }
+    rows = []
+    for name in (None, *words):
+        given = ["--batch-in", done] if name else []
+        with pytest.raises(UserError, match="^6 requests are in "):
+            stage("batch", *given, "--batch-out", requests, "--no-score")
+        bodies = [row["body"] for row in files.read(requests)]
+        for row in files.read(requests):
+            for refused in words:
+                if refused in row["body"]:
+                    break
+            reply = {"status_code": 400, "body": {"error": {"message": words[refused]}}}
+            rows.append({"custom_id": row["custom_id"], "response": reply})
+        tiny_models.write(done, rows)  # of all rounds so far
+    assert all(body["max_completion_tokens"] for body in bodies)
+    assert not any({"max_tokens", "temperature"} & body.keys() for body in bodies)
+
+
+def test_a_stored_sample_between_two_that_are_not_is_not_bought_again(stage, tmp_path):
+    requests = tmp_path / "requests.jsonl"
+
+    def without_two(messages, request):  # answers without text are not stored
+        return ["" if n in (0, 2) else text for n, text in enumerate(answer(messages, request))]
+
+    with FakeServer(without_two) as server:
+        stage("batch", "--base-url", server.url, "--no-score")
+    with pytest.raises(UserError, match="^12 requests are in "):
+        stage("batch", "--batch-out", requests, "--no-score")
+    asked = [row["custom_id"].split(".")[1:] for row in files.read(requests)]
+    assert asked == [["0", "1"], ["2", "1"]] * 6

@@ -121,7 +121,9 @@ print(json.dumps([
     list(deepspeed.ops.__compatible_ops__),
     deepspeed.constants.default_pg_timeout.total_seconds() / 60,
     os.environ["CUDA_VISIBLE_DEVICES"],
+    os.environ["PYTORCH_ALLOC_CONF"],
 ]))
+torch._C._accelerator_setAllocatorSettings(os.environ["PYTORCH_ALLOC_CONF"])  # it knows the name
 """
 
 
@@ -135,7 +137,9 @@ def test_a_training_that_is_told_to_run_on_the_cpu_does_and_waits_for_long_expor
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout.splitlines()[-1]) == ["cpu", [], 180, ""]
+    *told, allocation = json.loads(done.stdout.splitlines()[-1])
+    assert told == ["cpu", [], 180, ""]
+    assert allocation == "pinned_max_round_threshold_mb:64"
 
 
 # ---- vLLM beside others on the card ----

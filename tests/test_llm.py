@@ -657,8 +657,8 @@ ERROR = {"provider": "P", "error": {"code": 402, "message": "your credits are us
 def test_an_error_in_a_reply_with_200_has_its_words_and_is_refused_as_its_code(path):
     with FakeServer(refuse=(200, ERROR)) as server:
         with pytest.raises(UserError, match="402.*your credits are used up"):
-            ask(server, path, "ab")
-        assert len(server.requests) == 2
+            ask(server, path, "ab", concurrency=1)
+        assert len(server.requests) == 1
 
 
 def test_an_error_in_a_reply_with_200_is_tried_again_where_its_code_heals(path):
@@ -684,7 +684,7 @@ def test_an_error_in_a_reply_with_200_that_stays_is_shown(path, monkeypatch):
         ask(server, path, "a")
 
 
-@pytest.mark.parametrize("status", [402, 403, 404, 451])
+@pytest.mark.parametrize("status", [403, 404, 451])
 @pytest.mark.parametrize("prompts", ["abc", "bac"])
 def test_a_refusal_of_one_prompt_is_counted_where_others_are_answered(
     path, status, prompts, capsys
@@ -701,7 +701,65 @@ def test_a_refusal_of_one_prompt_is_counted_where_others_are_answered(
         assert capsys.readouterr().err.count("not this one") == 1
 
 
-@pytest.mark.parametrize("status", [402, 403, 404])
+SPENT = {
+    "Anthropic": (400, "Your credit balance is too low to access the API"),
+    "LiteLLM": (400, "Budget has been exceeded! Current cost: 1.2, Max budget: 1.0"),
+    "Groq": (400, {"error": {"message": "over the limit", "code": "blocked_api_access"}}),
+    "a model that is gone": (400, {"error": {"message": "m", "code": "model_decommissioned"}}),
+    "OpenAI": (429, {"error": {"message": "m", "code": "project_spend_limit_exceeded"}}),
+    "DeepSeek": (402, "Insufficient Balance"),
+    "Fireworks": (412, "Account is suspended"),
+}
+
+
+@pytest.mark.parametrize("provider", SPENT)
+def test_an_account_without_credit_ends_the_run_whatever_was_answered_before(path, provider):
+    requests = iter(range(10_000))
+
+    def refuse(request):
+        return SPENT[provider] if next(requests) > 30 else None
+
+    with FakeServer(refuse=refuse) as server:
+        for asked in (36, 5):  # a rerun too, which has answers in its store
+            with pytest.raises(UserError, match=f"Error code: {SPENT[provider][0]}"):
+                ask(server, path, map(str, range(1000)), concurrency=4)
+            assert len(server.requests) <= asked
+            server.requests.clear()
+
+
+def test_a_request_that_no_minute_allows_is_a_refusal_of_its_prompt(path):
+    words = "Request too large for m: Limit 30000, Requested 41000"
+
+    def refuse(request):
+        return (429, words) if request["messages"] == user("b") else None
+
+    with FakeServer(refuse=refuse) as server:
+        model = client(server, path, concurrency=1)
+        assert list(map(len, run(model, "abc"))) == [1, 0, 1]
+        assert model.counts["refused"] == 1 and len(server.requests) == 3
+
+
+def test_a_filtered_answer_without_a_message_is_paid_for_once(path):
+    reply = {"choices": [{"message": None, "finish_reason": "content_filter: OTHER"}]}
+    with FakeServer(refuse=(200, reply)) as server:
+        model = client(server, path)
+        assert run(model, "a") == [[]]
+        assert len(server.requests) == 1 and model.counts["failed"] == 0
+
+
+def test_thoughts_that_use_up_all_tokens_are_no_sign_of_n(path):
+    words = "Could not finish the message because max_tokens or model output limit was reached."
+
+    def refuse(request):
+        return (400, words) if request["messages"] == user("b") else None
+
+    with FakeServer(refuse=refuse) as server:
+        model = client(server, path, concurrency=1, k=2)
+        assert list(map(len, run(model, "abc"))) == [2, 0, 2]
+        assert [request.get("n") for request in server.requests] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("status", [403, 404])
 def test_a_lone_prompt_that_is_refused_is_the_settings(path, status):
     with (
         FakeServer(refuse=(status, "none of yours")) as server,

@@ -210,6 +210,15 @@ def test_a_refused_key_and_an_unknown_model_are_told_apart():
     assert "does not answer" in preflight.endpoint("http://127.0.0.1:9/v1", "big")
 
 
+def test_a_model_that_the_server_answers_as_need_not_be_in_its_list():
+    """Azure lists what its deployments are of, Ollama a tag, Gemini a folder."""
+    with FakeServer() as server:
+        assert preflight.endpoint(server.url, "my-deployment") is None
+    with FakeServer(refuse=(404, "no such model")) as server:
+        problem = preflight.endpoint(server.url, "other", "JUDGE")
+    assert "no such model" in problem and "it lists big" in problem and "set JUDGE to" in problem
+
+
 def test_reasoning_models_pass_and_a_page_that_is_no_api_does_not():
     with FakeServer(refuse=without("max_tokens", "use max_completion_tokens")) as server:
         assert preflight.endpoint(server.url, "big") is None

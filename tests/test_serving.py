@@ -202,6 +202,19 @@ def test_without_vllm_the_way_to_install_it_is_shown(qwen2, monkeypatch):
         engines.vllm_command(model, model, 8000, engines.shape(model), [GPU])
 
 
+def test_vllm_finds_what_lies_beside_it_and_compiles_no_sampler_unless_told(tmp_path, monkeypatch):
+    program = tmp_path / "bin/vllm"
+    program.parent.mkdir()
+    program.touch(mode=0o755)
+    monkeypatch.setenv("VLLM", str(program))
+    monkeypatch.delenv("VLLM_USE_FLASHINFER_SAMPLER", raising=False)
+    environment = engines.environment()
+    assert environment["PATH"] == f"{program.parent}:{os.environ['PATH']}"
+    assert environment["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
+    monkeypatch.setenv("VLLM_USE_FLASHINFER_SAMPLER", "1")
+    assert engines.environment()["VLLM_USE_FLASHINFER_SAMPLER"] == "1"
+
+
 # ---- llama.cpp on SmolLM2, and on small models with its vocabulary ----
 
 

@@ -222,18 +222,21 @@ def test_the_cpu_and_float32_compute_with_sdpa():
 @pytest.mark.parametrize(
     "capability, installed, name",
     [
-        ((9, 0), {"flash_attn_interface", "flash_attn"}, "FlashAttention-3"),
-        ((8, 0), {"flash_attn_interface", "flash_attn"}, "FlashAttention-2 (flash-attn)"),
-        ((8, 0), set(), "FlashAttention-2 (PyTorch's varlen_attn)"),
-        ((7, 5), {"flash_attn"}, "PyTorch's SDPA"),
-        ((7, 0), set(), "PyTorch's SDPA"),
+        ((9, 0), {"flash_attn_interface": "a.py", "flash_attn": "a.py"}, "FlashAttention-3"),
+        ((8, 0), {"flash_attn_interface": "a.py", "flash_attn": "a.py"}, "2 (flash-attn)"),
+        ((8, 0), {}, "FlashAttention-2 (PyTorch's varlen_attn)"),
+        # FlashAttention-4 alone: a folder flash_attn with no code of its own
+        ((8, 0), {"flash_attn": None}, "FlashAttention-2 (PyTorch's varlen_attn)"),
+        ((7, 5), {"flash_attn": "a.py"}, "PyTorch's SDPA"),
+        ((7, 0), {}, "PyTorch's SDPA"),
     ],
 )
 def test_the_log_names_the_best_attention_that_is_installed(
     capability, installed, name, monkeypatch
 ):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    monkeypatch.setattr(packed.importlib.util, "find_spec", lambda name: name in installed)
+    found = {name: SimpleNamespace(origin=origin) for name, origin in installed.items()}
+    monkeypatch.setattr(packed.importlib.util, "find_spec", found.get)
     monkeypatch.setattr(packed, "activate_flash_attention_impl", lambda name: None)
     packed.kernel.cache_clear()
     assert name in packed.kernel("cuda", torch.bfloat16)[1]
@@ -533,7 +536,7 @@ def test_a_pack_spends_the_tokens_that_its_rows_were_counted_with():
 def test_flags_fill_the_deepspeed_settings():
     args = train.Flags(precision="fp32", offload=True, zero=2)
     config = train.deepspeed_config(args.ds_config, args.zero, args.precision, args.offload)
-    assert config["bf16"] == {"enabled": False} and config["zero_optimization"]["stage"] == 2
+    assert not config["bf16"]["enabled"] and config["zero_optimization"]["stage"] == 2
     assert config["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": True}
     config = train.deepspeed_config(args.ds_config, 2, "bf16", True, unpinned=True)
     assert not config["zero_optimization"]["offload_optimizer"]["pin_memory"]

@@ -87,10 +87,11 @@ class Client:
         # without a server to ask again, what has no text stays as an earlier run left it
         path = args.store or Path(args.out).parent / "completions" / f"{stage}.jsonl"
         self.store = Store(path, keep_empty or not args.base_url)
+        self._refused = set()  # parameters, in a batch
         if args.batch_in:
             from autoif.llm import batch
 
-            batch.read(args.batch_in, self.store)
+            self._refused = batch.read(args.batch_in, self.store)
         # prompts, and of these failed (a rerun asks again) and refused (for good); samples, and of
         # these stored (before), answered, truncated, empty; prompt_tokens and completion_tokens
         # that this run was billed, and the samples whose tokens were uncounted
@@ -185,7 +186,7 @@ class Client:
             from autoif.llm import batch, endpoint
 
             if self.args.batch_out:
-                self._endpoint = batch.Batch(self.args, self.counts)
+                self._endpoint = batch.Batch(self.args, self.counts, self._refused)
             else:
                 self._endpoint = endpoint.Endpoint(self.args, self.store, self.counts)
             self._began = time.monotonic()

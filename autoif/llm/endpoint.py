@@ -28,6 +28,12 @@ LONGEST = 120  # seconds of a pause after 429, which doubles as well
 PATIENCE = 600  # seconds of 429, until a request has failed
 HEALING = (408, 409, 424, 425, 429, 498)  # and all from 500 on
 OF_PROMPT = (400, 413, 422, 451)  # too long, or a content filter: others may be taken
+# An account without credit, or a model that is gone, in the words of those that say so with a 400
+SPENT = re.compile(
+    r"credit balance|insufficient.(?:balance|credits|quota)|budget has been exceeded|spend.limit|"
+    r"blocked_api_access|decommissioned",
+    re.IGNORECASE,
+)
 SMALLEST = 0.01  # temperature of greedy requests, where a server takes no 0
 REFUSALS = 4  # prompts, or as many as are in flight, without one answer: it is the settings
 ADVICE = {
@@ -48,13 +54,17 @@ INSTEAD = {
 class Failure(Exception):
     """A request without a completion: the server's words and its status, None where it has none."""
 
-    def __init__(self, words: str, status: int | None = None, code: str | None = None, wait=0.0):
+    def __init__(self, words: str, status: int | None = None, wait=0.0):
         super().__init__(words)
         self.status, self.wait = status, wait
-        self.refused = status is not None and status not in HEALING and status < 500  # for good
+        # OpenRouter's 402 with a time to wait is of too many requests in flight
+        self.limited = status == 429 or status == 402 and wait > 0
+        heals = status is None or status in HEALING or status >= 500 or self.limited
+        self.refused = not heals  # for good
         # other refusals (403, 404) are of the settings, or of the prompt where others are answered
         self.of_prompt = status in OF_PROMPT
-        self.ends_run = status == 401 or code == "insufficient_quota"
+        spent = status in (400, 403, 429) and SPENT.search(words)
+        self.ends_run = bool(spent) or status in (401, 402, 412) and self.refused
 
     @property
     def advised(self) -> str:
@@ -196,7 +206,7 @@ class Endpoint:
 
     async def _healed_reply(self, body: dict):
         """A completion; what may heal is tried again, and all requests wait out a 429 together."""
-        began, attempt = None, 0  # since when this request meets 429; its other failures
+        attempt = 0
         while True:
             while (left := self._paused_until - time.monotonic()) > 0:
                 await asyncio.sleep(left)
@@ -205,9 +215,8 @@ class Endpoint:
                 self._pauses, self._limited_since = 0, None
                 return reply
             except Failure as failure:
-                if failure.status == 429 and not failure.ends_run:
-                    began = began or time.monotonic()
-                    if not self._pause(failure, began):
+                if failure.limited and not failure.ends_run:
+                    if not self._pause(failure):
                         raise
                     continue
                 if failure.refused or failure.ends_run or attempt == RETRIES:
@@ -249,6 +258,8 @@ class Endpoint:
         known = isinstance(error, openai.APIStatusError)
         if known and " - " not in words:  # openai looks for them in one field, FastAPI has another
             words += f" - {error.response.text}"
+        if known and error.code and str(error.code) not in words:
+            words += f" ({error.code})"
         if self._secret:  # which some servers repeat
             words = words.replace(self._secret, "***")
         words = f"{self._base_url}: {words[:1000]}"
@@ -258,16 +269,18 @@ class Endpoint:
             words += f" (request {error.request_id})"
         wait = error.response.headers.get("retry-after", "")  # seconds, or a date
         seconds = float(wait) if re.fullmatch(r"\d+(\.\d+)?", wait) else 0.0
-        return Failure(words, error.status_code, error.code, seconds)
+        # larger than what a minute allows: no pause mends that
+        too_large = error.status_code == 429 and "request too large" in words.lower()
+        return Failure(words, 413 if too_large else error.status_code, seconds)
 
-    def _pause(self, failure: Failure, began: float) -> bool:
-        """Let all requests wait after a 429; False when this one, or all, met it for too long."""
+    def _pause(self, failure: Failure) -> bool:
+        """Let all requests wait after a 429; False when all have met it for too long."""
         now = time.monotonic()
         if now < self._paused_until:  # sent before the pause began
             return True
         self._limited_since = self._limited_since or now
         seconds = failure.wait or min(PAUSE * 2 ** min(self._pauses, 10), LONGEST)
-        if now + seconds > min(began, self._limited_since) + PATIENCE:
+        if now + seconds > self._limited_since + PATIENCE:
             return False
         self._paused_until = now + seconds
         self._pauses += 1
@@ -368,7 +381,10 @@ def body_of(request: dict, indices: Sequence[int]) -> dict:
 
 def raise_error_in(reply) -> None:
     """Raise the error that a reply with status 200 holds, with the status of its code, or 500."""
-    if error := getattr(reply, "error", None):
+    choices = getattr(reply, "choices", None)
+    for error in [getattr(each, "error", None) for each in (reply, *(choices or []))]:
+        if not error:
+            continue
         body = error if isinstance(error, dict) else {"message": error}
         code = str(body.get("code"))
         status = int(code) if re.fullmatch(r"[45]\d\d", code) else 500
@@ -386,6 +402,8 @@ def refused_parameter(words: str, status: int | None, body: dict) -> str | None:
         return "system role"
     if status not in (400, 422):
         return "n" if status == 501 and "n" in body else None
+    if "output limit" in words:  # thoughts used up all tokens
+        return None
     if "max_completion_tokens" in words and "max_tokens" in body:
         return "max_tokens"
     for name in ("top_p", "seed"):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 # Any other one is of an answer that was cut off: "length", "MAX_TOKENS", "content_filter", "abort".
 FINISHED = {"stop", "eos", "eos_token", "end_turn", "stop_sequence", "complete", "tool_calls"}
 FINISHED |= {"unknown"}
+BROKEN = {"error", "abort", "insufficient_system_resource"}  # without a text: ask again
 LIMITS = {"length", "model_length", "max_tokens"}  # asked again, it would be cut again
 # How thoughts are told from the answer behind them, in any case of letters; `--think-tags` adds one
 THINK_TAGS = (
@@ -78,14 +79,18 @@ def usable(reply) -> bool:
     # openai hands on a body that is no JSON as str, and checks no field
     choices = getattr(reply, "choices", None)
     for choice in choices or []:
-        message = getattr(choice, "message", None)
-        if not isinstance(getattr(message, "content", 0), str | list | None):
+        reason, message = getattr(choice, "finish_reason", None), getattr(choice, "message", None)
+        filtered = message is None and "filter" in str(reason)  # so says Gemini
+        if not filtered and not isinstance(getattr(message, "content", 0), str | list | None):
+            return False
+        if reason in BROKEN and not text_of(message):
             return False
     return bool(choices)
 
 
-def text_of(content: str | list | None) -> str | None:
+def text_of(message) -> str | None:
     """The text of a message; of one in parts (thoughts, text), its text parts."""
+    content = getattr(message, "content", None)
     if not isinstance(content, list):
         return content
     texts = []
@@ -99,6 +104,8 @@ def text_of(content: str | list | None) -> str | None:
 
 def fields(message) -> list[str]:
     """The names of what a message holds besides its text: ["reasoning_content"]."""
+    if message is None:
+        return []
     names = {*message.model_fields_set, *message.model_extra} - {"role", "content"}
     return [name for name in sorted(names) if getattr(message, name)]
 
@@ -115,7 +122,7 @@ def billed(reply, choices: int) -> tuple[int | None, list[int | None]]:
     total = usage.completion_tokens or 0
     if choices > 1:
         predicted = (getattr(reply, "timings", None) or {}).get("predicted_n")
-        texts = [text_of(choice.message.content) or "" for choice in reply.choices]
+        texts = [text_of(choice.message) or "" for choice in reply.choices]
         if predicted == total or len("".join(texts)) > 8 * total:
             return usage.prompt_tokens, [total] + [None] * (choices - 1)
     share, rest = divmod(total, choices)
@@ -130,7 +137,7 @@ def records(reply, key: str, indices: list[int]) -> list[dict]:
         record = {
             "key": key,
             "index": index,
-            "text": text_of(choice.message.content),
+            "text": text_of(choice.message),
             "finish_reason": choice.finish_reason or "unknown",
             "prompt_tokens": 0 if found else prompt_tokens,
             "completion_tokens": count,

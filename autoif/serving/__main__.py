@@ -117,6 +117,7 @@ def serve(args: Flags, folder: Path, log: Path) -> int:
             stdout=output,
             stderr=output,
             start_new_session=True,
+            env=engines.environment(),
         )
     try:
         url = f"http://127.0.0.1:{port}"

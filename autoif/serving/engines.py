@@ -95,6 +95,18 @@ def vllm() -> str | None:
     return shutil.which(os.environ.get("VLLM", "vllm"), path=path)
 
 
+def environment() -> dict[str, str]:
+    """A server's variables: vLLM finds what lies beside it, and compiles no sampler when it starts.
+
+    FlashInfer calls `ninja` by its name, and its sampler wants nvcc, which wheels do not bring
+    (vllm-project/vllm, issues 49029 and 49497); answers with a seed are sampled without it anyway.
+    """
+    path, program = os.environ.get("PATH", ""), vllm()
+    if program:
+        path = f"{Path(program).parent}{os.pathsep}{path}"
+    return {"VLLM_USE_FLASHINFER_SAMPLER": "0", **os.environ, "PATH": path}
+
+
 def vllm_command(
     model: str,
     folder: str,

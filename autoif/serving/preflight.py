@@ -93,13 +93,12 @@ def endpoint(url: str | None, model: str, name: str = "SUPERVISOR") -> str | Non
     except openai.APIConnectionError as error:
         words = error.__cause__ or error
         return f"{url} does not answer ({words}); start the server, or mend OPENAI_BASE_URL"
-    # not every server lists its models: the request below decides
+    # not every server lists its models, or by the names that it takes
     except (openai.APIStatusError, AttributeError, TypeError, ValueError):
         listed = []
-    if listed and model not in listed:
-        served = ", ".join(listed[:5])
-        return f"{url} does not serve {model!r}, but {served}; set {name} to one of these"
     problem = refusal(client, url, model)
+    if problem and listed and model not in listed:
+        problem += f"; it lists {', '.join(listed[:5])}: set {name} to what it serves"
     # some servers repeat the key in their words
     return problem.replace(key, "***") if problem and key else problem
 
@@ -111,7 +110,7 @@ def refusal(client, url: str, model: str) -> str | None:
     from autoif.llm.endpoint import ADVICE, raise_error_in
 
     question, words = [{"role": "user", "content": "Say yes."}], ""
-    for limit in ({"max_tokens": 1}, {"max_completion_tokens": 64}):
+    for limit in ({"max_tokens": 1}, {"max_completion_tokens": 2048}):
         try:
             reply = client.chat.completions.create(model=model, messages=question, **limit)
             raise_error_in(reply)

@@ -177,6 +177,8 @@ class Checkpoints:
         export, nearest = weights.Kept(), weights.Kept()
         generator = torch.Generator().manual_seed(0)
         for name, parameter in engine.module.model.named_parameters():
+            # rank 0 reads and writes meanwhile: who asked ahead of it would time out
+            torch.distributed.barrier()
             master = safe_get_full_fp32_param(parameter)  # by all ranks: each has a part
             if self.rank:
                 continue

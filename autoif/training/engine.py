@@ -130,6 +130,9 @@ def start(seed: int, precision: str) -> tuple[int, int]:
     """Join the process group, alone or under torchrun; returns (rank, world size)."""
     # read when DeepSpeed is imported: 70B are written in more than its 10 minutes
     os.environ.setdefault("DEEPSPEED_TIMEOUT", "180")
+    # else what --offload pins is rounded up to powers of two, half as much again
+    if not os.environ.keys() & {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}:
+        os.environ["PYTORCH_ALLOC_CONF"] = "pinned_max_round_threshold_mb:64"
     import torch
     import transformers
 
@@ -172,7 +175,8 @@ def deepspeed_config(
         config["zero_optimization"]["stage"] = zero
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"--ds-config {path} is no DeepSpeed configuration: {error!r}") from None
-    config["bf16"] = {"enabled": precision == "bf16"}
+    # at ZeRO-1 a bf16 gradient would stay beside its sum in fp32
+    config["bf16"] = {"enabled": precision == "bf16", "immediate_grad_update": True}
     if offload:
         where = {"device": "cpu", "pin_memory": not unpinned}
         config["zero_optimization"]["offload_optimizer"] = where

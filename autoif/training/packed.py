@@ -168,6 +168,12 @@ def flash_attn(queries_THD, keys_KGD, values_KGD, segments: Segments, scaling: f
     return flash_attn_varlen_func(*states, *segments.bounds(), softmax_scale=scaling, causal=True)
 
 
+def has_flash_attn() -> bool:
+    """Whether FlashAttention-2 is installed; FlashAttention-4 alone has its name and no code."""
+    found = importlib.util.find_spec("flash_attn")
+    return found is not None and found.origin is not None
+
+
 @functools.cache
 def kernel(device_type: str, dtype: torch.dtype):
     """The attention of a device and its name for the log.
@@ -181,7 +187,7 @@ def kernel(device_type: str, dtype: torch.dtype):
     if on_hopper and importlib.util.find_spec("flash_attn_interface"):
         activate_flash_attention_impl("FA3")  # varlen_attn computes with it from now on
         return varlen, "FlashAttention-3 (flash_attn_interface, through PyTorch's varlen_attn)"
-    if importlib.util.find_spec("flash_attn"):
+    if has_flash_attn():
         return flash_attn, "FlashAttention-2 (flash-attn)"
     return varlen, "FlashAttention-2 (PyTorch's varlen_attn)"
 
