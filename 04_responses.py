@@ -80,6 +80,7 @@ class Flags(shards.Flags, queries.Flags, llm.Flags, sandbox.Flags):
     def __post_init__(self):
         self.sft_out = self.sft_out or str(Path(self.out).with_name("04_sft.jsonl"))
         super().__post_init__()
+        self.refuse_made_in_shards()
         self.sft_out = self.placed(self.sft_out)
         if bool(self.queries) == bool(self.sft):
             raise UserError("one of --queries and --sft is required")

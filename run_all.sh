@@ -134,7 +134,8 @@ if [ "${NNODES:-1}" -gt 1 ]; then  # every node runs this torchrun: srun starts 
     TRAINING=(python -m autoif.training --nnodes "$NNODES" --nproc_per_node "${PROCESSES:-1}" --rdzv_backend c10d
         --rdzv_id "${SLURM_JOB_ID:-autoif}" --rdzv_endpoint "${MASTER_ADDR:?the first node}:${MASTER_PORT:-29500}")
     if [ "${SLURM_JOB_ID:-}" ]; then
-        export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-}  # srun does not take it over by itself
+        # srun does not take it over by itself
+        [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
         TRAINING=(srun --kill-on-bad-exit=1 --ntasks-per-node=1 "${TRAINING[@]}")
     else
         TRAINING=(on_every_node "${TRAINING[@]}" --rdzv_conf join_timeout=86400)

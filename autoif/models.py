@@ -5,6 +5,8 @@
 fills a folder with links to the model and with what it lacks to answer in a chat.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import re
@@ -52,18 +54,23 @@ def beside(model: str, form: str, write) -> Path:
 
     place.mkdir(parents=True, exist_ok=True)
     partial = place / f".{name}.{mark}.{os.getpid()}.partial"
-    try:
-        write(partial)
-        if path.exists():  # of another process, whose server may read it
-            return path
-        for older in place.glob(f".{name}.*.{form}"):
-            if re.fullmatch(rf"\.{re.escape(name)}\.[0-9a-f]{{16}}\.{re.escape(form)}", older.name):
-                remove(older)
-        os.replace(partial, path)
-        size = sum(file.stat().st_size for file in [path, *path.rglob("*")])
-        print(f"{path}: a copy of {model}, {size / 1e6:,.0f} MB; delete it at will", flush=True)
-    finally:
-        remove(partial)
+    with open(place / f".{name}.lock", "w") as turn:
+        with contextlib.suppress(OSError):  # a disk without locks: each process makes one
+            fcntl.flock(turn, fcntl.LOCK_EX)
+        try:
+            if not path.exists():
+                write(partial)
+            if path.exists():  # of another process, whose server may read it
+                return path
+            for older in place.glob(f".{name}.*.{form}"):
+                mark = rf"\.{re.escape(name)}\.[0-9a-f]{{16}}\.{re.escape(form)}"
+                if re.fullmatch(mark, older.name):
+                    remove(older)
+            os.replace(partial, path)
+        finally:
+            remove(partial)
+    size = sum(file.stat().st_size for file in [path, *path.rglob("*")])
+    print(f"{path}: a copy of {model}, {size / 1e6:,.0f} MB; delete it at will", flush=True)
     return path
 
 

@@ -78,6 +78,7 @@ environment() {  # .venv with the pinned requirements, made once, and entered
     fi
     source "$VENV/bin/activate"
     export TOKENIZERS_PARALLELISM=false HF_HUB_DISABLE_TELEMETRY=1
+    export PYTHONUNBUFFERED=1  # through `tee` a warning would come when its stage is over
 }
 
 # ---- before and after ----
@@ -88,6 +89,7 @@ begin() {  # one run at a time, and a log that says what ran
     9) fail "another run is still at work in $OUT; wait for it or end it" ;;
     *) echo "run_all.sh: warning: $OUT is on a file system without locks; run it only once at a time" >&2 ;;
     esac
+    find "$OUT" -name ".*.partial" -mmin +1440 -prune -exec rm -r {} +  # what kill -9 left, of a day ago
     export SERVE_LOG=$OUT/logs
     local commit names
     names='OUT|SUPERVISOR|BASE|QUERIES|NLI|PRESET|PROCESSES|ONLINE_[A-Z]+|FLAGS_[0-9A-Z_]+|SERVE|VLLM(_FLAGS)?|NNODES'
@@ -98,7 +100,7 @@ begin() {  # one run at a time, and a log that says what ran
         pip list --disable-pip-version-check --format freeze 2>/dev/null | tr '\n' ' '
         echo
     } >>"$OUT/logs/run.log"
-    exec > >(tee -a "$OUT/logs/run.log" 9>&-)
+    exec > >(tee -ia "$OUT/logs/run.log" 9>&-)
 }
 
 check() {  # what is missing or out of date, before anything is spent

@@ -31,6 +31,15 @@ class Flags:
                 )
         self.out = self.placed(self.out)
 
+    def refuse_made_in_shards(self) -> None:
+        """UserError where shards have made what would be paid for once more."""
+        for part in [] if self.shard or Path(self.out).exists() else parts(Path(self.out)):
+            every = part.parent.with_name(re.sub(r"^\d+", "*", part.parent.name)) / part.name
+            raise UserError(
+                f"{self.out} was made in shards ({part}); join them (cat {every} > {self.out}, and "
+                "what else is there), or delete them"
+            )
+
     def share(self) -> tuple[int, int]:
         """ "1/4" -> (1, 4); without --shard all rows are the first of one share"""
         number, _, count = (self.shard or "0/1").partition("/")

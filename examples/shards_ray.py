@@ -7,6 +7,7 @@
 Checkout and `out` lie on a disk that all nodes share; commands and paths are from the checkout.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,8 +20,9 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 @ray.remote(num_gpus=1, max_retries=3, retry_exceptions=True)
 def shard(command: list[str]) -> None:
     # with the worker its command ends as well, so that no two write one store
+    log = f"out/logs/{command[-1].replace('/', '-of-')}"
     command = ["setpriv", "--pdeathsig", "TERM", "--", *command]
-    subprocess.run(command, cwd=CHECKOUT, check=True)
+    subprocess.run(command, cwd=CHECKOUT, check=True, env={**os.environ, "SERVE_LOG": log})
 
 
 def main(count: int, command: list[str]) -> None:

@@ -429,6 +429,26 @@ def test_under_slurm_every_node_has_its_cores_and_all_end_with_the_first_that_fa
     assert "--nnodes 2" in said and "05_sft.py" in said
 
 
+def test_under_slurm_without_cores_a_task_srun_is_told_none(tmp_path):
+    said = training(tmp_path, SLURM_JOB_ID="7", SRUN_CPUS_PER_TASK="none")
+    assert said.startswith("srun none --kill-on-bad-exit=1")
+
+
+@pytest.mark.parametrize("ignored", [True, False])
+def test_a_training_under_nohup_outlives_the_logout_and_asks_for_no_host_name(monkeypatch, ignored):
+    given = []
+    monkeypatch.setattr(launcher.run, "run", given.append)
+    monkeypatch.setattr(sys, "argv", ["training", "--standalone", "05_sft.py"])
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        launcher.main()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    [args] = given
+    assert ("SIGHUP" in args.signals_to_handle) != ignored
+    assert args.local_addr == "127.0.0.1"
+
+
 def test_several_nodes_without_slurm_are_told_the_line_that_each_runs(tmp_path):
     """It waits a day for the others, who would else end at the lock of the first."""
     said = training(tmp_path)

@@ -46,6 +46,7 @@ def folder(tmp_path_factory):
         timeout=600,
     )
     assert "persistent weights: 0" in output
+    assert "open in folders that are removed: []" in output
     assert "gradients beside their sums: 0" in output
     return folder
 

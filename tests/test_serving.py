@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -99,7 +100,10 @@ def test_a_server_that_cannot_be_started_is_named(start):
     assert "exit code 127" in error and "no-such-server" in error
 
 
-def test_a_copy_of_another_process_stays_and_so_does_that_of_a_model_named_alike(tmp_path):
+def test_a_copy_of_another_process_stays_and_so_does_that_of_a_model_named_alike(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(models.fcntl, "flock", lambda *_: None)  # a disk without locks
     model, alike = tiny_models.checkpoint(tmp_path / "m"), tiny_models.checkpoint(tmp_path / "m.v2")
     old = tmp_path / f".m.{'0' * 16}.bf16"
     old.mkdir()
@@ -115,6 +119,19 @@ def test_a_copy_of_another_process_stays_and_so_does_that_of_a_model_named_alike
 
     first = models.beside(model, "bf16", write)
     assert made == [first] and (first / "theirs").exists() and second.exists() and not old.exists()
+
+
+def test_of_many_tasks_one_makes_the_copy_and_the_others_wait_for_it(tmp_path):
+    model, made = tiny_models.checkpoint(tmp_path / "m"), []
+
+    def write(path):
+        made.append(path)
+        time.sleep(0.5)
+        path.mkdir()
+
+    with ThreadPoolExecutor() as tasks:
+        copies = list(tasks.map(lambda _: models.beside(model, "bf16", write), range(4)))
+    assert len(made) == 1 and len(set(copies)) == 1 and copies[0].is_dir()
 
 
 def test_a_proxy_is_not_asked_for_the_server_on_this_machine(start, tmp_path, monkeypatch):

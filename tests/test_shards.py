@@ -198,6 +198,13 @@ def test_another_number_of_shards_over_the_same_folder_is_refused_by_name(runs):
     assert not (runs[3] / "0-of-4").exists()
 
 
+def test_a_stage_that_was_made_in_shards_is_not_made_again_beside_them(runs):
+    stage = importlib.import_module("04_responses")
+    flags = ["--model", "m", "--queries", "q", "--out", str(runs[3] / "04_responses.jsonl")]
+    with pytest.raises(UserError, match=r"made in shards .*cat \S*/\*-of-3/04_responses.jsonl > "):
+        parse(stage.main, flags)
+
+
 @pytest.mark.parametrize("value", ["4/4", "1", "-1/4", "a/b", "1/0", "1/4/2"])
 def test_a_shard_that_is_none_is_refused(value):
     stage = importlib.import_module("04_responses")

@@ -177,8 +177,9 @@ def model_problems(
     host = gpu.host() / max(1, len(memory))
     for name, layout in layouts(args, memory, outputs).items():
         yield refused(arithmetic.refuse_too_large, f"{name}: {args.base}", layout, host)
-    # the checkpoints in float32 with the bf16 copies that vLLM serves, and one resume point
-    need = shape.parameters * ((4 + 2) * (2 + args.online_iterations) + 14)
+    # the checkpoints in float32 with the bf16 copies that vLLM serves, and a resume point, of which
+    # there are two while the later one is written
+    need = shape.parameters * ((4 + 2) * (2 + args.online_iterations) + 2 * 14)
     free = shutil.disk_usage(args.out if Path(args.out).exists() else ".").free
     if need > free:
         yield (

@@ -7,6 +7,7 @@ one thread: here they share the cores, for the optimizer of --offload.
 """
 
 import os
+import signal
 import sys
 
 from torch.distributed import run
@@ -19,6 +20,10 @@ def main() -> None:
     processes = run.determine_local_world_size(args.nproc_per_node)
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup: torchrun would end at the logout
+        args.signals_to_handle = "SIGTERM,SIGINT,SIGQUIT"
+    if args.standalone:  # else the host's name, which not every laptop resolves
+        args.local_addr = args.local_addr or "127.0.0.1"
     try:
         run.run(args)
     except SignalException as stop:

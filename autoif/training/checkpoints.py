@@ -161,6 +161,7 @@ class Checkpoints:
             if self.out.is_dir():
                 self.out.rmdir()
             os.replace(partial, self.out)
+            self.locked.close()  # NFS keeps the name of what is open, and its folder then
             if not self.keep:
                 shutil.rmtree(self.state)
         dist.barrier()
