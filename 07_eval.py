@@ -204,7 +204,9 @@ async def evaluate(name: str, data: benchmarks.Data, args: Flags) -> bool:
     # write: the items come last, since their file says that the benchmark is finished
     result = {"model": args.name, "benchmark": name, "served": args.model}
     result |= results.measure(name, answered, rows)
-    result |= {"unanswered": unanswered, "refused": refused, "partial": data.partial}
+    # of a judge's they count as missing; a checker's (no NLTK data) make it a part
+    undecided = not owners.judge and not all(row["points"] for row in rows)
+    result |= {"unanswered": unanswered, "refused": refused, "partial": data.partial or undecided}
     result |= {"settings": settings, "data": {"sha256": data.sha256(), "from": data.used}}
     result["versions"] = versions(results.LIBRARIES)
     result["seconds"] = round(time.monotonic() - began, 1)

@@ -65,6 +65,8 @@ def sampled(model, tokenizer, rows: list[dict], samples: int, args) -> list[tupl
                 do_sample=True,
                 temperature=1.0,
                 top_k=0,
+                top_p=1.0,
+                repetition_penalty=1.0,
                 num_return_sequences=samples,
                 pad_token_id=tokenizer.pad_token_id,
             )
@@ -144,7 +146,7 @@ def main(args: Flags) -> None:
         """One line and one row of metrics.jsonl a step."""
 
         def on_log(self, arguments, state, control, logs=None, **more) -> None:
-            if "reward" not in logs:
+            if logs.get("reward") is None:  # or all answers of the step have none
                 return
             row = {"step": state.global_step, "reward": logs["reward"], "loss": logs["loss"]}
             row |= {"length": logs["completions/mean_length"], "lr": logs["learning_rate"]}

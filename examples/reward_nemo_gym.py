@@ -3,15 +3,18 @@
     python -m autoif.export out --to trl out/trl --pass-rate 0 1
     jq -c '{responses_create_params: {input: .prompt}, verifier_metadata: {instruction_id}}' \\
         out/trl/grpo.jsonl > train.jsonl
-    mkdir -p Gym/resources_servers/autoif
+    mkdir -p Gym/resources_servers/autoif/configs
     cp examples/reward_nemo_gym.py Gym/resources_servers/autoif/app.py
-    AUTOIF_VERIFIERS=$PWD/out/trl/verifiers.jsonl PYTHONPATH=$PWD gym env start \\
+    printf '%s\\n' '-e nemo-gym[dev] @ ../../' "-e $PWD" \\
+        > Gym/resources_servers/autoif/requirements.txt
+    AUTOIF_VERIFIERS=$PWD/out/trl/verifiers.jsonl gym env start \\
         --model-type openai_model --resources-server autoif
 
-Its config is that of `instruction_following` with the name changed. The interface is that of
+Each server has an environment of its own, of those requirements. Its configs/autoif.yaml is that of
+`instruction_following` with the names changed; `domain` stays. The interface is that of
 NVIDIA-NeMo/Gym at commit 07d6b0d (2026-08), `nemo_gym/base_resources_server.py` and
-`resources_servers/instruction_following`. A function that erred raises JudgeError, which Gym writes
-to the failures beside the rollouts instead of giving a reward of 0.
+`resources_servers/instruction_following`. A function that erred raises JudgeError, which Gym's own
+rollouts write to the failures beside them; NeMo RL trains on it with a reward of 0.
 """
 
 import os

@@ -9,7 +9,7 @@
 The interface is that of allenai/open-instruct at commit e6c3044 (2026-08),
 `open_instruct/ground_truth_utils.py`: `build_all_verifiers` makes every subclass of
 `VerifierFunction`, and a row's `dataset` names the one to ask. It has no way to leave a reward out:
-where a function erred the score is 0, and the reason stands in `reasoning`.
+where a function erred the score is 0, and the reason stands in `reasoning`, which it does not show.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The verifiers as a reward of TRL's trainers (GRPO, RLOO ...), sync or async.
+"""The verifiers as a reward of TRL's trainers (GRPO, RLOO, AsyncGRPO), sync or async.
 
     python -m autoif.export out --to trl out/trl --pass-rate 0 1
     AUTOIF_VERIFIERS=out/trl/verifiers.jsonl python your_training.py      # PYTHONPATH=.:examples

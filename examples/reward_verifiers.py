@@ -2,7 +2,11 @@
 
     python -m autoif.export out --to trl out/trl --pass-rate 0 1
     PYTHONPATH=.:examples vf-eval reward-verifiers --env.taskset.rows out/trl/grpo.jsonl \\
-        --env.taskset.task.verifiers out/trl/verifiers.jsonl -m MODEL -n 20
+        --env.taskset.task.verifiers out/trl/verifiers.jsonl -m MODEL -n 20 \\
+        --env.agent.harness.id null --env.agent.runtime.type subprocess
+
+The last two: by default a coding agent answers, in a sandbox of Prime's. Its endpoint is theirs
+too, `--client.base-url` and `--client.api-key-var` name another.
 
 Written for verifiers 0.4.0 (`docs/v1/tasksets.md`): a module that names one Taskset in `__all__` is
 found by its own name; v1 knows no `load_environment` of a module. A function that erred raises,

@@ -12,7 +12,8 @@ The signature and the key are those of verl 0.9.1 (`trainer/ppo/reward.py`,
 (`reward_loop/reward_manager/naive.py`), so that the samples of a batch share the sandbox's jobs.
 
 verl has no way to leave a sample's reward out: where a function erred `score` is 0 and `errored`,
-which verl logs beside it, is 1. Look at it, and leave constraints out that err often.
+which verl logs in its validation only, is 1. On a cluster of `ray start`, export both variables
+before it on every node.
 """
 
 import os

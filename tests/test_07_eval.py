@@ -624,6 +624,26 @@ def test_a_limited_run_is_marked_as_partial(tmp_path, folder):
     assert "50.0* [" in (tmp_path / "out/07_results.md").read_text()
 
 
+def test_a_run_whose_checkers_lack_data_is_marked_as_partial(tmp_path, folder, monkeypatch):
+    import nltk
+
+    monkeypatch.setattr(nltk, "download", lambda *args, **kwargs: False)  # no network in tests
+    monkeypatch.setattr(nltk.data, "path", [path for path in nltk.data.path if "autoif" in path])
+    rows = []
+    for key, name, kwargs in (
+        ("3", "format:no_whitespace", {"N": None}),
+        ("4", "ratio:stop_words", {"percentage": 50, "N": None}),
+    ):
+        row = {"key": key, "prompt": f"Say {key}."}
+        rows.append({**row, "instruction_id_list": [name], "kwargs": [kwargs]})
+    lines(folder / "ifbench/IFBench_test.jsonl", rows)
+    with FakeServer(everything) as server:
+        (row,) = run(
+            tmp_path, model="m", base_url=server.url, data_dir=folder, benchmarks="ifbench"
+        )
+    assert row["partial"] and "* [" in (tmp_path / "out/07_results.md").read_text()
+
+
 def test_a_limit_spreads_over_the_benchmark_in_whole_clusters():
     items = [{"cluster": str(number // 5), "id": number} for number in range(100)]
     chosen = spread(items, 10)

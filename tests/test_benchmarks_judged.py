@@ -8,7 +8,7 @@ from shared_data import DATA, Scripted, needs, sample, values
 from autoif.evaluation.benchmarks import arenahard, infobench, mtbench
 from autoif.evaluation.benchmarks.source import Source
 from autoif.evaluation.judge import JUDGE_ATTEMPTS, ask
-from autoif.files import UserError
+from autoif.files import NotSetUp, UserError
 
 
 def judged(benchmark, item: dict, answers: list[dict], say) -> tuple[dict, Scripted]:
@@ -62,7 +62,7 @@ def test_infobench_leaves_an_unreadable_question_out_and_still_asks_the_others()
         ("The answer is YES.", True),
         ("The answer: NO", False),
         ("Either YES or NO", None),
-        ("Not sure", None),
+        ("None of the sentences does", False),
         ("**No**, it is not", False),
         ("It depends", None),
         ("", None),
@@ -148,8 +148,7 @@ def test_mtbench_leaves_an_unreadable_rating_out_of_the_mean_and_counts_it():
         ("Rating: [[5]]", 5),
         ("[[8.5]]", 8.5),
         ("Rating: [7]", 7),
-        ("[[11]]", None),
-        ("[[0]]", None),
+        ("[[0]]", 0),
         ("5", None),
         ("see [1] ... Rating: [[3]]", 3),
         ("", None),
@@ -257,32 +256,9 @@ def test_arenahard_takes_mirrored_verdicts_for_what_they_say():
 # Data that is not there
 
 
-def test_mtbench_of_the_hub_brings_its_references(monkeypatch, tmp_path):
-    import datasets
-
-    rows = [
-        {
-            "question_id": 111,
-            "category": "math",
-            "turns": ["One?", "Two?"],
-            "reference": ["1", "2"],
-        },
-        {"question_id": 81, "category": "writing", "turns": ["Write.", "More."], "reference": []},
-    ]
-    (tmp_path / "hub").mkdir()
-    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "hub/train-00000-of-00001.parquet")
-    monkeypatch.setattr(Source, "unreachable", "")  # whatever test found it so
-    load = datasets.load_dataset  # a folder is loaded as a dataset of the hub is
-    monkeypatch.setattr(
-        datasets, "load_dataset", lambda name, split: load(str(tmp_path / "hub"), split=split)
-    )
-    math, writing = list(mtbench.load(Source(None)))
-    assert (
-        math["reference"] == ["1", "2"]
-        and writing["reference"] is None
-        and math["turns"] == ["One?", "Two?"]
-    )
-    assert math["judge_prompts"][0] == mtbench.OUR_PROMPTS["single-math-v1"]
+def test_mtbench_is_not_graded_with_the_hints_beside_its_questions(tmp_path):
+    with pytest.raises(NotSetUp, match="reference_answer/gpt-4.jsonl is not in --data-dir.*FastCh"):
+        list(mtbench.load(Source(str(tmp_path))))
 
 
 def test_missing_data_says_what_was_looked_for(monkeypatch, tmp_path):

@@ -18,7 +18,7 @@ MARKED = re.compile(
            |^[\s*_#]*(?i:(?:(?:the|final|correct)\s+)*answer)\s{FORM}  # Answer B
            |<(?i:answer)>                                              # <answer>B</answer>
            |(?i:correct|right|best)\s+(?i:option|choice|one){FORM}(?i:is|[:：])  # the best one is B
-           |(?:答案|正确(?:的|选项)?){FORM}应?该?(?:是|为|选)?[:：]?{FORM}(?:选项?)?  # 答案是B
+           |(?:答案|正确(?:的一项|的|选项)?){FORM}应?该?(?:是|为|选)?[:：]?{FORM}(?:选项?)?
            |(?<!不)选(?!项)择?[:：]?                                   # 故选B
            |\\boxed\{{){FORM}{LETTER}                                  # \boxed{{\text{{B}}}}""",
     re.VERBOSE | re.MULTILINE,
@@ -27,7 +27,7 @@ RIGHT = r"(?i:(?:the\s+)?(?:correct|right|best|answer)\b)"
 # "Option B is correct", "B is the answer", "I choose B": capital letters only
 NAMED = re.compile(
     rf"""(?<!\bor\s)(?i:option|choice|选项){FORM}([A-D])[\s*_)）]*(?i:is|是|为)?\s*(?:{RIGHT}|正确)
-      |(?<![A-Za-z0-9'’])(?<!\bor\s)(?<!\boption\s)(?<![/或])([A-D])[\s*_)）]*(?:\s(?i:is|would\s+be)\s+{RIGHT}|[是为]?正确)
+      |(?<![A-Za-z0-9'’])(?<!\bor\s)(?<!\boption\s)(?<![/或])([A-D])[\s*_)）]*(?:\s(?i:is|would\s+be)\s+{RIGHT}|(?:选?项)?[是为]?正确)
       |\b(?i:I(?:\s+would|['’]d|\s+will|['’]ll)?\s+(?:choose|pick|select|go\s+with)
          (?:\s+(?:option|choice))?){FORM}([A-D])(?![A-Za-z0-9'’])""",
     re.VERBOSE,
@@ -36,12 +36,12 @@ NAMED = re.compile(
 IT_IS = re.compile(rf"\b(?i:it\s+is|it['’]s){FORM}([A-D])(?![A-Za-z0-9'’])")
 LEADING = re.compile(
     r"\s*[*(（\[\"'`]*([A-D])(?:[*)）\].:、\"'`：。]|,(?!\s*[A-D]\b)|\s*$|\s*\n"
-    r"|\s+(?:because|since)\b|\s+[-–—]\s)"
+    r"|\s+(?:because|since)\b|\s+[-–—]\s|选?项(?!不|错))"
 )
 ALONE = [
     re.compile(r"^[\s*(（\[]*([A-D])[\s*)）\].。]*$"),
     re.compile(r"[(（]([A-D])[)）]"),
-    re.compile(r"(?i:option|choice|选项)\s*([A-D])\b"),
+    re.compile(r"(?i:option|choice|选项)\s*([A-D])(?![A-Za-z0-9])"),
 ]
 # the whole reply
 SMALL = re.compile(r"[\s*(\[]*([a-d])[\s*)\].]*")

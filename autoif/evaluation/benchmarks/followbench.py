@@ -7,7 +7,8 @@ rules. A rule gives one verdict, which counts as both hard and soft.
     SSR   mean share of constraints met
     CSL   consecutive levels met, counted from 1: 0 to 5
 
-HSR and SSR of a level are the mean over categories, "FB HSR" and "FB SSR" over levels too.
+HSR and SSR of a level are the mean over categories, "FB HSR" and "FB SSR" over levels too, as in
+the paper; the repository's aggregator.py weighs a level by its number and leaves `example` out.
 Departures:
  1. The judge's prompt asks the same in our words; its answer's form, a last line of YES and NO, is
     theirs.

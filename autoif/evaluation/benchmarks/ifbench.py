@@ -2,7 +2,8 @@
 
 Its number is IFB Pr(L); `if-verifiable` carries Allen AI's checkers. Two kinds of instruction need
 NLTK data that no package carries (stop words, a part-of-speech tagger): where NLTK can neither find
-nor download it, the prompts that hold one are left out and counted, not failed.
+nor download it, the prompts that hold one are left out and counted, not failed. The checkers are
+those of commit 1a902f9 (2025-11-13); figures compare with that time's, for some have changed since.
 """
 
 from autoif.evaluation.benchmarks import Settings, ifeval, undecided

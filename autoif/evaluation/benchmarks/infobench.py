@@ -54,8 +54,8 @@ def load(source) -> Iterator[dict]:
 
 
 def read_judgement(text: str) -> bool | None:
-    """By its first word, else by the one of YES and NO that occurs."""
-    if first := re.match(r"\W*(yes|no)\b", text, re.IGNORECASE):
+    """By how it begins ("None of them"), else by the one of YES and NO that occurs."""
+    if first := re.match(r"\W*(yes|no)", text, re.IGNORECASE):
         return first.group(1).lower() == "yes"
     said = set(re.findall(r"\b(YES|NO)\b", text))
     return said == {"YES"} if len(said) == 1 else None

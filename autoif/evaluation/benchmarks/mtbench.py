@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 from autoif.evaluation.benchmarks import Settings, undecided
 from autoif.evaluation.judge import assistant, system, user, verdict
+from autoif.files import NotSetUp
 
 SETTINGS = Settings(
     temperature="by category",
@@ -61,13 +62,16 @@ for name, criteria, one, two in (
 
 
 def load(source) -> Iterator[dict]:
-    hub = "lighteval/mt-bench"  # lmsys's own space lacks the references
+    hub, answers = "lighteval/mt-bench", "mt_bench/reference_answer/gpt-4.jsonl"
+    if not source.has(answers):  # what questions have as "reference" are hints of a few words
+        raise NotSetUp(
+            f"no data: {answers} is not in --data-dir; it is fastchat/llm_judge/data/{answers} of "
+            "https://github.com/lm-sys/FastChat"
+        )
     questions = source.rows("mt_bench/question.jsonl", hub)
-    references = {row["question_id"]: row.get("reference") for row in questions}
-    if source.has("mt_bench/reference_answer/gpt-4.jsonl"):
-        references = {}
-        for row in source.rows("mt_bench/reference_answer/gpt-4.jsonl", hub):
-            references[row["question_id"]] = row["choices"][0]["turns"]
+    references = {}
+    for row in source.rows(answers, hub):
+        references[row["question_id"]] = row["choices"][0]["turns"]
     prompts = OUR_PROMPTS
     if source.has("mt_bench/judge_prompts.jsonl"):
         prompts = {}
@@ -104,12 +108,9 @@ async def answer(item: dict, say: Callable[[list[dict]], Awaitable[dict]]) -> li
 
 
 def read_rating(text: str) -> float | None:
-    """The first number in double brackets, else in single ones, from 1 to 10."""
+    """The first number in double brackets, else in single ones."""
     found = re.search(r"\[\[(\d+\.?\d*)\]\]", text) or re.search(r"\[(\d+\.?\d*)\]", text)
-    if found is None:
-        return None
-    rating = float(found.group(1))
-    return rating if 1 <= rating <= 10 else None
+    return float(found.group(1)) if found else None
 
 
 async def judge(item: dict, answers: list[dict], client) -> list[tuple[float | None, str]]:
