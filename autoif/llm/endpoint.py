@@ -31,7 +31,7 @@ OF_PROMPT = (400, 413, 422, 451)  # too long, or a content filter: others may be
 # An account without credit, or a model that is gone, in the words of those that say so with a 400
 SPENT = re.compile(
     r"credit balance|insufficient.(?:balance|credits|quota)|budget has been exceeded|spend.limit|"
-    r"blocked_api_access|decommissioned",
+    r"blocked_api_access|model_decommissioned",
     re.IGNORECASE,
 )
 SMALLEST = 0.01  # temperature of greedy requests, where a server takes no 0
