@@ -204,14 +204,14 @@ async def evaluate(name: str, data: benchmarks.Data, args: Flags) -> bool:
     # write: the items come last, since their file says that the benchmark is finished
     result = {"model": args.name, "benchmark": name, "served": args.model}
     result |= results.measure(name, answered, rows)
-    # of a judge's they count as missing; a checker's (no NLTK data) make it a part
-    undecided = not owners.judge and not all(row["points"] for row in rows)
-    result |= {"unanswered": unanswered, "refused": refused, "partial": data.partial or undecided}
+    undecided = sum(not row["points"] for row in rows)
+    # a judge's count as missing; a checker's (no NLTK data) make it a part
+    part = data.partial or bool(undecided and not owners.judge)
+    result |= {"unanswered": unanswered, "refused": refused, "partial": part}
     result |= {"settings": settings, "data": {"sha256": data.sha256(), "from": data.used}}
     result["versions"] = versions(results.LIBRARIES)
     result["seconds"] = round(time.monotonic() - began, 1)
-    lost = Counter({"not answered": len(attempts) - len(answered)})
-    lost["undecided"] = sum(not row["points"] for row in rows)
+    lost = Counter({"not answered": len(attempts) - len(answered), "undecided": undecided})
     scored = f"{len(attempts) - lost.total():,} scored"
     print(accounted(f"07_eval {name}", scored, len(attempts), lost))
     return results.record(args.out, result, answered, rows)

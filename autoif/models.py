@@ -62,9 +62,9 @@ def beside(model: str, form: str, write) -> Path:
                 write(partial)
             if path.exists():  # of another process, whose server may read it
                 return path
+            copies = rf"\.{re.escape(name)}\.[0-9a-f]{{16}}\.{re.escape(form)}"
             for older in place.glob(f".{name}.*.{form}"):
-                mark = rf"\.{re.escape(name)}\.[0-9a-f]{{16}}\.{re.escape(form)}"
-                if re.fullmatch(mark, older.name):
+                if re.fullmatch(copies, older.name):
                     remove(older)
             os.replace(partial, path)
         finally:

@@ -33,11 +33,13 @@ class Flags:
 
     def refuse_made_in_shards(self) -> None:
         """UserError where shards have made what would be paid for once more."""
-        for part in [] if self.shard or Path(self.out).exists() else parts(Path(self.out)):
-            every = part.parent.with_name(re.sub(r"^\d+", "*", part.parent.name)) / part.name
+        if self.shard or Path(self.out).exists():
+            return
+        if made := parts(Path(self.out)):
+            every = re.sub(r"\d+(-of-\d+/)", r"*\1", str(made[0]))
             raise UserError(
-                f"{self.out} was made in shards ({part}); join them (cat {every} > {self.out}, and "
-                "what else is there), or delete them"
+                f"{self.out} was made in shards ({made[0]}); join them (cat {every} > {self.out}, "
+                "and what else is there), or delete them"
             )
 
     def share(self) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 import asyncio
 import functools
+import json
 import random
 
 import pytest
@@ -63,6 +64,7 @@ def test_infobench_leaves_an_unreadable_question_out_and_still_asks_the_others()
         ("The answer: NO", False),
         ("Either YES or NO", None),
         ("None of the sentences does", False),
+        ("Not sure", False),  # as the owners read it
         ("**No**, it is not", False),
         ("It depends", None),
         ("", None),
@@ -148,6 +150,7 @@ def test_mtbench_leaves_an_unreadable_rating_out_of_the_mean_and_counts_it():
         ("Rating: [[5]]", 5),
         ("[[8.5]]", 8.5),
         ("Rating: [7]", 7),
+        ("[[11]]", 11),
         ("[[0]]", 0),
         ("5", None),
         ("see [1] ... Rating: [[3]]", 3),
@@ -256,9 +259,40 @@ def test_arenahard_takes_mirrored_verdicts_for_what_they_say():
 # Data that is not there
 
 
-def test_mtbench_is_not_graded_with_the_hints_beside_its_questions(tmp_path):
+def test_mtbench_of_the_hub_is_graded_with_gpt_4s_answers_and_not_with_its_hints(
+    monkeypatch, tmp_path
+):
+    import datasets
+
+    rows = [
+        {
+            "question_id": 111,
+            "category": "math",
+            "turns": ["One?", "Two?"],
+            "reference": ["1", "2"],
+        },
+        {"question_id": 81, "category": "writing", "turns": ["Write.", "More."], "reference": []},
+    ]
+    (tmp_path / "hub").mkdir()
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "hub/train-00000-of-00001.parquet")
+    monkeypatch.setattr(Source, "unreachable", "")  # whatever test found it so
+    load = datasets.load_dataset  # a folder is loaded as a dataset of the hub is
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda name, split: load(str(tmp_path / "hub"), split=split)
+    )
     with pytest.raises(NotSetUp, match="reference_answer/gpt-4.jsonl is not in --data-dir.*FastCh"):
-        list(mtbench.load(Source(str(tmp_path))))
+        list(mtbench.load(Source(None)))
+    answers = tmp_path / "data/mt_bench/reference_answer/gpt-4.jsonl"
+    answers.parent.mkdir(parents=True)
+    answer = {"question_id": 111, "choices": [{"turns": ["It is 1.", "It is 2."]}]}
+    answers.write_text(json.dumps(answer) + "\n")
+    math, writing = list(mtbench.load(Source(str(tmp_path / "data"))))
+    assert (
+        math["reference"] == ["It is 1.", "It is 2."]
+        and writing["reference"] is None
+        and math["turns"] == ["One?", "Two?"]
+    )
+    assert math["judge_prompts"][0] == mtbench.OUR_PROMPTS["single-math-v1"]
 
 
 def test_missing_data_says_what_was_looked_for(monkeypatch, tmp_path):

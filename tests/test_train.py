@@ -223,7 +223,11 @@ def test_the_cpu_and_float32_compute_with_sdpa():
     "capability, installed, name",
     [
         ((9, 0), {"flash_attn_interface": "a.py", "flash_attn": "a.py"}, "FlashAttention-3"),
-        ((8, 0), {"flash_attn_interface": "a.py", "flash_attn": "a.py"}, "2 (flash-attn)"),
+        (
+            (8, 0),
+            {"flash_attn_interface": "a.py", "flash_attn": "a.py"},
+            "FlashAttention-2 (flash-attn)",
+        ),
         ((8, 0), {}, "FlashAttention-2 (PyTorch's varlen_attn)"),
         # FlashAttention-4 alone: a folder flash_attn with no code of its own
         ((8, 0), {"flash_attn": None}, "FlashAttention-2 (PyTorch's varlen_attn)"),
@@ -536,7 +540,8 @@ def test_a_pack_spends_the_tokens_that_its_rows_were_counted_with():
 def test_flags_fill_the_deepspeed_settings():
     args = train.Flags(precision="fp32", offload=True, zero=2)
     config = train.deepspeed_config(args.ds_config, args.zero, args.precision, args.offload)
-    assert not config["bf16"]["enabled"] and config["zero_optimization"]["stage"] == 2
+    assert config["bf16"] == {"enabled": False, "immediate_grad_update": True}
+    assert config["zero_optimization"]["stage"] == 2
     assert config["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": True}
     config = train.deepspeed_config(args.ds_config, 2, "bf16", True, unpinned=True)
     assert not config["zero_optimization"]["offload_optimizer"]["pin_memory"]

@@ -381,10 +381,8 @@ def body_of(request: dict, indices: Sequence[int]) -> dict:
 
 def raise_error_in(reply) -> None:
     """Raise the error that a reply with status 200 holds, with the status of its code, or 500."""
-    choices = getattr(reply, "choices", None)
-    for error in [getattr(each, "error", None) for each in (reply, *(choices or []))]:
-        if not error:
-            continue
+    holders = [reply, *(getattr(reply, "choices", None) or [])]
+    if error := next(filter(None, [getattr(each, "error", None) for each in holders]), None):
         body = error if isinstance(error, dict) else {"message": error}
         code = str(body.get("code"))
         status = int(code) if re.fullmatch(r"[45]\d\d", code) else 500
